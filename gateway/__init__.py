@@ -1,0 +1,1 @@
+"""The gateway: front door, ledger of requests and durable store."""

@@ -1,0 +1,1 @@
+"""The wire: protocol definitions, generated code, and the one translator."""

@@ -1,0 +1,1 @@
+"""The face of QLM: the `qlm` command and the Python client."""

@@ -1,0 +1,1 @@
+"""The solver service: the gRPC edge around the Manager, and the planner backends."""
