@@ -1,0 +1,444 @@
+"""The shape of `config.yaml`: one frozen tree, strict, with a default for everything.
+
+This module only describes and checks values; reading files and environment variables is the face's
+job (`qlm.config_file`). Each process gets the whole tree at start-up and hands its parts down.
+Sizes are in the unit that ends the name; every queue, message and wait has a limit here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from qlm_core.errors import ConfigError
+from qlm_core.model import Slo, SloClass
+
+BackendName = Literal["auto", "gurobi", "highs", "pulp", "cpsat", "search", "greedy"]
+FormulationName = Literal["paths", "slot", "arc", "block"]
+EngineKind = Literal["sim", "openai", "vllm"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, keyword-only, unknown keys refused."""
+
+
+class ModelConfig(Section):
+    """One served model. `path` is what the engine loads; the key is the name clients use."""
+
+    path: str = ""
+    max_model_len: int = 8192
+
+
+class SloClassConfig(Section):
+    """Targets and weight of one SLO class, and the `service_tier` values that select it."""
+
+    ttft_s: float
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    weight: float = 1.0
+    service_tiers: tuple[str, ...] = ()
+
+
+class GroupingConfig(Section):
+    """How requests become request groups (paper §4, Algorithm 1)."""
+
+    delta: float = 4.0
+    span_s: float = 30.0
+    requests_max: int = 4096
+
+
+class ReplanConfig(Section):
+    """When the planner runs. It never runs on the request path."""
+
+    min_interval_s: float = 0.1
+    late_probability: float = 0.1
+    drift_ratio: float = 0.25
+    period_s: float = 5.0
+
+
+class ObjectiveConfig(Section):
+    """Weights of the planning objective (docs/planning.md).
+
+    late: cost of one weighted late request; tardiness: per weighted request-second;
+    swap: per second of model swapping; move: per request of a group that changes queue;
+    completion: per weighted request-second of completion time (tie-break).
+    """
+
+    late: float = 30.0
+    tardiness: float = 1.0
+    swap: float = 1.0
+    move: float = 0.5
+    completion: float = 0.001
+
+
+class GurobiConfig(Section):
+    """Web licence for Gurobi. Write `${NAME}` to take a value from the environment."""
+
+    access_id: str = ""
+    secret: str = ""
+    license: str = ""
+
+
+class RwtConfig(Section):
+    """Priors and learning rates of the waiting-time estimator.
+
+    token_throughput: tokens/s per model, used as the whole profile where no better one is known.
+    """
+
+    prior_output_tokens: int = 220
+    prior_weight: float = 20.0
+    history: int = 512
+    token_throughput: dict[str, float] = {}
+
+
+class SolverLimits(Section):
+    """Bounds on what the solver holds."""
+
+    waiting_requests_max: int = 500_000
+    groups_max: int = 20_000
+    agents_max: int = 2_000
+    message_bytes_max: int = 16_777_216
+
+
+class SolverConfig(Section):
+    """The solver service: control only, no prompts, no durable state."""
+
+    listen: str = "127.0.0.1:7401"
+    metrics_listen: str = "127.0.0.1:7491"
+    backend: BackendName = "auto"
+    formulation: FormulationName = "paths"
+    budget_s: float = 0.2
+    background_budget_s: float = 2.0
+    seed: int = 0
+    window_requests: int = 256
+    agent_lease_s: float = 6.0
+    gateway_lease_s: float = 30.0
+    grouping: GroupingConfig = GroupingConfig()
+    replan: ReplanConfig = ReplanConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    rwt: RwtConfig = RwtConfig()
+    gurobi: GurobiConfig = GurobiConfig()
+    limits: SolverLimits = SolverLimits()
+
+
+class StoreConfig(Section):
+    """The durable store. `kind: memory` keeps nothing across a restart (benchmarks, tests)."""
+
+    kind: Literal["sqlite", "memory"] = "sqlite"
+    path: str = "run/qlm.sqlite"
+    commit_interval_s: float = 0.002
+    fsync: bool = False
+    keep_finished_s: float = 86_400.0
+
+
+class GatewayLimits(Section):
+    """Bounds on what one gateway accepts and holds."""
+
+    body_bytes_max: int = 8_388_608
+    open_requests_max: int = 100_000
+    stored_output_bytes_max: int = 4_194_304
+    connections_max: int = 20_000
+    slo_ttft_s_max: float = 604_800.0
+    stream_backlog_chunks_max: int = 4_096
+    message_bytes_max: int = 16_777_216
+
+
+class GatewayConfig(Section):
+    """One gateway: OpenAI-compatible HTTP and gRPC, the ledger, the store."""
+
+    id: str = "gateway-0"
+    http_listen: str = "127.0.0.1:7400"
+    grpc_listen: str = "127.0.0.1:7402"
+    advertise: str = ""
+    solver: str = "127.0.0.1:7401"
+    api_keys: tuple[str, ...] = ()
+    agent_grace_s: float = 1.0
+    attempts_max: int = 10
+    request_ttl_s: float = 86_400.0
+    drain_s: float = 10.0
+    store: StoreConfig = StoreConfig()
+    limits: GatewayLimits = GatewayLimits()
+
+
+class SimEngineConfig(Section):
+    """The simulated engine: a profile from the catalogue, in real or scaled time."""
+
+    time_scale: float = 1.0
+    zero_delay: bool = False
+    seed: int = 0
+
+
+class OpenAIEngineConfig(Section):
+    """A running OpenAI-compatible server to attach to."""
+
+    base_url: str = ""
+    api_key: str = ""
+    max_num_seqs: int = 64
+    kv_cache_tokens: int = 200_000
+    health_path: str = "/health"
+    connect_timeout_s: float = 5.0
+
+
+class VllmEngineConfig(Section):
+    """`vllm serve` processes that the agent starts and supervises, one per model."""
+
+    command: tuple[str, ...] = ("vllm", "serve")
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    port_base: int = 8100
+    sleep_mode: bool = True
+    start_timeout_s: float = 600.0
+    stop_timeout_s: float = 15.0
+    restart_backoff_s: float = 2.0
+    max_num_seqs: int = 256
+    kv_cache_tokens: int = 0
+
+
+class EngineConfig(Section):
+    """Which engine the agent wraps; only the section of that kind is read."""
+
+    kind: EngineKind = "sim"
+    sim: SimEngineConfig = SimEngineConfig()
+    openai: OpenAIEngineConfig = OpenAIEngineConfig()
+    vllm: VllmEngineConfig = VllmEngineConfig()
+
+
+class ExecutorConfig(Section):
+    """How an agent carries out its queue (docs/states.md).
+
+    kv_headroom: share of the KV cache kept free when pulling.
+    pull_ahead: requests pulled beyond the room there is, to hide the pull's round trip.
+    eviction: whether running requests may be evicted for more urgent ones.
+    drain_s_max: a longer drain before a model swap is cut short by eviction.
+    evict_margin_s: how long before a predicted miss an eviction is made.
+    evictions_max: how often one request may be evicted before it is left alone.
+    """
+
+    kv_headroom: float = 0.05
+    pull_ahead: int = 2
+    eviction: bool = True
+    drain_s_max: float = 20.0
+    evict_margin_s: float = 1.0
+    evictions_max: int = 4
+
+
+class AgentConfig(Section):
+    """One agent: the daemon beside one serving instance."""
+
+    name: str
+    gpu: str = "a100"
+    models: tuple[str, ...] = ()
+    engine: EngineConfig = EngineConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    solver: str = "127.0.0.1:7401"
+    metrics_listen: str = ""
+    report_interval_s: float = 0.25
+    reconnect_s_max: float = 2.0
+    drain_s: float = 30.0
+    message_bytes_max: int = 16_777_216
+
+
+class LogConfig(Section):
+    """Structured logs on standard error. Prompts never appear in them."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "text"
+
+
+def _default_models() -> dict[str, ModelConfig]:
+    return {
+        "mistral-7b": ModelConfig(max_model_len=8192),
+        "vicuna-13b": ModelConfig(max_model_len=4096),
+    }
+
+
+def _default_classes() -> dict[str, SloClassConfig]:
+    # The classes of the paper's evaluation (§8): 20 s, 1 min and 1 h to the first token.
+    return {
+        "interactive": SloClassConfig(
+            ttft_s=20.0, weight=4.0, service_tiers=("auto", "default", "priority")
+        ),
+        "batch-1": SloClassConfig(ttft_s=60.0, weight=2.0, service_tiers=("flex",)),
+        "batch-2": SloClassConfig(ttft_s=3600.0, weight=1.0, service_tiers=("background",)),
+    }
+
+
+def _default_agents() -> tuple[AgentConfig, ...]:
+    return (
+        AgentConfig(name="a100-0", gpu="a100", models=("mistral-7b", "vicuna-13b")),
+        AgentConfig(name="a100-1", gpu="a100", models=("mistral-7b", "vicuna-13b")),
+        AgentConfig(name="a10-0", gpu="a10", models=("mistral-7b",)),
+    )
+
+
+class Config(Section):
+    """The whole of `config.yaml`."""
+
+    models: dict[str, ModelConfig] = msgspec.field(default_factory=_default_models)
+    slo_classes: dict[str, SloClassConfig] = msgspec.field(default_factory=_default_classes)
+    default_slo_class: str = "interactive"
+    solver: SolverConfig = SolverConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    agents: tuple[AgentConfig, ...] = msgspec.field(default_factory=_default_agents)
+    log: LogConfig = LogConfig()
+
+    def slo_class(self, name: str) -> SloClass:
+        """The class called `name` as a value. Raises KeyError for an unknown name."""
+        section = self.slo_classes[name]
+        slo = Slo(ttft_s=section.ttft_s, tpot_s=section.tpot_s, e2e_s=section.e2e_s)
+        return SloClass(name=name, slo=slo, weight=section.weight)
+
+    def agent(self, name: str) -> AgentConfig:
+        """The agent section called `name`. Raises ConfigError for an unknown name."""
+        for section in self.agents:
+            if section.name == name:
+                return section
+        known = ", ".join(section.name for section in self.agents) or "none"
+        raise ConfigError(f"agents: no agent is called {name!r}; known: {known}")
+
+    @staticmethod
+    def from_mapping(data: object) -> Config:
+        """Build and check the tree from plain data (as YAML gives it).
+
+        Raises:
+            ConfigError: naming the path of the offending key and the remedy.
+        """
+        try:
+            config = msgspec.convert({} if data is None else data, Config)
+        except msgspec.ValidationError as error:
+            raise ConfigError(_readable(str(error))) from None
+        _check(config)
+        return config
+
+    def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:
+        """Plain data that `from_mapping` accepts; secrets are masked unless `redact` is False."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        if redact:
+            for key in ("access_id", "secret", "license"):
+                if plain["solver"]["gurobi"][key]:
+                    plain["solver"]["gurobi"][key] = "<hidden>"
+            plain["gateway"]["api_keys"] = ["<hidden>"] * len(plain["gateway"]["api_keys"])
+            for agent in plain["agents"]:
+                if agent["engine"]["openai"]["api_key"]:
+                    agent["engine"]["openai"]["api_key"] = "<hidden>"
+        return plain
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<path>.*)`)?")
+_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
+_EXPECTED = re.compile(r"^Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`$")
+
+
+def _readable(message: str) -> str:
+    """Turn msgspec's message into `path: problem. remedy`."""
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown:
+        path = _join(unknown["path"] or "", unknown["key"])
+        return f"{path}: unknown key. Remove it or check its spelling (`qlm config show`)."
+    at = _AT.fullmatch(message)
+    what, path = (at["what"], _join(at["path"])) if at else (message, "config")
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        return f"{_join(at['path'] if at else '', missing['key'])}: missing. Add this key."
+    expected = _EXPECTED.fullmatch(what)
+    if expected:
+        return f"{path}: must be {expected['want']}, not {expected['got']}."
+    return f"{path}: {what}."
+
+
+def _join(path: str, key: str = "") -> str:
+    path = path.removeprefix(".")
+    return f"{path}.{key}".strip(".") if key else (path or "config")
+
+
+def _check(config: Config) -> None:
+    """The rules that types alone cannot say."""
+    if config.default_slo_class not in config.slo_classes:
+        known = ", ".join(config.slo_classes)
+        raise ConfigError(
+            f"default_slo_class: {config.default_slo_class!r} is not one of slo_classes ({known})."
+        )
+    _check_classes(config)
+    _check_agents(config)
+    for path, value in _numbers(config, ""):
+        if not value >= 0 or value == float("inf"):
+            raise ConfigError(f"{path}: must be a finite number of at least 0, not {value}.")
+    if config.solver.budget_s <= 0:
+        raise ConfigError("solver.budget_s: must be above 0; 0.2 is a good start.")
+    if config.solver.grouping.delta <= 0:
+        raise ConfigError("solver.grouping.delta: must be above 0; the paper uses 4.")
+    for path, address in (
+        ("solver.listen", config.solver.listen),
+        ("gateway.http_listen", config.gateway.http_listen),
+        ("gateway.grpc_listen", config.gateway.grpc_listen),
+        ("gateway.solver", config.gateway.solver),
+    ):
+        parse_address(address, path)
+
+
+def _check_classes(config: Config) -> None:
+    tiers: dict[str, str] = {}
+    for name, section in config.slo_classes.items():
+        if section.ttft_s <= 0:
+            raise ConfigError(f"slo_classes.{name}.ttft_s: must be above 0 seconds.")
+        for tier in section.service_tiers:
+            if tier in tiers:
+                raise ConfigError(
+                    f"slo_classes.{name}.service_tiers: {tier!r} already selects "
+                    f"{tiers[tier]!r}. A tier selects one class."
+                )
+            tiers[tier] = name
+
+
+def _check_agents(config: Config) -> None:
+    names: dict[str, None] = {}
+    for index, agent in enumerate(config.agents):
+        where = f"agents[{index}]"
+        if agent.name in names:
+            raise ConfigError(f"{where}.name: {agent.name!r} is used twice. Names are unique.")
+        names[agent.name] = None
+        if not agent.models:
+            raise ConfigError(f"{where}.models: empty. Name at least one of `models`.")
+        for model in agent.models:
+            if model not in config.models:
+                known = ", ".join(config.models)
+                raise ConfigError(f"{where}.models: {model!r} is not in `models` ({known}).")
+        parse_address(agent.solver, f"{where}.solver")
+        if agent.engine.kind == "openai" and not agent.engine.openai.base_url:
+            raise ConfigError(
+                f"{where}.engine.openai.base_url: empty. Give the server's address, "
+                "for example http://127.0.0.1:8000."
+            )
+        if agent.engine.sim.time_scale <= 0:
+            raise ConfigError(f"{where}.engine.sim.time_scale: must be above 0.")
+
+
+def _numbers(value: object, path: str) -> list[tuple[str, float]]:
+    """Every number in the tree with its path."""
+    if isinstance(value, bool) or value is None:
+        return []
+    if isinstance(value, int | float):
+        return [(path, float(value))]
+    if isinstance(value, msgspec.Struct):
+        items = [(name, getattr(value, name)) for name in value.__struct_fields__]
+    elif isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, tuple):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return []
+    found: list[tuple[str, float]] = []
+    for name, item in items:
+        found.extend(_numbers(item, f"{path}.{name}".strip(".")))
+    return found
+
+
+def parse_address(text: str, path: str) -> tuple[str, int]:
+    """Split `host:port`. Raises ConfigError naming `path`."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"{path}: {text!r} is not host:port, for example 127.0.0.1:7400.")
+    return host, int(port)

@@ -1,0 +1,57 @@
+"""The exceptions that cross an edge of QLM.
+
+Inside the core an expected result (shed, stale, infeasible) is a value. These exceptions exist for the
+edges: a file that cannot be read, a request that cannot be accepted, a peer that cannot be reached.
+"""
+
+
+class QlmError(Exception):
+    """Something QLM reports to its user in one line."""
+
+
+class ConfigError(QlmError):
+    """The configuration is unusable; the message names the key and the remedy."""
+
+
+class InvalidRequest(QlmError):
+    """A request cannot be accepted as it stands.
+
+    Attributes:
+        field: the offending field as the client wrote it, or "" where no single field is to blame.
+        remedy: what to do about it.
+        code: a short machine-readable code (OpenAI's `error.code`).
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str, *, code: str = "invalid_value"):
+        super().__init__(f"{field}: {problem}. {remedy}" if field else f"{problem}. {remedy}")
+        self.field = field
+        self.remedy = remedy
+        self.code = code
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that no agent of this fleet can serve."""
+
+    def __init__(self, model: str, known: tuple[str, ...]):
+        super().__init__(
+            "model",
+            f"the model {model!r} is not served here",
+            f"Use one of: {', '.join(known)}." if known else "No agent has announced a model yet.",
+            code="model_not_found",
+        )
+
+
+class QueueFull(QlmError):
+    """A configured limit on waiting work is reached; try again after `retry_after_s`."""
+
+    def __init__(self, what: str, limit: int, retry_after_s: float):
+        super().__init__(f"{what}: the limit of {limit} is reached. Retry later.")
+        self.retry_after_s = retry_after_s
+
+
+class NotFound(QlmError):
+    """No such request is known."""
+
+
+class Unavailable(QlmError):
+    """A peer that is needed for this cannot be reached now."""

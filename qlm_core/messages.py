@@ -1,0 +1,262 @@
+"""What the processes of QLM say to each other, as plain values.
+
+Five conversations: gateway → solver (facts), solver → gateway (orders), agent → solver (hello, reports),
+solver → agent (queue updates), and agent ↔ gateway (work). `protos.wire` turns each into its wire form and
+back; the machines consume and emit them. Times in a message are durations from the moment of sending, and the
+receiver turns them into instants on its own clock; the values here hold instants of their holder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qlm_core.model import (
+    AgentId,
+    Estimate,
+    GatewayId,
+    InstanceState,
+    ModelName,
+    Phase,
+    QueuedGroup,
+    RequestId,
+    RequestMeta,
+    RequestRef,
+)
+from qlm_core.outcome import PullRefusal, ShedReason
+from qlm_core.profile import EngineProfile
+
+# --------------------------------------------------------------------------- gateway → solver
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayHello:
+    """Opens a gateway's session; `work_address` is where agents reach it (host:port)."""
+
+    gateway: GatewayId
+    work_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request waits at a gateway, newly or re-announced."""
+
+    request: RequestMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An agent holds the request now."""
+
+    id: RequestId
+    agent: AgentId
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The request waits again, with so many tokens already produced."""
+
+    id: RequestId
+    produced_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The first token of the request reached its gateway, `ttft_s` after arrival."""
+
+    id: RequestId
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The request is over and may be forgotten; the counts are the engine's."""
+
+    id: RequestId
+    phase: Phase
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceDone:
+    """Everything that the gateway holds has been announced."""
+
+
+GatewayFact = GatewayHello | Arrived | Pulled | Returned | FirstToken | Ended | AnnounceDone
+
+# --------------------------------------------------------------------------- solver → gateway
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateGiven:
+    """The estimated wait of a request, made when it arrived."""
+
+    id: RequestId
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class ShedOrder:
+    """Drop a waiting request."""
+
+    id: RequestId
+    reason: ShedReason
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The models that can be served now."""
+
+    models: tuple[ModelName, ...]
+
+
+GatewayOrder = EstimateGiven | ShedOrder | Fleet
+
+# --------------------------------------------------------------------------- agent ↔ solver
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """Opens an agent's session: what the instance is, can serve and is doing.
+
+    `profiles` has one entry for each model that the instance can serve. `epoch` is the queue epoch
+    that it still works from, 0 for none.
+    """
+
+    agent: AgentId
+    gpu: str
+    profiles: tuple[EngineProfile, ...]
+    epoch: int
+    state: InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class QueueUpdate:
+    """A change of an agent's virtual queue and request window.
+
+    `order` replaces the order of groups unless it is None. `add` appends references to their groups,
+    in order; `remove` takes references away. A `snapshot` replaces everything.
+    """
+
+    epoch: int
+    snapshot: bool = False
+    order: tuple[QueuedGroup, ...] | None = None
+    add: tuple[RequestRef, ...] = ()
+    remove: tuple[RequestId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateways:
+    """Every gateway an agent should be connected to, as (id, host:port)."""
+
+    addresses: tuple[tuple[GatewayId, str], ...]
+
+
+AgentMessage = AgentHello | InstanceState
+AgentOrder = QueueUpdate | Gateways
+
+# --------------------------------------------------------------------------- agent ↔ gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at one request; `chunks_sent` counts what the agent has sent of it."""
+
+    id: RequestId
+    attempt: int
+    chunks_sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkHello:
+    """Opens a work stream; `running` are attempts that outlived an earlier stream."""
+
+    agent: AgentId
+    running: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Asks for payloads."""
+
+    ids: tuple[RequestId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Output of an attempt: an OpenAI chunk object as JSON, and the output tokens in it."""
+
+    id: RequestId
+    attempt: int
+    data: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """The engine finished an attempt. Token counts are of this attempt alone.
+
+    With `finish_reason` "error" the engine refused the request for good; `error` says why and
+    `error_status` is its HTTP status, 0 if none.
+    """
+
+    id: RequestId
+    attempt: int
+    finish_reason: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    error: str = ""
+    error_status: int = 0
+
+
+class ReturnReason(Enum):
+    """Why an attempt stopped before its end."""
+
+    EVICTED = "evicted"
+    ENGINE_LOST = "engine-lost"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReturned:
+    """An attempt stopped before its end; the request waits again."""
+
+    id: RequestId
+    attempt: int
+    reason: ReturnReason
+
+
+WorkEvent = WorkHello | Pull | Chunk | AttemptEnded | AttemptReturned
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A request to run: the client's body, and what earlier attempts already produced."""
+
+    id: RequestId
+    attempt: int
+    model: ModelName
+    chat: bool
+    body: bytes
+    resume_text: str = ""
+    produced_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A pull that is not granted."""
+
+    id: RequestId
+    reason: PullRefusal
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Stop an attempt: its client cancelled it, or another attempt took its place."""
+
+    id: RequestId
+    attempt: int
+
+
+WorkOrder = Payload | Refused | Revoked

@@ -1,0 +1,179 @@
+"""The nouns of QLM as plain values: requests, targets, groups and serving instances.
+
+Everything here is immutable and free of behaviour beyond its own invariants. The machines (manager,
+executor, ledger) hold and replace these values; the wire module translates them.
+
+Times are seconds on the clock of whoever holds the value. Between processes only differences travel
+("waited 3.2 s"), so clocks never need to agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+ModelName = NewType("ModelName", str)
+GatewayId = NewType("GatewayId", str)
+AgentId = NewType("AgentId", str)
+GroupId = NewType("GroupId", int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Targets of one request, counted from its arrival at the gateway. None means not promised."""
+
+    ttft_s: float
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+    def met_by(self, *, ttft_s: float, tpot_s: float | None, e2e_s: float) -> bool:
+        """Whether realised latencies keep every target."""
+        if ttft_s > self.ttft_s:
+            return False
+        if self.tpot_s is not None and tpot_s is not None and tpot_s > self.tpot_s:
+            return False
+        return self.e2e_s is None or e2e_s <= self.e2e_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloClass:
+    """Targets that are grouped under one name, and how much one request of the class weighs."""
+
+    name: str
+    slo: Slo
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMeta:
+    """What the solver knows of a request: everything but its prompt and its tokens.
+
+    Attributes:
+        arrival_s: when it arrived at its gateway, on the holder's clock.
+        max_output_tokens: the client's limit on output, or the model's where the client gave none.
+        produced_tokens: output tokens of earlier attempts, already with the client; a resumed
+            attempt continues after them.
+    """
+
+    id: RequestId
+    gateway: GatewayId
+    model: ModelName
+    slo_class: str
+    slo: Slo
+    prompt_tokens: int
+    max_output_tokens: int
+    arrival_s: float
+    tenant: str = ""
+    produced_tokens: int = 0
+
+    @property
+    def due_s(self) -> float:
+        """The instant at which the first token is late, on the holder's clock."""
+        return self.arrival_s + self.slo.ttft_s
+
+
+class Phase(Enum):
+    """Where a request stands in its life (the ledger owns the transitions)."""
+
+    WAITING = "waiting"
+    PULLED = "pulled"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    SHED = "shed"
+    FAILED = "failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing can follow."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.SHED, Phase.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRef:
+    """A request as an agent's window holds it: enough to decide, nothing to serve.
+
+    Attributes:
+        due_s: when its first token is late, on the holder's clock.
+        expected_output_tokens: output still expected, from the estimator.
+    """
+
+    id: RequestId
+    gateway: GatewayId
+    group: GroupId
+    prompt_tokens: int
+    max_output_tokens: int
+    expected_output_tokens: int
+    produced_tokens: int
+    due_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedGroup:
+    """One request group as it stands in a virtual queue sent to an agent."""
+
+    id: GroupId
+    model: ModelName
+    slo_class: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The estimated waiting time (RWT) of one request from now until its first token.
+
+    Seconds. `mean` and quantiles of one distribution, so p50 ≤ p90 ≤ p99.
+    """
+
+    mean_s: float
+    p50_s: float
+    p90_s: float
+    p99_s: float
+
+    def __post_init__(self) -> None:
+        if not self.p50_s <= self.p90_s <= self.p99_s:
+            raise ValueError(f"quantiles must ascend, got {self!r}")
+
+
+class ModelTier(Enum):
+    """How far a model is from serving on an instance (paper §5, warm start)."""
+
+    AWAKE = "awake"
+    ASLEEP = "asleep"
+    COLD = "cold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningRequest:
+    """A request on an engine, as its agent reports it."""
+
+    id: RequestId
+    group: GroupId
+    produced_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceState:
+    """What an agent reports of its serving instance.
+
+    Attributes:
+        awake_model: the model that can serve at once; None while swapping or when nothing is loaded.
+        swapping_to: the model being made awake, if a swap is under way.
+        ready: False while the engine is down or starting; nothing can be placed there then.
+        tokens_per_s: output rate since the last report; 0 when nothing ran.
+        mean_batch: mean number of decoding requests since the last report.
+    """
+
+    ready: bool
+    awake_model: ModelName | None
+    swapping_to: ModelName | None = None
+    tiers: tuple[tuple[ModelName, ModelTier], ...] = ()
+    running: tuple[RunningRequest, ...] = ()
+    kv_used_tokens: int = 0
+    tokens_per_s: float = 0.0
+    mean_batch: float = 0.0
+    draining: bool = False
