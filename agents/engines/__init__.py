@@ -1,0 +1,1 @@
+"""The engines that an agent can drive, behind one protocol (`base`)."""
