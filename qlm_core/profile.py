@@ -1,0 +1,258 @@
+"""What one model costs on one serving instance: iteration time, KV capacity and swap times.
+
+An `EngineProfile` is the only thing the planner, the waiting-time estimator and the engine model
+know about hardware. It is plain data: shipped profiles come from `qlm_core.profile_catalog`,
+measured ones from `qlm_core.sim.fit`, and every profile says in `source` where its numbers come
+from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationTime:
+    """Duration of one engine iteration, in milliseconds, as a function of what it computes.
+
+        base + per_token * max(0, tokens - knee) + per_sequence * decode_batch
+             + per_context_token * context_tokens + per_attention_pair * attention_pairs
+
+    `tokens` are the prefill tokens and, one each, the decoding sequences. Up to the knee they are
+    free: the weights have to be read from memory anyway. With `knee_tokens=None` the form is the
+    plain linear one (a, b, c, d), in which a decoding sequence costs `per_sequence_ms` alone.
+
+    Attributes:
+        per_context_token_ms: reading one token of KV cache of a decoding sequence.
+        per_attention_pair_ms: one (query, key) pair of prefill attention; a chunk of p tokens after
+            q tokens already in the cache has p * (p / 2 + q) of them.
+    """
+
+    base_ms: float
+    per_token_ms: float
+    per_sequence_ms: float
+    per_context_token_ms: float
+    knee_tokens: int | None = None
+    per_attention_pair_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "base_ms",
+            "per_token_ms",
+            "per_sequence_ms",
+            "per_context_token_ms",
+            "per_attention_pair_ms",
+        ):
+            _require_at_least(name, getattr(self, name), 0.0)
+        if self.knee_tokens is not None:
+            _require_at_least("knee_tokens", self.knee_tokens, 0)
+        if self.base_ms + self.per_token_ms + self.per_sequence_ms <= 0.0:
+            raise ValueError("base_ms: an iteration must take time. Give a positive base_ms.")
+
+    def iteration_ms(
+        self,
+        *,
+        prefill_tokens: float = 0,
+        prefix_tokens: float = 0,
+        decode_batch: float = 0,
+        context_tokens: float = 0,
+    ) -> float:
+        """Milliseconds of one iteration.
+
+        Args:
+            prefill_tokens: prompt tokens computed, as one chunk.
+            prefix_tokens: tokens of that prompt that are in the KV cache already.
+            decode_batch: sequences that decode one token each.
+            context_tokens: tokens in the KV cache, summed over the decoding sequences.
+        """
+        if self.knee_tokens is None:
+            computed = prefill_tokens
+        else:
+            computed = max(0.0, prefill_tokens + decode_batch - self.knee_tokens)
+        return (
+            self.base_ms
+            + self.per_token_ms * computed
+            + self.per_sequence_ms * decode_batch
+            + self.per_context_token_ms * context_tokens
+            + self.per_attention_pair_ms * prefill_tokens * (prefill_tokens / 2 + prefix_tokens)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """One model on one serving instance (a GPU, or `tensor_parallel` GPUs of a kind).
+
+    Attributes:
+        iteration: GPU time of an iteration.
+        kv_cache_tokens: KV capacity of the instance while this model is awake.
+        max_num_seqs: most sequences running at once.
+        max_num_batched_tokens: tokens one iteration may compute (chunked-prefill budget).
+        weights_bytes: all weights, over all GPUs of the instance; also the host memory they take
+            while the model sleeps.
+        host_overhead_ms: time per iteration outside the GPU's kernels (scheduling, launches).
+        host_per_sequence_ms: the same for each decoding sequence (sampling, output handling).
+        cold_s: from storage to ready, a fresh engine process included.
+        wake_s: from host memory to GPU (sleep level 1).
+        sleep_s: from GPU to host memory.
+        block_tokens: granularity of the KV cache.
+        source: where the numbers come from.
+    """
+
+    model: str
+    gpu: str
+    iteration: IterationTime
+    kv_cache_tokens: int
+    tensor_parallel: int = 1
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    host_overhead_ms: float = 0.0
+    host_per_sequence_ms: float = 0.0
+    cold_s: float = 0.0
+    wake_s: float = 0.0
+    sleep_s: float = 0.0
+    block_tokens: int = 16
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model: the name is empty. Name the model that clients ask for.")
+        for name in ("tensor_parallel", "max_num_seqs", "max_num_batched_tokens", "block_tokens"):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("weights_bytes", "kv_bytes_per_token"):
+            _require_at_least(name, getattr(self, name), 0)
+        for name in ("host_overhead_ms", "host_per_sequence_ms", "cold_s", "wake_s", "sleep_s"):
+            _require_at_least(name, getattr(self, name), 0.0)
+        _require_at_least("kv_cache_tokens", self.kv_cache_tokens, self.block_tokens)
+        # A decoding sequence needs a token of the budget in every iteration, and a prompt needs
+        # one more.
+        _require_at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+
+    @property
+    def host_memory_bytes(self) -> int:
+        """Host memory the model takes while it sleeps at level 1: its weights."""
+        return self.weights_bytes
+
+    def iteration_s(
+        self,
+        *,
+        prefill_tokens: float = 0,
+        prefix_tokens: float = 0,
+        decode_batch: float = 0,
+        context_tokens: float = 0,
+    ) -> float:
+        """Seconds of one iteration, host time included; see `IterationTime.iteration_ms`."""
+        gpu_ms = self.iteration.iteration_ms(
+            prefill_tokens=prefill_tokens,
+            prefix_tokens=prefix_tokens,
+            decode_batch=decode_batch,
+            context_tokens=context_tokens,
+        )
+        host_ms = self.host_overhead_ms + self.host_per_sequence_ms * decode_batch
+        return (gpu_ms + host_ms) / 1e3
+
+    def prefill_s(self, prompt_tokens: int, *, cached_tokens: int = 0) -> float:
+        """Seconds to compute a prompt alone on the engine, in chunks of the token budget."""
+        total_s = 0.0
+        done = min(cached_tokens, max(prompt_tokens - 1, 0))
+        while done < prompt_tokens:
+            chunk = min(self.max_num_batched_tokens, prompt_tokens - done)
+            total_s += self.iteration_s(prefill_tokens=chunk, prefix_tokens=done)
+            done += chunk
+        return total_s
+
+    def batch_size(
+        self, mean_prompt: float, mean_output: float, *, output_variation: float = 1.0
+    ) -> float:
+        """Mean number of decoding requests while more wait than fit.
+
+        The batch is bounded by `max_num_seqs`, by the KV cache, and by the token budget, of which
+        every finished request's successor takes its prompt. A sequence met at a random moment is
+        a long one more often than not, so it has produced mean * (1 + variation²) / 2 tokens, not
+        mean / 2.
+
+        Args:
+            output_variation: standard deviation of output lengths over their mean. Public traces of
+                conversations lie near 1.
+        """
+        mean_prompt, mean_output = max(mean_prompt, 1.0), max(mean_output, 1.0)
+        resident = mean_prompt + self._mean_produced(mean_output, output_variation)
+        by_kv = self.kv_cache_tokens / (resident + self.block_tokens / 2)
+        by_budget = self.max_num_batched_tokens / (1.0 + mean_prompt / mean_output)
+        return max(1.0, min(self.max_num_seqs, by_kv, by_budget))
+
+    def decode_throughput(
+        self, mean_prompt: float, mean_output: float, *, output_variation: float = 1.0
+    ) -> float:
+        """Output tokens per second while more requests wait than fit (the paper's Θ, §5).
+
+        In the steady state each iteration decodes the whole batch and computes, for each request
+        that ended, the prompt of its successor. Arguments as `batch_size`.
+        """
+        mean_prompt, mean_output = max(mean_prompt, 1.0), max(mean_output, 1.0)
+        batch = self.batch_size(mean_prompt, mean_output, output_variation=output_variation)
+        return batch / self.steady_iteration_s(
+            batch, mean_prompt, mean_output, output_variation=output_variation
+        )
+
+    def steady_iteration_s(
+        self,
+        batch: float,
+        mean_prompt: float,
+        mean_output: float,
+        *,
+        output_variation: float = 1.0,
+    ) -> float:
+        """Mean seconds of an iteration that keeps `batch` requests decoding."""
+        arrivals = batch / mean_output
+        attention_ms = arrivals * self.iteration.per_attention_pair_ms * mean_prompt**2 / 2
+        plain_s = self.iteration_s(
+            prefill_tokens=arrivals * mean_prompt,
+            decode_batch=batch,
+            context_tokens=batch
+            * (mean_prompt + self._mean_produced(mean_output, output_variation)),
+        )
+        merged_ms = self.iteration.per_attention_pair_ms * (arrivals * mean_prompt) ** 2 / 2
+        return plain_s + (attention_ms - merged_ms) / 1e3
+
+    @staticmethod
+    def _mean_produced(mean_output: float, variation: float) -> float:
+        return mean_output * (1.0 + variation**2) / 2
+
+
+def profile_from_throughput(
+    model: str,
+    tokens_per_s: float,
+    *,
+    gpu: str = "any",
+    kv_cache_tokens: int = 1 << 20,
+    max_num_seqs: int = 256,
+) -> EngineProfile:
+    """The simplest profile: a constant token throughput, whatever the batch (`token_throughput`).
+
+    Raises:
+        ValueError: the throughput is not a positive number.
+    """
+    if not (isfinite(tokens_per_s) and tokens_per_s > 0):
+        raise ValueError(f"tokens_per_s: {tokens_per_s} is not positive. Give tokens per second.")
+    return EngineProfile(
+        model=model,
+        gpu=gpu,
+        iteration=IterationTime(
+            base_ms=0.0,
+            per_token_ms=0.0,
+            per_sequence_ms=1e3 / tokens_per_s,
+            per_context_token_ms=0.0,
+        ),
+        kv_cache_tokens=kv_cache_tokens,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(2048, max_num_seqs),
+        source="constant token throughput",
+    )
+
+
+def _require_at_least(name: str, value: float, least: float) -> None:
+    if not (isfinite(value) and value >= least):
+        raise ValueError(f"{name}: {value} is out of range. Give a number of at least {least}.")

@@ -1,0 +1,1 @@
+"""The simulator: an engine model, workloads and the world that drives the core."""
