@@ -9,6 +9,8 @@ what passes here needs no further checks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from sys import intern
 
 import msgspec
 
@@ -45,20 +47,24 @@ class WireError(QlmError):
 # --------------------------------------------------------------------------- shared parts
 
 _PHASE_TO_WIRE = {phase: types_pb.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
-_PHASE_FROM_WIRE = {number: phase for phase, number in _PHASE_TO_WIRE.items()}
+_PHASE_FROM_WIRE: dict[int, Phase] = {number: phase for phase, number in _PHASE_TO_WIRE.items()}
 _TIER_TO_WIRE = {tier: agent_pb.ModelTier.Value(f"MODEL_TIER_{tier.name}") for tier in ModelTier}
-_TIER_FROM_WIRE = {number: tier for tier, number in _TIER_TO_WIRE.items()}
+_TIER_FROM_WIRE: dict[int, ModelTier] = {number: tier for tier, number in _TIER_TO_WIRE.items()}
 _REFUSAL_TO_WIRE = {
     reason: work_pb.PullRefusal.Value(f"PULL_REFUSAL_{reason.name}") for reason in PullRefusal
 }
-_REFUSAL_FROM_WIRE = {number: reason for reason, number in _REFUSAL_TO_WIRE.items()}
+_REFUSAL_FROM_WIRE: dict[int, PullRefusal] = {
+    number: reason for reason, number in _REFUSAL_TO_WIRE.items()
+}
 _RETURN_TO_WIRE = {
     reason: work_pb.ReturnReason.Value(f"RETURN_REASON_{reason.name}") for reason in m.ReturnReason
 }
-_RETURN_FROM_WIRE = {number: reason for reason, number in _RETURN_TO_WIRE.items()}
+_RETURN_FROM_WIRE: dict[int, m.ReturnReason] = {
+    number: reason for reason, number in _RETURN_TO_WIRE.items()
+}
 
 
-def phase_to_wire(phase: Phase) -> types_pb.Phase:
+def phase_to_wire(phase: Phase) -> types_pb.Phase.ValueType:
     """The wire's number of a phase."""
     return _PHASE_TO_WIRE[phase]
 
@@ -78,11 +84,17 @@ def slo_to_wire(slo: Slo) -> types_pb.Slo:
 
 def slo_from_wire(slo: types_pb.Slo) -> Slo:
     """Targets from the wire; not checked against any limit."""
-    return Slo(
-        ttft_s=slo.ttft_s,
-        tpot_s=slo.tpot_s if slo.HasField("tpot_s") else None,
-        e2e_s=slo.e2e_s if slo.HasField("e2e_s") else None,
+    return _shared_slo(
+        slo.ttft_s,
+        slo.tpot_s if slo.HasField("tpot_s") else None,
+        slo.e2e_s if slo.HasField("e2e_s") else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _shared_slo(ttft_s: float, tpot_s: float | None, e2e_s: float | None) -> Slo:
+    # Few targets are in use at a time; hundreds of thousands of waiting requests share them.
+    return Slo(ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s)
 
 
 def estimate_to_wire(estimate: Estimate) -> types_pb.WaitEstimate:
@@ -114,15 +126,13 @@ def meta_to_wire(request: RequestMeta, now_s: float) -> types_pb.RequestMeta:
     )
 
 
-def meta_from_wire(
-    request: types_pb.RequestMeta, gateway: GatewayId, now_s: float
-) -> RequestMeta:
+def meta_from_wire(request: types_pb.RequestMeta, gateway: GatewayId, now_s: float) -> RequestMeta:
     """A request's metadata as `gateway` announced it."""
     return RequestMeta(
         id=RequestId(request.id),
         gateway=gateway,
-        model=ModelName(request.model),
-        slo_class=request.slo_class,
+        model=ModelName(intern(request.model)),
+        slo_class=intern(request.slo_class),
         slo=slo_from_wire(request.slo),
         prompt_tokens=request.prompt_tokens,
         max_output_tokens=request.max_output_tokens,

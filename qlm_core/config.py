@@ -8,7 +8,7 @@ Sizes are in the unit that ends the name; every queue, message and wait has a li
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -24,14 +24,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all sections: immutable, keyword-only, unknown keys refused."""
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True, kw_only=True):
     """One served model. `path` is what the engine loads; the key is the name clients use."""
 
     path: str = ""
     max_model_len: int = 8192
 
 
-class SloClassConfig(Section):
+class SloClassConfig(Section, frozen=True, kw_only=True):
     """Targets and weight of one SLO class, and the `service_tier` values that select it."""
 
     ttft_s: float
@@ -41,15 +41,15 @@ class SloClassConfig(Section):
     service_tiers: tuple[str, ...] = ()
 
 
-class GroupingConfig(Section):
+class GroupingConfig(Section, frozen=True, kw_only=True):
     """How requests become request groups (paper §4, Algorithm 1)."""
 
     delta: float = 4.0
-    span_s: float = 30.0
+    span_ratio: float = 0.25
     requests_max: int = 4096
 
 
-class ReplanConfig(Section):
+class ReplanConfig(Section, frozen=True, kw_only=True):
     """When the planner runs. It never runs on the request path."""
 
     min_interval_s: float = 0.1
@@ -58,7 +58,7 @@ class ReplanConfig(Section):
     period_s: float = 5.0
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Section, frozen=True, kw_only=True):
     """Weights of the planning objective (docs/planning.md).
 
     late: cost of one weighted late request; tardiness: per weighted request-second;
@@ -73,7 +73,7 @@ class ObjectiveConfig(Section):
     completion: float = 0.001
 
 
-class GurobiConfig(Section):
+class GurobiConfig(Section, frozen=True, kw_only=True):
     """Web licence for Gurobi. Write `${NAME}` to take a value from the environment."""
 
     access_id: str = ""
@@ -81,7 +81,7 @@ class GurobiConfig(Section):
     license: str = ""
 
 
-class RwtConfig(Section):
+class RwtConfig(Section, frozen=True, kw_only=True):
     """Priors and learning rates of the waiting-time estimator.
 
     token_throughput: tokens/s per model, used as the whole profile where no better one is known.
@@ -93,7 +93,7 @@ class RwtConfig(Section):
     token_throughput: dict[str, float] = {}
 
 
-class SolverLimits(Section):
+class SolverLimits(Section, frozen=True, kw_only=True):
     """Bounds on what the solver holds."""
 
     waiting_requests_max: int = 500_000
@@ -102,7 +102,7 @@ class SolverLimits(Section):
     message_bytes_max: int = 16_777_216
 
 
-class SolverConfig(Section):
+class SolverConfig(Section, frozen=True, kw_only=True):
     """The solver service: control only, no prompts, no durable state."""
 
     listen: str = "127.0.0.1:7401"
@@ -123,7 +123,7 @@ class SolverConfig(Section):
     limits: SolverLimits = SolverLimits()
 
 
-class StoreConfig(Section):
+class StoreConfig(Section, frozen=True, kw_only=True):
     """The durable store. `kind: memory` keeps nothing across a restart (benchmarks, tests)."""
 
     kind: Literal["sqlite", "memory"] = "sqlite"
@@ -133,7 +133,7 @@ class StoreConfig(Section):
     keep_finished_s: float = 86_400.0
 
 
-class GatewayLimits(Section):
+class GatewayLimits(Section, frozen=True, kw_only=True):
     """Bounds on what one gateway accepts and holds."""
 
     body_bytes_max: int = 8_388_608
@@ -145,7 +145,7 @@ class GatewayLimits(Section):
     message_bytes_max: int = 16_777_216
 
 
-class GatewayConfig(Section):
+class GatewayConfig(Section, frozen=True, kw_only=True):
     """One gateway: OpenAI-compatible HTTP and gRPC, the ledger, the store."""
 
     id: str = "gateway-0"
@@ -162,7 +162,7 @@ class GatewayConfig(Section):
     limits: GatewayLimits = GatewayLimits()
 
 
-class SimEngineConfig(Section):
+class SimEngineConfig(Section, frozen=True, kw_only=True):
     """The simulated engine: a profile from the catalogue, in real or scaled time."""
 
     time_scale: float = 1.0
@@ -170,7 +170,7 @@ class SimEngineConfig(Section):
     seed: int = 0
 
 
-class OpenAIEngineConfig(Section):
+class OpenAIEngineConfig(Section, frozen=True, kw_only=True):
     """A running OpenAI-compatible server to attach to."""
 
     base_url: str = ""
@@ -181,7 +181,7 @@ class OpenAIEngineConfig(Section):
     connect_timeout_s: float = 5.0
 
 
-class VllmEngineConfig(Section):
+class VllmEngineConfig(Section, frozen=True, kw_only=True):
     """`vllm serve` processes that the agent starts and supervises, one per model."""
 
     command: tuple[str, ...] = ("vllm", "serve")
@@ -196,7 +196,7 @@ class VllmEngineConfig(Section):
     kv_cache_tokens: int = 0
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True, kw_only=True):
     """Which engine the agent wraps; only the section of that kind is read."""
 
     kind: EngineKind = "sim"
@@ -205,7 +205,7 @@ class EngineConfig(Section):
     vllm: VllmEngineConfig = VllmEngineConfig()
 
 
-class ExecutorConfig(Section):
+class ExecutorConfig(Section, frozen=True, kw_only=True):
     """How an agent carries out its queue (docs/states.md).
 
     kv_headroom: share of the KV cache kept free when pulling.
@@ -224,7 +224,7 @@ class ExecutorConfig(Section):
     evictions_max: int = 4
 
 
-class AgentConfig(Section):
+class AgentConfig(Section, frozen=True, kw_only=True):
     """One agent: the daemon beside one serving instance."""
 
     name: str
@@ -240,7 +240,7 @@ class AgentConfig(Section):
     message_bytes_max: int = 16_777_216
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True, kw_only=True):
     """Structured logs on standard error. Prompts never appear in them."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -273,7 +273,7 @@ def _default_agents() -> tuple[AgentConfig, ...]:
     )
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """The whole of `config.yaml`."""
 
     models: dict[str, ModelConfig] = msgspec.field(default_factory=_default_models)
@@ -308,7 +308,7 @@ class Config(Section):
         try:
             config = msgspec.convert({} if data is None else data, Config)
         except msgspec.ValidationError as error:
-            raise ConfigError(_readable(str(error))) from None
+            raise ConfigError(_readable(str(error), data)) from None
         _check(config)
         return config
 
@@ -326,32 +326,71 @@ class Config(Section):
         return plain
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<path>.*)`)?")
-_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
+_AT = re.compile(r"^(?P<what>.*) - at (?P<key>`?key`? in )?`\$(?P<path>.*)`$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`$")
+_CHOICE = re.compile(r"^Invalid enum value (?P<got>.*)$", re.DOTALL)
+_STEP = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")
+_PLAIN_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "empty",
+}
 
 
-def _readable(message: str) -> str:
-    """Turn msgspec's message into `path: problem. remedy`."""
-    unknown = _UNKNOWN.fullmatch(message)
-    if unknown:
-        path = _join(unknown["path"] or "", unknown["key"])
-        return f"{path}: unknown key. Remove it or check its spelling (`qlm config show`)."
+def _readable(message: str, data: object) -> str:
+    """Turn msgspec's message about `data` into `path: problem. remedy`."""
     at = _AT.fullmatch(message)
-    what, path = (at["what"], _join(at["path"])) if at else (message, "config")
-    missing = _MISSING.fullmatch(what)
-    if missing:
-        return f"{_join(at['path'] if at else '', missing['key'])}: missing. Add this key."
-    expected = _EXPECTED.fullmatch(what)
-    if expected:
-        return f"{path}: must be {expected['want']}, not {expected['got']}."
+    what = at["what"] if at else message
+    path, kind = _follow(at["path"] if at else "", data)
+    if at and at["key"]:
+        return f"{path}: every key must be text. Put quotes around it."
+    if unknown := _UNKNOWN.fullmatch(what):
+        key = f"{path}.{unknown['key']}".strip(".")
+        return f"{key}: unknown key. Remove it or check its spelling (`qlm config show`)."
+    if missing := _MISSING.fullmatch(what):
+        return f"{path}.{missing['key']}: missing. Add this key.".removeprefix(".")
+    path = path or "the configuration"
+    if expected := _EXPECTED.fullmatch(what):
+        want, got = (_in_words(expected[part]) for part in ("want", "got"))
+        return f"{path}: must be {want}, not {got}."
+    if choice := _CHOICE.fullmatch(what):
+        return f"{path}: {choice['got']} is not known. Use one of: {', '.join(get_args(kind))}."
     return f"{path}: {what}."
 
 
-def _join(path: str, key: str = "") -> str:
-    path = path.removeprefix(".")
-    return f"{path}.{key}".strip(".") if key else (path or "config")
+def _in_words(types: str) -> str:
+    return " or ".join(_PLAIN_WORDS.get(name, name) for name in types.split(" | "))
+
+
+def _follow(path: str, data: object) -> tuple[str, Any]:
+    """The path as a user writes it and the type there; msgspec leaves a mapping's key open."""
+    kind: Any = Config
+    value: Any = data
+    named = ""
+    for index, key in _STEP.findall(path):
+        if key:
+            kind, value, named = get_type_hints(kind)[key], value[key], f"{named}.{key}"
+        elif index == "...":
+            kind = get_args(kind)[-1]
+            broken = next(name for name, item in value.items() if not _fits(item, kind))
+            value, named = value[broken], f"{named}.{broken}"
+        else:
+            kind, value, named = get_args(kind)[0], value[int(index)], f"{named}[{index}]"
+    return named.removeprefix("."), kind
+
+
+def _fits(value: object, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _check(config: Config) -> None:

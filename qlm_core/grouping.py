@@ -1,0 +1,163 @@
+"""Request groups: which waiting requests are planned as one.
+
+The paper (§4, Algorithm 1) clusters requests by model, SLO and token profile and halves a group above δ times the average
+batch. Requests arrive one by one here, so a group is filled to that size instead and then closed; it is also closed once
+its arrivals span a share of the SLO, since one due time must speak for all of its members. Inside a group
+the order is first come, first served; a request that comes back from an engine stands ahead of those that never ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """What all members of a group share. `prompt_scale` is 0 up to 1,024 prompt tokens, then log2."""
+
+    model: ModelName
+    slo_class: str
+    ttft_s: float
+    prompt_scale: int
+
+    @staticmethod
+    def of(request: RequestMeta) -> GroupKey:
+        """The key of a request."""
+        scale = max(0, (request.prompt_tokens - 1) >> 10).bit_length()
+        return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale)
+
+
+class RequestGroup:
+    """Requests with one key that wait or run as one planned unit.
+
+    Attributes:
+        opened_s: arrival of the first member.
+        closed: no further request may join.
+        pulled: members that an agent holds, with the agent.
+        home: the agent in whose virtual queue the group stands or last stood.
+    """
+
+    __slots__ = (
+        "_returned",
+        "_waiting",
+        "closed",
+        "home",
+        "id",
+        "key",
+        "last_due_s",
+        "opened_s",
+        "prompt_tokens",
+        "pulled",
+    )
+
+    def __init__(self, id: GroupId, key: GroupKey, opened_s: float):
+        self.id = id
+        self.key = key
+        self.opened_s = opened_s
+        self.closed = False
+        self.home: AgentId | None = None
+        self.prompt_tokens = 0
+        self.last_due_s = opened_s + key.ttft_s
+        self.pulled: dict[RequestId, AgentId] = {}
+        self._waiting: dict[RequestId, RequestMeta] = {}
+        self._returned: dict[RequestId, RequestMeta] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many members wait."""
+        return len(self._waiting) + len(self._returned)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no member is left, waiting or held."""
+        return not (self._waiting or self._returned or self.pulled)
+
+    @property
+    def started(self) -> bool:
+        """Whether an agent holds a member or has held one that came back."""
+        return bool(self.pulled or self._returned)
+
+    def members(self) -> Iterator[RequestMeta]:
+        """Waiting members in the order in which they are pulled."""
+        return chain(self._returned.values(), self._waiting.values())
+
+    def first(self) -> RequestMeta | None:
+        """The waiting member that is pulled next."""
+        return next(self.members(), None)
+
+    def add(self, request: RequestMeta) -> None:
+        """Append a new member."""
+        self._waiting[request.id] = request
+        self.prompt_tokens += request.prompt_tokens
+        self.last_due_s = max(self.last_due_s, request.due_s)
+
+    def pull(self, id: RequestId, agent: AgentId) -> None:
+        """A waiting member is held by `agent` now. Unknown ids are ignored."""
+        if self._take(id) is not None or id in self.pulled:
+            self.pulled[id] = agent
+
+    def give_back(self, request: RequestMeta) -> None:
+        """A held member waits again, ahead of those that never ran."""
+        self.pulled.pop(request.id, None)
+        self._waiting.pop(request.id, None)
+        self._returned[request.id] = request
+
+    def drop(self, id: RequestId) -> None:
+        """A member is gone for good, whether it waited or was held."""
+        if self._take(id) is None:
+            self.pulled.pop(id, None)
+
+    def _take(self, id: RequestId) -> RequestMeta | None:
+        found = self._waiting.pop(id, None)
+        return found if found is not None else self._returned.pop(id, None)
+
+
+class Grouper:
+    """Places each arriving request in the open group of its key, or opens one.
+
+    Args:
+        span_ratio: share of the SLO that the arrivals of one group may span.
+        requests_max: upper bound on the size of any group.
+    """
+
+    __slots__ = ("_next_id", "_open", "_requests_max", "_span_ratio")
+
+    def __init__(self, *, span_ratio: float, requests_max: int):
+        self._span_ratio = span_ratio
+        self._requests_max = requests_max
+        self._open: dict[GroupKey, RequestGroup] = {}
+        self._next_id = 1
+
+    def place(self, request: RequestMeta, *, size_max: int) -> tuple[RequestGroup, bool]:
+        """Put a request into a group; say whether the group is new.
+
+        Args:
+            size_max: δ times the average batch of the request's model.
+        """
+        key = GroupKey.of(request)
+        group = self._open.get(key)
+        if group is not None and self._fits(group, request, size_max):
+            group.add(request)
+            return group, False
+        if group is not None:
+            group.closed = True
+        group = RequestGroup(GroupId(self._next_id), key, request.arrival_s)
+        self._next_id += 1
+        self._open[key] = group
+        group.add(request)
+        return group, True
+
+    def _fits(self, group: RequestGroup, request: RequestMeta, size_max: int) -> bool:
+        span_s = request.arrival_s - group.opened_s
+        limit = max(1, min(size_max, self._requests_max))
+        return group.waiting < limit and span_s <= self._span_ratio * group.key.ttft_s
+
+    def forget(self, group: RequestGroup) -> None:
+        """The group is empty and nothing may join it any more."""
+        group.closed = True
+        if self._open.get(group.key) is group:
+            del self._open[group.key]

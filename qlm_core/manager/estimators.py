@@ -1,0 +1,204 @@
+"""Everything the Manager has learned about requests and engines, and the rates that follow from it.
+
+Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
+configured prior), prompts per model and class, speed per GPU and model, calibration per model. Rates are
+cached for a short while, because planning asks for the same ones thousands of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+from qlm_core.config import RwtConfig
+from qlm_core.grouping import GroupKey
+from qlm_core.model import InstanceState, ModelName, RequestMeta
+from qlm_core.profile import EngineProfile, profile_from_throughput
+from qlm_core.rwt import Calibration, LengthModel, SpeedFactor, exponential_prior
+
+_RATE_LIFE_S = 1.0
+_PROMPT_WEIGHT = 0.02
+_UNLIMITED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How one kind of request flows through one kind of instance while more wait than fit.
+
+    Attributes:
+        seconds_per_token: 1/Θ, output tokens of the whole batch.
+        seconds_per_request: mean output / Θ: the pace at which waiting requests start.
+        batch: mean number of requests running at once.
+        residence_s: how long one request stays in the batch.
+        variation: standard deviation of output lengths over their mean.
+        prefill_s: from start to first token.
+    """
+
+    seconds_per_token: float
+    seconds_per_request: float
+    batch: float
+    residence_s: float
+    variation: float
+    prefill_s: float
+
+
+class Estimators:
+    """The learned state, updated by observations and asked by planning and estimating."""
+
+    __slots__ = (
+        "_calibration",
+        "_config",
+        "_lengths",
+        "_model_lengths",
+        "_prompts",
+        "_rates",
+        "_rates_until_s",
+        "_speeds",
+    )
+
+    def __init__(self, config: RwtConfig):
+        self._config = config
+        self._model_lengths: dict[ModelName, LengthModel] = {}
+        self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
+        self._prompts: dict[tuple[ModelName, str], float] = {}
+        self._speeds: dict[tuple[str, str], SpeedFactor] = {}
+        self._calibration: dict[ModelName, Calibration] = {}
+        self._rates: dict[tuple[EngineProfile, GroupKey | None], Rate] = {}
+        self._rates_until_s = 0.0
+
+    # ------------------------------------------------------------------ learning
+
+    def arrived(self, request: RequestMeta) -> None:
+        """Learn the prompt length of a new request."""
+        kind = (request.model, request.slo_class)
+        mean = self._prompts.get(kind)
+        if mean is None:
+            self._prompts[kind] = float(request.prompt_tokens)
+        else:
+            self._prompts[kind] = mean + _PROMPT_WEIGHT * (request.prompt_tokens - mean)
+
+    def finished(self, request: RequestMeta, output_tokens: int) -> None:
+        """Learn the output length of a finished request."""
+        self.lengths(request.model, request.slo_class).observe(output_tokens)
+        self._model_length(request.model).observe(output_tokens)
+
+    def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
+        """Learn an engine's real speed from one interval in which most of a batch ran."""
+        if state.mean_batch < 1.0 or state.tokens_per_s <= 0.0:
+            return
+        prompt, output = self._means(ModelName(profile.model), None)
+        batch = min(state.mean_batch, float(profile.max_num_seqs))
+        predicted = batch / profile.steady_iteration_s(batch, prompt, output)
+        self._speed(gpu, profile.model).observe(
+            realised_per_s=state.tokens_per_s, predicted_per_s=predicted
+        )
+
+    def calibration(self, model: ModelName) -> Calibration:
+        """The calibration of waits of one model."""
+        found = self._calibration.get(model)
+        if found is None:
+            found = self._calibration[model] = Calibration()
+        return found
+
+    @property
+    def calibrations(self) -> dict[ModelName, Calibration]:
+        """All calibrations, for metrics."""
+        return self._calibration
+
+    # ------------------------------------------------------------------ asking
+
+    def lengths(self, model: ModelName, slo_class: str) -> LengthModel:
+        """Output lengths of one model and class."""
+        found = self._lengths.get((model, slo_class))
+        if found is None:
+            prior = self._model_length(model).quantiles()
+            found = LengthModel(prior=prior, history=self._config.history)
+            self._lengths[model, slo_class] = found
+        return found
+
+    def expected_output(self, request: RequestMeta) -> int:
+        """Output tokens still to expect of a waiting request, at least 1."""
+        lengths = self.lengths(request.model, request.slo_class)
+        if request.produced_tokens:
+            return max(
+                1, round(lengths.remaining(request.produced_tokens, request.max_output_tokens))
+            )
+        return lengths.expected(request.max_output_tokens)
+
+    def profile(self, profile: EngineProfile) -> EngineProfile:
+        """The profile to plan with: the agent's, unless the configuration gives a throughput."""
+        tokens_per_s = self._config.token_throughput.get(profile.model)
+        if tokens_per_s is None:
+            return profile
+        return profile_from_throughput(
+            profile.model,
+            tokens_per_s,
+            gpu=profile.gpu,
+            kv_cache_tokens=profile.kv_cache_tokens,
+            max_num_seqs=profile.max_num_seqs,
+        )
+
+    def rate(self, profile: EngineProfile, key: GroupKey | None, *, now_s: float) -> Rate:
+        """How requests of `key` (None: of the profile's model in general) flow through an instance."""
+        if now_s >= self._rates_until_s:
+            self._rates.clear()
+            self._rates_until_s = now_s + _RATE_LIFE_S
+        found = self._rates.get((profile, key))
+        if found is None:
+            found = self._rates[profile, key] = self._rate(profile, key)
+        return found
+
+    def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
+        prompt, output = self._means(ModelName(profile.model), key)
+        variation = self._variation(ModelName(profile.model), key)
+        speed = self._speed(profile.gpu, profile.model).value
+        batch = profile.batch_size(prompt, output, output_variation=variation)
+        iteration_s = profile.steady_iteration_s(batch, prompt, output, output_variation=variation)
+        seconds_per_token = iteration_s / batch / speed
+        return Rate(
+            seconds_per_token=seconds_per_token,
+            seconds_per_request=seconds_per_token * output,
+            batch=batch,
+            residence_s=output * iteration_s / speed,
+            variation=variation,
+            prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
+        )
+
+    def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:
+        if key is not None:
+            prompt = self._prompts.get((model, key.slo_class), 256.0)
+            low, high = (0, 1024) if key.prompt_scale == 0 else _scale_bounds(key.prompt_scale)
+            prompt = min(max(prompt, float(low)), float(high))
+            return prompt, self.lengths(model, key.slo_class).moments(_UNLIMITED)[0]
+        prompts = [mean for (name, _), mean in self._prompts.items() if name == model]
+        prompt = sum(prompts) / len(prompts) if prompts else 256.0
+        return prompt, self._model_length(model).moments(_UNLIMITED)[0]
+
+    def _variation(self, model: ModelName, key: GroupKey | None) -> float:
+        lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
+        mean, variance = lengths.moments(_UNLIMITED)
+        return sqrt(variance) / max(mean, 1.0)
+
+    def _model_length(self, model: ModelName) -> LengthModel:
+        found = self._model_lengths.get(model)
+        if found is None:
+            prior = exponential_prior(self._config.prior_output_tokens)
+            found = LengthModel(prior=prior, history=self._config.history)
+            self._model_lengths[model] = found
+        return found
+
+    def _speed(self, gpu: str, model: str) -> SpeedFactor:
+        found = self._speeds.get((gpu, model))
+        if found is None:
+            found = self._speeds[gpu, model] = SpeedFactor()
+        return found
+
+    @property
+    def speeds(self) -> dict[tuple[str, str], float]:
+        """Real speed over predicted speed per (GPU, model), for metrics."""
+        return {key: factor.value for key, factor in self._speeds.items()}
+
+
+def _scale_bounds(scale: int) -> tuple[int, int]:
+    """Prompt tokens of a `GroupKey.prompt_scale` above 0."""
+    return (1 << (scale - 1)) * 1024, (1 << scale) * 1024

@@ -1,0 +1,148 @@
+"""The Manager's view of one agent: its instance, its virtual queue and its window.
+
+The virtual queue is the plan's order of groups. The window is what has been sent of it: references that the agent may
+pull without asking. A request leaves the window when a gateway says that it was pulled or ended, or when the
+plan takes it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlm_core.messages import AgentHello
+from qlm_core.model import (
+    GroupId,
+    InstanceState,
+    ModelName,
+    ModelTier,
+    QueuedGroup,
+    RequestId,
+)
+from qlm_core.profile import EngineProfile
+
+
+class Window:
+    """References that an agent may pull: request → group, with a count per group."""
+
+    __slots__ = ("_counts", "_groups")
+
+    def __init__(self) -> None:
+        self._groups: dict[RequestId, GroupId] = {}
+        self._counts: dict[GroupId, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[RequestId]:
+        return iter(self._groups)
+
+    def group_of(self, id: RequestId) -> GroupId | None:
+        """The group under which a request was sent, None if it was not."""
+        return self._groups.get(id)
+
+    def sent_of(self, group: GroupId) -> int:
+        """How many references of a group the agent has."""
+        return self._counts.get(group, 0)
+
+    def add(self, id: RequestId, group: GroupId) -> None:
+        """A reference was sent."""
+        self.discard(id)
+        self._groups[id] = group
+        self._counts[group] = self._counts.get(group, 0) + 1
+
+    def discard(self, id: RequestId) -> None:
+        """A reference is gone: pulled, ended or taken back."""
+        group = self._groups.pop(id, None)
+        if group is None:
+            return
+        left = self._counts[group] - 1
+        if left:
+            self._counts[group] = left
+        else:
+            del self._counts[group]
+
+    def clear(self) -> None:
+        """The agent has no window any more."""
+        self._groups.clear()
+        self._counts.clear()
+
+
+class Agent:
+    """One serving instance as the Manager knows it.
+
+    Attributes:
+        profiles: what it can serve.
+        state: its last report.
+        connected: whether its session is open.
+        lease_until_s: when it counts as gone unless it is heard of.
+        queue: its virtual queue, group ids in order.
+        window: references sent and not yet pulled or taken back, with their group.
+        held: requests that it has pulled.
+        sent_order: the order of groups it was last sent.
+        swap_started_s: when the swap under way was first reported.
+    """
+
+    __slots__ = (
+        "connected",
+        "gpu",
+        "held",
+        "id",
+        "lease_until_s",
+        "profiles",
+        "queue",
+        "sent_order",
+        "state",
+        "swap_started_s",
+        "window",
+    )
+
+    def __init__(self, hello: AgentHello, *, lease_until_s: float, now_s: float):
+        self.id = hello.agent
+        self.queue: list[GroupId] = []
+        self.window = Window()
+        self.held: dict[RequestId, None] = {}
+        self.sent_order: tuple[QueuedGroup, ...] = ()
+        self.swap_started_s = now_s
+        self.rejoin(hello, lease_until_s=lease_until_s, now_s=now_s)
+
+    def rejoin(self, hello: AgentHello, *, lease_until_s: float, now_s: float) -> None:
+        """The agent opened a new session; it has no window until it is sent one."""
+        self.gpu = hello.gpu
+        self.profiles: dict[ModelName, EngineProfile] = {
+            ModelName(profile.model): profile for profile in hello.profiles
+        }
+        self.connected = True
+        self.lease_until_s = lease_until_s
+        self.window.clear()
+        self.sent_order = ()
+        self.state = InstanceState(ready=False, awake_model=None)
+        self.report(hello.state, now_s=now_s)
+
+    def report(self, state: InstanceState, *, now_s: float) -> bool:
+        """Take a report; say whether it changes what can be planned."""
+        before = self.state
+        if state.swapping_to is not None and state.swapping_to != before.swapping_to:
+            self.swap_started_s = now_s
+        self.state = state
+        return (
+            before.ready != state.ready
+            or before.awake_model != state.awake_model
+            or before.draining != state.draining
+        )
+
+    @property
+    def usable(self) -> bool:
+        """Whether groups may be placed here."""
+        return not self.state.draining
+
+    @property
+    def model(self) -> ModelName | None:
+        """The model that is awake or becoming so."""
+        return self.state.swapping_to or self.state.awake_model
+
+    def tier(self, model: ModelName) -> ModelTier:
+        """How far `model` is from serving here."""
+        for name, tier in self.state.tiers:
+            if name == model:
+                return tier
+        return ModelTier.COLD

@@ -1,0 +1,510 @@
+"""The Manager: one pure machine that decides for the whole fleet.
+
+Theory of operation. Gateways tell it which requests wait, are held, came back and ended; agents tell it what their
+instances can do and are doing. It keeps waiting requests in groups, places every group in one agent's virtual queue, and
+sends each agent its order and a window of references. Three rules:
+
+1. A plan is always in force. Whatever changes, the plan is repaired by insertion before `handle` returns; a planner
+   then improves it elsewhere (`StartSolve`) and its answer is adopted only if it is better *now*, by our own evaluator, the
+   cost of moving groups included.
+2. Arrivals do not plan. A request that joins an open group costs a dictionary entry and a reference in the window.
+3. Nothing here is precious. A new Manager is rebuilt from what gateways and agents announce; it publishes nothing until
+   one gateway has announced all it holds or a settling time is over, so that windows are not wiped by ignorance.
+
+Who may run a request is not decided here but by the gateway's ledger: two agents that hold the same reference for a
+moment are harmless, since only the first pull is granted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qlm_core.config import SolverConfig
+from qlm_core.grouping import Grouper, RequestGroup
+from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.events import (
+    AgentJoined,
+    AgentLeft,
+    AgentReported,
+    Effect,
+    Event,
+    GatewayJoined,
+    GatewayLeft,
+    GatewaySaid,
+    PlanFinished,
+    PlanImproved,
+    TellAgent,
+    TellGateway,
+    Wakeup,
+)
+from qlm_core.manager.fleet import Agent
+from qlm_core.manager.planner import Planner
+from qlm_core.manager.requests import Book, Held
+from qlm_core.manager.timeline import Timeline
+from qlm_core.manager.windows import append_to_window, match_window
+from qlm_core.messages import (
+    AgentHello,
+    AnnounceDone,
+    Arrived,
+    Ended,
+    EstimateGiven,
+    FirstToken,
+    Fleet,
+    GatewayFact,
+    GatewayHello,
+    Gateways,
+    Pulled,
+    QueueUpdate,
+    Returned,
+    ShedOrder,
+)
+from qlm_core.model import (
+    AgentId,
+    Estimate,
+    GatewayId,
+    GroupId,
+    InstanceState,
+    ModelName,
+    Phase,
+    RequestId,
+    RequestMeta,
+    SloClass,
+)
+from qlm_core.outcome import ShedReason
+
+_SETTLE_S = 1.0
+_BROKEN_LINK_S = 1.0
+"""How long a peer whose connection broke may stay away before its lease is taken."""
+
+
+class Manager:
+    """The solver's state machine.
+
+    Args:
+        config: the solver's section.
+        classes: the SLO classes by name; a request of an unknown class weighs 1.
+    """
+
+    def __init__(self, config: SolverConfig, classes: tuple[SloClass, ...], *, now_s: float):
+        self.config = config
+        self.estimators = Estimators(config.rwt)
+        self.book = Book()
+        self.groups: dict[GroupId, RequestGroup] = {}
+        self.agents: dict[AgentId, Agent] = {}
+        self.gateways: dict[GatewayId, str] = {}
+        self.epoch = 1
+        self.timeline = Timeline(self.estimators)
+        self.planner = Planner(config, {name.name: name.weight for name in classes})
+        self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
+        self._absent: dict[GatewayId, float] = {}
+        self._fleet: tuple[ModelName, ...] = ()
+        self._grouper = Grouper(
+            span_ratio=config.grouping.span_ratio, requests_max=config.grouping.requests_max
+        )
+        self._unplaced: dict[GroupId, None] = {}
+        self._settled_at_s: float | None = now_s + _SETTLE_S
+        self._publish: dict[AgentId, None] = {}
+        self._expiry_s = float("inf")
+        self._group_sizes: dict[ModelName, int] = {}
+        self._group_sizes_until_s = now_s
+        self._now_s = now_s
+
+    # ------------------------------------------------------------------ the contract
+
+    def handle(self, event: Event, *, now_s: float) -> list[Effect]:
+        """Take one event and say what to do. The only way in which state changes.
+
+        Raises:
+            AssertionError: time went backwards.
+        """
+        assert now_s >= self._now_s, f"time went backwards: {self._now_s} → {now_s}"
+        self._now_s = now_s
+        effects: list[Effect] = []
+        match event:
+            case GatewaySaid(_, fact):
+                self._fact(fact, effects)
+            case AgentReported(agent, state):
+                self._agent_reported(agent, state)
+            case Wakeup():
+                pass
+            case PlanImproved(solve, plan):
+                self._touch(self.planner.consider(solve, plan, self._view(), now_s=now_s))
+            case PlanFinished(solve, result):
+                self._touch(self.planner.finish(solve, result, self._view(), now_s=now_s))
+            case AgentJoined(hello):
+                self._agent_joined(hello, effects)
+            case AgentLeft(agent):
+                self._shorten_lease(agent)
+            case GatewayJoined(hello):
+                self._gateway_joined(hello, effects)
+            case GatewayLeft(gateway):
+                if gateway in self.gateways:
+                    self._absent[gateway] = now_s + self.config.gateway_lease_s
+                    self._expiry_s = min(self._expiry_s, self._absent[gateway])
+        if now_s >= self._expiry_s:
+            self._expire(effects)
+        self._settle()
+        self._place(effects)
+        if self._publish:
+            self._flush(effects)
+        return effects
+
+    @property
+    def wakeup_s(self) -> float | None:
+        """When `handle(Wakeup())` is due; None while nothing is awaited."""
+        times = [self._expiry_s] if self._expiry_s != float("inf") else []
+        if self._settled_at_s is not None:
+            times.append(self._settled_at_s)
+        planning_s = self.planner.wakeup_s
+        if planning_s is not None and self.groups and self.agents:
+            times.append(planning_s)
+        return min(times, default=None)
+
+    # ------------------------------------------------------------------ gateways
+
+    def _gateway_joined(self, hello: GatewayHello, effects: list[Effect]) -> None:
+        gateway = hello.gateway
+        self._absent.pop(gateway, None)
+        # What it held before is unknown until it announces it again.
+        for id in self.book.of_gateway(gateway):
+            self._forget(id)
+        self.gateways[gateway] = hello.work_address
+        effects.append(TellGateway(gateway, Fleet(self._fleet)))
+        self._announce_gateways(effects)
+
+    def _announce_gateways(self, effects: list[Effect]) -> None:
+        addresses = Gateways(tuple(self.gateways.items()))
+        effects.extend(TellAgent(agent, addresses) for agent in self.agents)
+
+    def _fact(self, fact: GatewayFact, effects: list[Effect]) -> None:
+        match fact:
+            case Arrived(request):
+                self._arrived(request, effects)
+            case Pulled(id, agent):
+                self._pulled(id, agent)
+            case FirstToken(id, ttft_s):
+                self._first_token(id, ttft_s)
+            case Ended(id, phase, _, output_tokens):
+                self._ended(id, phase, output_tokens)
+            case Returned(id, produced_tokens):
+                self._returned(id, produced_tokens)
+            case AnnounceDone():
+                self._settled_at_s = self._now_s if self._settled_at_s is not None else None
+            case GatewayHello():
+                pass
+
+    def _arrived(self, request: RequestMeta, effects: list[Effect]) -> None:
+        if request.id in self.book:
+            return
+        if len(self.book) >= self.config.limits.waiting_requests_max:
+            self.counts["shed"] += 1
+            order = ShedOrder(request.id, ShedReason.SATURATED)
+            effects.append(TellGateway(request.gateway, order))
+            return
+        self.counts["arrived"] += 1
+        self.estimators.arrived(request)
+        group, new = self._grouper.place(request, size_max=self._group_size(request.model))
+        held = self.book.add(request, group)
+        if new:
+            self.groups[group.id] = group
+        if group.home is None:
+            self._unplaced[group.id] = None
+            self._place(effects)
+        else:
+            self._reach(group, request, effects)
+        self._estimate(held, effects)
+
+    def _reach(self, group: RequestGroup, request: RequestMeta, effects: list[Effect]) -> None:
+        """Let the agent of a placed group know of a new member, if its window has room."""
+        agent = self.agents.get(group.home) if group.home is not None else None
+        if agent is None or group.id not in agent.queue:
+            self._unplaced[group.id] = None
+            self._place(effects)
+            return
+        if self._settled_at_s is not None or not agent.connected or agent.id in self._publish:
+            return
+        update = append_to_window(
+            agent,
+            group,
+            request,
+            size=self.config.window_requests,
+            epoch=self.epoch,
+            expected=self.estimators.expected_output,
+        )
+        if update is not None:
+            effects.append(TellAgent(agent.id, update))
+
+    def _estimate(self, held: Held, effects: list[Effect]) -> None:
+        wait = self.timeline.wait(held.request, held.group, self.agents, self.groups, self._now_s)
+        if wait is None:
+            return
+        held.wait = wait
+        held.estimated_s = self._now_s
+        estimate = self.estimators.calibration(held.request.model).estimate(wait)
+        self.planner.predicted(held.request, estimate, now_s=self._now_s)
+        effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
+
+    def _pulled(self, id: RequestId, agent: AgentId) -> None:
+        held = self.book.get(id)
+        if held is None:
+            return
+        held.group.pull(id, agent)
+        self._leave_window(held, id)
+        holder = self.agents.get(agent)
+        if holder is not None:
+            holder.held[id] = None
+        held.agent = agent
+
+    def _leave_window(self, held: Held, id: RequestId) -> None:
+        """Take a request out of its home's window and top the window up when it runs low."""
+        home = self.agents.get(held.group.home) if held.group.home is not None else None
+        if home is None:
+            return
+        home.window.discard(id)
+        if held.group.waiting == 0 and held.group.id in home.queue:
+            home.queue.remove(held.group.id)
+            self.timeline.stale(home.id)
+            self.planner.changed()
+        if len(home.window) < self.config.window_requests // 2 and len(home.window) < sum(
+            self.groups[group].waiting for group in home.queue[:8]
+        ):
+            self._publish[home.id] = None
+
+    def _first_token(self, id: RequestId, ttft_s: float) -> None:
+        held = self.book.get(id)
+        if held is None or held.wait is None:
+            return
+        realised_s = held.request.arrival_s + ttft_s - held.estimated_s
+        self.estimators.calibration(held.request.model).observe(held.wait, max(0.0, realised_s))
+        held.wait = None
+
+    def _returned(self, id: RequestId, produced_tokens: int) -> None:
+        held = self.book.get(id)
+        if held is None:
+            return
+        self.counts["returned"] += 1
+        self._release(held)
+        held.request = replace(held.request, produced_tokens=produced_tokens)
+        group = held.group
+        group.give_back(held.request)
+        self.groups[group.id] = group
+        home = self.agents.get(group.home) if group.home is not None else None
+        if home is not None and group.id in home.queue:
+            self._publish[home.id] = None
+        else:
+            self._unplaced[group.id] = None
+
+    def _ended(self, id: RequestId, phase: Phase, output_tokens: int) -> None:
+        held = self.book.get(id)
+        if held is None:
+            return
+        self.counts["ended"] += 1
+        if phase is Phase.FINISHED:
+            self.estimators.finished(held.request, output_tokens)
+        self._forget(id)
+
+    def _forget(self, id: RequestId) -> None:
+        """A request is over; its group too, if it was the last."""
+        held = self.book.remove(id)
+        if held is None:
+            return
+        self._release(held)
+        group = held.group
+        waited = group.waiting
+        group.drop(id)
+        if waited != group.waiting:
+            self._leave_window(held, id)
+        if group.empty:
+            self._grouper.forget(group)
+            self.groups.pop(group.id, None)
+            self._unplaced.pop(group.id, None)
+
+    def _release(self, held: Held) -> None:
+        if held.agent is not None:
+            holder = self.agents.get(held.agent)
+            if holder is not None:
+                holder.held.pop(held.request.id, None)
+            held.agent = None
+
+    # ------------------------------------------------------------------ agents
+
+    def _agent_joined(self, hello: AgentHello, effects: list[Effect]) -> None:
+        lease_until_s = self._now_s + self.config.agent_lease_s
+        self.epoch = max(self.epoch, hello.epoch + 1)
+        known = self.agents.get(hello.agent)
+        if known is None:
+            agent = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)
+            self.agents[hello.agent] = agent
+            for id in self.book.held_by(hello.agent):
+                agent.held[id] = None
+        else:
+            known.rejoin(hello, lease_until_s=lease_until_s, now_s=self._now_s)
+        self._expiry_s = min(self._expiry_s, lease_until_s)
+        self.timeline.stale(hello.agent)
+        self._publish[hello.agent] = None
+        self._unplaced.update(dict.fromkeys(self._homeless()))
+        self.planner.changed()
+        effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
+        self._announce_fleet(effects)
+
+    def _homeless(self) -> list[GroupId]:
+        return [
+            id
+            for id, group in self.groups.items()
+            if group.waiting and (group.home is None or group.home not in self.agents)
+        ]
+
+    def _agent_reported(self, id: AgentId, state: InstanceState) -> None:
+        agent = self.agents.get(id)
+        if agent is None:
+            return
+        agent.lease_until_s = self._now_s + self.config.agent_lease_s
+        if agent.report(state, now_s=self._now_s):
+            self.planner.changed()
+            if state.draining:
+                self._empty_queue(agent)
+        self.timeline.stale(id)
+        if state.awake_model is not None and state.awake_model in agent.profiles:
+            self.estimators.reported(agent.gpu, agent.profiles[state.awake_model], state)
+
+    def _shorten_lease(self, id: AgentId) -> None:
+        agent = self.agents.get(id)
+        if agent is not None:
+            agent.connected = False
+            agent.lease_until_s = min(agent.lease_until_s, self._now_s + _BROKEN_LINK_S)
+            self._expiry_s = min(self._expiry_s, agent.lease_until_s)
+
+    def _empty_queue(self, agent: Agent) -> None:
+        """Take every group from an agent; they are placed elsewhere at once."""
+        for id in agent.queue:
+            group = self.groups.get(id)
+            if group is not None:
+                group.home = None
+                self._unplaced[id] = None
+        agent.queue = []
+        self._publish[agent.id] = None
+
+    def _expire(self, effects: list[Effect]) -> None:
+        gone = [agent for agent in self.agents.values() if agent.lease_until_s <= self._now_s]
+        for agent in gone:
+            self.counts["lost_agents"] += 1
+            self._empty_queue(agent)
+            del self.agents[agent.id]
+            self._publish.pop(agent.id, None)
+            self.timeline.stale(agent.id)
+            self.planner.changed()
+        if gone:
+            self._announce_fleet(effects)
+        for gateway, until_s in list(self._absent.items()):
+            if until_s <= self._now_s:
+                del self._absent[gateway]
+                self.gateways.pop(gateway, None)
+                for id in self.book.of_gateway(gateway):
+                    self._forget(id)
+                self._announce_gateways(effects)
+        leases = [agent.lease_until_s for agent in self.agents.values()]
+        self._expiry_s = min([*leases, *self._absent.values()], default=float("inf"))
+
+    # ------------------------------------------------------------------ planning
+
+    def _settle(self) -> None:
+        if self._settled_at_s is not None and self._now_s >= self._settled_at_s:
+            self._settled_at_s = None
+            self._publish.update(dict.fromkeys(self.agents))
+
+    def _view(self) -> tuple[list[RequestGroup], list[Agent]]:
+        """Groups that can be planned and agents that can take them, in stable order."""
+        agents = [agent for agent in self.agents.values() if agent.usable]
+        served = {model: None for agent in agents for model in agent.profiles}
+        groups = [
+            group for group in self.groups.values() if group.waiting and group.key.model in served
+        ]
+        return groups, agents
+
+    def _place(self, effects: list[Effect]) -> None:
+        """Repair the plan if a group has no queue, and have it improved if that is due."""
+        view = None
+        if self._unplaced and any(agent.usable for agent in self.agents.values()):
+            view = self._view()
+            placeable = {group.id: None for group in view[0]}
+            if any(id in placeable for id in self._unplaced):
+                self._touch(self.planner.repair(view, self.estimators, now_s=self._now_s))
+            self._unplaced = {
+                id: None for id in self._unplaced if id in self.groups and id not in placeable
+            }
+        if self.planner.due(now_s=self._now_s) and self.groups and self.agents:
+            order = self.planner.start(view or self._view(), self.estimators, now_s=self._now_s)
+            if order is not None:
+                effects.append(order)
+
+    def _touch(self, queues: dict[AgentId, list[GroupId]] | None) -> None:
+        """Put new queues in force."""
+        if queues is None:
+            return
+        self.epoch += 1
+        for id, queue in queues.items():
+            agent = self.agents.get(id)
+            if agent is None or agent.queue == queue:
+                continue
+            agent.queue = queue
+            for group in queue:
+                self.groups[group].home = id
+            self._publish[id] = None
+            self.timeline.stale(id)
+
+    def _flush(self, effects: list[Effect]) -> None:
+        """Send each agent whose queue or window changed what it lacks."""
+        if self._settled_at_s is not None:
+            return
+        for id in self._publish:
+            agent = self.agents.get(id)
+            if agent is None or not agent.connected:
+                continue
+            update: QueueUpdate | None = match_window(
+                agent,
+                self.groups,
+                size=self.config.window_requests,
+                epoch=self.epoch,
+                expected=self.estimators.expected_output,
+            )
+            if update is not None:
+                effects.append(TellAgent(id, update))
+        self._publish.clear()
+
+    def _announce_fleet(self, effects: list[Effect]) -> None:
+        models = tuple(
+            sorted({model: None for agent in self.agents.values() for model in agent.profiles})
+        )
+        if models != self._fleet:
+            self._fleet = models
+            effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
+
+    def _group_size(self, model: ModelName) -> int:
+        """δ times the average batch of a model over the instances that serve it (Algorithm 1)."""
+        if self._now_s >= self._group_sizes_until_s:
+            self._group_sizes.clear()
+            self._group_sizes_until_s = self._now_s + _SETTLE_S
+        size = self._group_sizes.get(model)
+        if size is None:
+            size = self._group_sizes[model] = self._measure_group_size(model)
+        return size
+
+    def _measure_group_size(self, model: ModelName) -> int:
+        batches = [
+            self.estimators.rate(
+                self.estimators.profile(agent.profiles[model]), None, now_s=self._now_s
+            ).batch
+            for agent in self.agents.values()
+            if model in agent.profiles
+        ]
+        average = sum(batches) / len(batches) if batches else 64.0
+        return max(1, round(self.config.grouping.delta * average))
+
+    # ------------------------------------------------------------------ questions
+
+    def estimate(self, request: RequestMeta, *, now_s: float) -> Estimate | None:
+        """The wait of a request that is not submitted; None if nobody serves its model."""
+        wait = self.timeline.hypothetical(request, self.agents, self.groups, now_s)
+        if wait is None:
+            return None
+        return self.estimators.calibration(request.model).estimate(wait)

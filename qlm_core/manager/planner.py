@@ -1,0 +1,234 @@
+"""When to plan, and whether to adopt a plan.
+
+The plan in force is the agents' queues. `repair` changes it at once, by insertion alone. `start` asks for a better one:
+at most one solve runs at a time, not more often than `min_interval_s`, and only when something has changed or lateness is
+predicted. An answer speaks of a state that is past when it comes, so `consider` translates it into the
+present state, repairs it there, and adopts it only if our own evaluator finds it better than what is in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qlm_core.config import SolverConfig
+from qlm_core.grouping import RequestGroup
+from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.events import StartSolve
+from qlm_core.manager.fleet import Agent
+from qlm_core.manager.snapshot import Snapshot, take_snapshot
+from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
+from qlm_core.planning import Plan, PlanResult, evaluate, repair
+
+View = tuple[Sequence[RequestGroup], Sequence[Agent]]
+Queues = dict[AgentId, list[GroupId]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInForce:
+    """What is known of the plan in force, as of `at_s`.
+
+    Attributes:
+        lower_bound: proven for the problem that was solved last; None without one.
+        moved: groups that changed queue when it was adopted.
+    """
+
+    at_s: float
+    objective: float
+    late_weight: float
+    groups: int
+    queues: int
+    backend: str
+    termination: str
+    lower_bound: float | None = None
+    gap: float | None = None
+    bound_at_s: float | None = None
+    moved: int = 0
+    wall_s: float = 0.0
+    queue_values: tuple[tuple[str, float], ...] = ()
+
+
+class Planner:
+    """The Manager's planning logic; it holds no groups and no queues of its own."""
+
+    __slots__ = (
+        "_config",
+        "_estimators",
+        "_pending",
+        "_solving",
+        "_started_s",
+        "_weights",
+        "adopted",
+        "in_force",
+        "moved",
+        "repairs",
+        "solves",
+    )
+
+    def __init__(self, config: SolverConfig, weights: dict[str, float]):
+        self._config = config
+        self._weights = weights
+        self._estimators: Estimators | None = None
+        self._pending = False
+        self._solving: Snapshot | None = None
+        self._started_s = float("-inf")
+        self.in_force: PlanInForce | None = None
+        self.solves = 0
+        self.adopted = 0
+        self.repairs = 0
+        self.moved = 0
+
+    # ------------------------------------------------------------------ when
+
+    def changed(self) -> None:
+        """Groups or agents came or went: a better plan may exist."""
+        self._pending = True
+
+    def predicted(self, request: RequestMeta, estimate: Estimate, *, now_s: float) -> None:
+        """Take note of a new request's estimate; a predicted miss is a reason to plan (paper §4)."""
+        if now_s + estimate.p90_s > request.due_s:
+            self._pending = True
+
+    def due(self, *, now_s: float) -> bool:
+        """Whether a solve should start now."""
+        if self._solving is not None:
+            return False
+        since_s = now_s - self._started_s
+        if self._pending:
+            return since_s >= self._config.replan.min_interval_s
+        return since_s >= self._config.replan.period_s
+
+    @property
+    def wakeup_s(self) -> float | None:
+        """When `due` may turn true by the passage of time alone."""
+        if self._solving is not None:
+            return None
+        replan = self._config.replan
+        wait_s = replan.min_interval_s if self._pending else replan.period_s
+        return max(0.0, self._started_s + wait_s)
+
+    # ------------------------------------------------------------------ what
+
+    def snapshot(self, view: View, estimators: Estimators, *, now_s: float) -> Snapshot:
+        """The present state as a planning problem."""
+        groups, agents = view
+        return take_snapshot(
+            groups,
+            agents,
+            weights=self._weights,
+            estimators=estimators,
+            objective=self._config.objective,
+            now_s=now_s,
+        )
+
+    def repair(self, view: View, estimators: Estimators, *, now_s: float) -> Queues | None:
+        """Queues with every placeable group in one, changed as little as insertion can."""
+        if not view[0]:
+            return None
+        self._estimators = estimators
+        snapshot = self.snapshot(view, estimators, now_s=now_s)
+        plan = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
+        self.repairs += 1
+        self._pending = True
+        self._note(snapshot, plan, now_s=now_s, backend="repair", termination="limit")
+        return snapshot.to_queues(plan)
+
+    def start(self, view: View, estimators: Estimators, *, now_s: float) -> StartSolve | None:
+        """Ask for a better plan than the one in force, unless there is nothing to decide."""
+        self._pending = False
+        self._started_s = now_s
+        self._estimators = estimators
+        groups, agents = view
+        if not groups or not agents or (len(groups) < 2 and len(agents) < 2):
+            return None
+        snapshot = self.snapshot(view, estimators, now_s=now_s)
+        warm = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
+        self.solves += 1
+        self._solving = snapshot
+        return StartSolve(self.solves, snapshot.problem, warm)
+
+    def consider(self, solve: int, plan: Plan, view: View, *, now_s: float) -> Queues | None:
+        """Adopt `plan` if it is still better; return the queues to put in force, or None."""
+        return self._consider(solve, plan, view, now_s=now_s, backend="search", termination="limit")
+
+    def finish(self, solve: int, result: PlanResult, view: View, *, now_s: float) -> Queues | None:
+        """A solve has ended: adopt its last plan if it is better, note its bound."""
+        if self._solving is None or solve != self.solves:
+            return None
+        queues = None
+        if result.plan is not None:
+            queues = self._consider(
+                solve,
+                result.plan,
+                view,
+                now_s=now_s,
+                backend=result.backend,
+                termination=result.termination.value,
+            )
+        self._note_bound(result, now_s=now_s)
+        self._solving = None
+        return queues
+
+    def _consider(
+        self, solve: int, plan: Plan, view: View, *, now_s: float, backend: str, termination: str
+    ) -> Queues | None:
+        if self._solving is None or solve != self.solves or self._estimators is None:
+            return None
+        if not view[0]:
+            return None
+        before = self._solving.to_queues(plan)
+        snapshot = self.snapshot(view, self._estimators, now_s=now_s)
+        candidate = repair(snapshot.problem, snapshot.to_plan(before))
+        present = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
+        better_than = evaluate(snapshot.problem, present).objective
+        objective = evaluate(snapshot.problem, candidate).objective
+        if objective >= better_than - 1e-6 * max(1.0, abs(better_than)):
+            self._note(snapshot, present, now_s=now_s, backend=backend, termination=termination)
+            return None
+        self.adopted += 1
+        self._note(snapshot, candidate, now_s=now_s, backend=backend, termination=termination)
+        return snapshot.to_queues(candidate)
+
+    # ------------------------------------------------------------------ what is known
+
+    def _note(
+        self, snapshot: Snapshot, plan: Plan, *, now_s: float, backend: str, termination: str
+    ) -> None:
+        score = evaluate(snapshot.problem, plan)
+        previous = self.in_force
+        self.moved += score.moves
+        self.in_force = PlanInForce(
+            at_s=now_s,
+            objective=score.objective,
+            late_weight=score.late_weight,
+            groups=snapshot.problem.groups,
+            queues=snapshot.problem.queues,
+            backend=backend,
+            termination=termination,
+            lower_bound=previous.lower_bound if previous else None,
+            gap=previous.gap if previous else None,
+            bound_at_s=previous.bound_at_s if previous else None,
+            moved=score.moves,
+            wall_s=previous.wall_s if previous else 0.0,
+            queue_values=previous.queue_values if previous else (),
+        )
+
+    def _note_bound(self, result: PlanResult, *, now_s: float) -> None:
+        if self.in_force is None:
+            return
+        values = self.in_force.queue_values
+        if self._solving is not None and len(result.queue_values) == len(self._solving.agents):
+            values = tuple(zip(self._solving.agents, result.queue_values, strict=True))
+        bounded = result.lower_bound is not None
+        self.in_force = replace(
+            self.in_force,
+            lower_bound=result.lower_bound if bounded else self.in_force.lower_bound,
+            gap=result.gap if bounded else self.in_force.gap,
+            bound_at_s=now_s if bounded else self.in_force.bound_at_s,
+            wall_s=result.wall_s,
+            queue_values=values,
+        )
+
+
+def _queues(view: View) -> dict[AgentId, Sequence[GroupId]]:
+    return {agent.id: agent.queue for agent in view[1]}

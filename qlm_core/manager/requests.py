@@ -1,0 +1,66 @@
+"""The Manager's book of requests: one small record for each that has not ended.
+
+Records are kept small on purpose: a solver holds hundreds of thousands of them.
+"""
+
+from __future__ import annotations
+
+from qlm_core.grouping import RequestGroup
+from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta
+from qlm_core.rwt import Wait
+
+
+class Held:
+    """A request that has not ended.
+
+    Attributes:
+        agent: who holds it now.
+        wait: its estimated wait, until the first token tells how long it was.
+        estimated_s: when that estimate was made.
+    """
+
+    __slots__ = ("agent", "estimated_s", "group", "request", "wait")
+
+    def __init__(self, request: RequestMeta, group: RequestGroup):
+        self.request = request
+        self.group = group
+        self.agent: AgentId | None = None
+        self.wait: Wait | None = None
+        self.estimated_s = 0.0
+
+
+class Book:
+    """All requests that have not ended, by id."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[RequestId, Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, id: RequestId) -> bool:
+        return id in self._held
+
+    def add(self, request: RequestMeta, group: RequestGroup) -> Held:
+        """Enter a request that has joined `group`."""
+        held = Held(request, group)
+        self._held[request.id] = held
+        return held
+
+    def get(self, id: RequestId) -> Held | None:
+        """The record of a request, if it has not ended."""
+        return self._held.get(id)
+
+    def remove(self, id: RequestId) -> Held | None:
+        """Strike a request out."""
+        return self._held.pop(id, None)
+
+    def of_gateway(self, gateway: GatewayId) -> list[RequestId]:
+        """Requests that a gateway announced."""
+        return [id for id, held in self._held.items() if held.request.gateway == gateway]
+
+    def held_by(self, agent: AgentId) -> list[RequestId]:
+        """Requests that an agent holds."""
+        return [id for id, held in self._held.items() if held.agent == agent]

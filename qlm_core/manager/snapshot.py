@@ -1,0 +1,251 @@
+"""From the Manager's state to a planning problem, and back from a plan to queues of group ids.
+
+What the arrays mean is said in `qlm_core.planning.problem`; this module says how groups and instances become numbers:
+
+* A group occupies a queue for its expected tokens over Θ. Its first member starts when the group before it has been
+  pulled, its last one a group's duration later, so the share of late members rises linearly between the two
+  instants at which the first and the last of them turn late. That is exactly a tail and a ramp.
+* An instance with free room absorbs requests at once: its `busy_s` is negative by that many requests. Since planners
+  want non-negative times, all times are shifted by the largest such credit.
+* Instances with the same profiles, tiers and speed share a queue class, so bounds are priced once per class.
+* A change of model costs the swap itself and half a residence time of the leaving batch, which drains meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+
+from qlm_core.config import ObjectiveConfig
+from qlm_core.grouping import GroupKey, RequestGroup
+from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.fleet import Agent
+from qlm_core.model import AgentId, GroupId, ModelName, ModelTier
+from qlm_core.planning import NOTHING_LOADED, Plan, Problem
+from qlm_core.profile import EngineProfile
+
+_DOWN_S = 15.0
+"""How long an instance that is down without a swap is taken to stay so."""
+
+_SPREAD = 1.28
+"""Half the ramp of a group's lateness in standard deviations of its wait: from p10 to p90."""
+
+ClassKey = tuple[tuple[EngineProfile, ModelTier], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A problem and what its numbers stand for.
+
+    Attributes:
+        shift_s: what was added to every time so that none is negative.
+    """
+
+    problem: Problem
+    groups: tuple[GroupId, ...]
+    agents: tuple[AgentId, ...]
+    shift_s: float
+
+    def to_plan(self, queues: Mapping[AgentId, Sequence[GroupId]]) -> Plan:
+        """The queues in numbers; groups that the snapshot does not hold are left out."""
+        number = {group: index for index, group in enumerate(self.groups)}
+        return tuple(
+            tuple(number[group] for group in queues.get(agent, ()) if group in number)
+            for agent in self.agents
+        )
+
+    def to_queues(self, plan: Plan) -> dict[AgentId, list[GroupId]]:
+        """A plan in ids."""
+        return {
+            agent: [self.groups[number] for number in queue]
+            for agent, queue in zip(self.agents, plan, strict=True)
+        }
+
+
+def take_snapshot(
+    groups: Sequence[RequestGroup],
+    agents: Sequence[Agent],
+    *,
+    weights: dict[str, float],
+    estimators: Estimators,
+    objective: ObjectiveConfig,
+    now_s: float,
+) -> Snapshot:
+    """Describe `groups` and `agents` as a planning problem.
+
+    Args:
+        groups: those with waiting members that at least one of `agents` can serve.
+        agents: usable ones, in a stable order.
+        weights: weight of one request of each SLO class.
+    """
+    models = sorted({group.key.model: None for group in groups} | _all_models(agents))
+    model_number = {model: number for number, model in enumerate(models)}
+    classes = _classes(agents)
+    sheet = _GroupSheet(groups, classes, estimators, now_s=now_s)
+    busy = [ready_in_s(agent, estimators, now_s=now_s) for agent in agents]
+    shift_s = max(0.0, -min(busy, default=0.0))
+    place = {agent.id: index for index, agent in enumerate(agents)}
+    homes = [place.get(group.home, -1) if group.home is not None else -1 for group in groups]
+    numbers = {key: number for number, key in enumerate(classes)}
+    problem = Problem(
+        group_model=np.array([model_number[group.key.model] for group in groups], np.int64),
+        group_requests=np.array([group.waiting for group in groups], np.int64),
+        group_weight=np.array([weights.get(group.key.slo_class, 1.0) for group in groups]),
+        due_s=sheet.due_s + shift_s,
+        duration_s=sheet.duration_s,
+        tail_s=sheet.tail_s,
+        ramp_s=sheet.ramp_s,
+        queue_class=np.array([numbers[_class_key(agent)] for agent in agents], np.int64),
+        loaded_model=np.array(
+            [
+                model_number.get(agent.model, NOTHING_LOADED) if agent.model else NOTHING_LOADED
+                for agent in agents
+            ],
+            np.int64,
+        ),
+        busy_s=np.array(busy) + shift_s,
+        swap_s=_swap_matrix(models, classes, estimators, now_s=now_s),
+        alpha=objective.late,
+        beta=objective.tardiness,
+        kappa=objective.swap,
+        eps=objective.completion,
+        home=np.array(homes, np.int64),
+        move_cost=np.array([_move_cost(group, objective) for group in groups]),
+    )
+    return Snapshot(
+        problem, tuple(group.id for group in groups), tuple(agent.id for agent in agents), shift_s
+    )
+
+
+def _move_cost(group: RequestGroup, objective: ObjectiveConfig) -> float:
+    # A started group has prefixes cached where it ran; moving the rest of it should need a reason.
+    return objective.move * group.waiting * (4.0 if group.started else 1.0)
+
+
+def _all_models(agents: Iterable[Agent]) -> dict[ModelName, None]:
+    return {model: None for agent in agents for model in agent.profiles}
+
+
+def _class_key(agent: Agent) -> ClassKey:
+    return tuple(
+        (profile, ModelTier.COLD if agent.tier(model) is ModelTier.COLD else ModelTier.ASLEEP)
+        for model, profile in agent.profiles.items()
+    )
+
+
+def _classes(agents: Iterable[Agent]) -> dict[ClassKey, dict[ModelName, EngineProfile]]:
+    """Queue classes in order of first appearance, each with its profiles by model."""
+    found: dict[ClassKey, dict[ModelName, EngineProfile]] = {}
+    for agent in agents:
+        found.setdefault(_class_key(agent), agent.profiles)
+    return found
+
+
+def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
+    """Seconds until the instance takes waiting requests at its steady pace.
+
+    Negative while free room absorbs requests at once: by as many of them, at that pace.
+    """
+    state = agent.state
+    if state.swapping_to is not None and state.swapping_to in agent.profiles:
+        swap_s = swap_in_s(agent.profiles[state.swapping_to], agent.tier(state.swapping_to))
+        return max(0.0, swap_s - (now_s - agent.swap_started_s))
+    if not state.ready or state.awake_model is None:
+        return _DOWN_S if not state.ready else 0.0
+    profile = agent.profiles.get(state.awake_model)
+    if profile is None:
+        return 0.0
+    rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
+    free = max(0.0, rate.batch - len(agent.held))
+    return -free * rate.seconds_per_request
+
+
+def swap_in_s(profile: EngineProfile, tier: ModelTier) -> float:
+    """Seconds to make a model awake from its tier."""
+    return profile.cold_s if tier is ModelTier.COLD else (profile.wake_s or profile.cold_s)
+
+
+class _GroupSheet:
+    """The per-group arrays of a problem. Shapes: N groups, C classes."""
+
+    def __init__(
+        self,
+        groups: Sequence[RequestGroup],
+        classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+        estimators: Estimators,
+        *,
+        now_s: float,
+    ):
+        size = len(groups)
+        self.due_s = np.zeros(size)
+        self.ramp_s = np.zeros(size)
+        self.duration_s = np.full((size, len(classes)), inf)
+        spans = np.zeros(size)
+        rates: dict[GroupKey, tuple[list[float], float]] = {}
+        for index, group in enumerate(groups):
+            first = group.first()
+            first_due_s = first.due_s if first is not None else group.last_due_s
+            found = rates.get(group.key)
+            if found is None:
+                found = rates[group.key] = _paces(group.key, classes, estimators, now_s=now_s)
+            paces, variation = found
+            self.duration_s[index] = [pace * group.waiting for pace in paces]
+            self.due_s[index] = group.last_due_s - now_s
+            spans[index] = group.last_due_s - first_due_s
+            fastest = min(paces)
+            self.ramp_s[index] = 2.0 * _SPREAD * variation * fastest * sqrt(group.waiting)
+        finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
+        self.tail_s = (spans[:, None] - finite) / 2.0
+        typical = np.where(np.isfinite(self.duration_s), self.duration_s, np.inf).min(
+            axis=1, initial=np.inf
+        )
+        self.ramp_s += np.abs(spans - np.where(np.isfinite(typical), typical, 0.0))
+
+
+def _paces(
+    key: GroupKey,
+    classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+    estimators: Estimators,
+    *,
+    now_s: float,
+) -> tuple[list[float], float]:
+    """Seconds per request of a kind on each class (inf where it does not run), and its variation."""
+    paces: list[float] = []
+    variation = 1.0
+    for profiles in classes.values():
+        profile = profiles.get(key.model)
+        if profile is None:
+            paces.append(inf)
+            continue
+        rate = estimators.rate(estimators.profile(profile), key, now_s=now_s)
+        paces.append(rate.seconds_per_request)
+        variation = rate.variation
+    return paces, variation
+
+
+def _swap_matrix(
+    models: Sequence[ModelName],
+    classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+    estimators: Estimators,
+    *,
+    now_s: float,
+) -> np.ndarray:
+    """[C, M + 1, M] seconds of capacity lost by going from one model to another."""
+    size = len(models)
+    matrix = np.zeros((len(classes), size + 1, size))
+    for number, (key, profiles) in enumerate(classes.items()):
+        tiers = {ModelName(profile.model): tier for profile, tier in key}
+        leave = np.zeros(size + 1)
+        for index, model in enumerate(models):
+            profile = profiles.get(model)
+            if profile is None:
+                continue
+            rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
+            leave[index] = profile.sleep_s + rate.residence_s / 2
+            matrix[number, :, index] = swap_in_s(profile, tiers[model])
+        matrix[number] += leave[:, None]
+        matrix[number, np.arange(size), np.arange(size)] = 0.0
+    return matrix

@@ -1,0 +1,152 @@
+"""When each waiting group is expected to start, from the queues in force.
+
+One pass over a queue gives the start of each of its groups relative to now: what the instance still has to do,
+then, group by group, a model change where one is due and the group's duration. The pass is repeated at most every
+quarter of a second per queue, unless the queue changes; between two passes only the clock is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qlm_core.grouping import GroupKey, RequestGroup
+from qlm_core.manager.estimators import Estimators, Rate
+from qlm_core.manager.fleet import Agent
+from qlm_core.manager.snapshot import ready_in_s, swap_in_s
+from qlm_core.model import AgentId, GroupId, ModelName, RequestMeta
+from qlm_core.profile import EngineProfile
+from qlm_core.rwt import Wait, tokens_ahead_wait
+
+_LIFE_S = 0.25
+
+Agents = Mapping[AgentId, Agent]
+Groups = Mapping[GroupId, RequestGroup]
+
+
+class _Starts:
+    """Starts of one queue's groups: instants, and waiting requests of the same kind ahead."""
+
+    __slots__ = ("end_s", "made_s", "start_s")
+
+    def __init__(self, made_s: float):
+        self.made_s = made_s
+        self.start_s: dict[GroupId, float] = {}
+        self.end_s = made_s
+
+
+class Timeline:
+    """Expected start of every placed group, made when asked for."""
+
+    __slots__ = ("_estimators", "_starts")
+
+    def __init__(self, estimators: Estimators):
+        self._estimators = estimators
+        self._starts: dict[AgentId, _Starts] = {}
+
+    def stale(self, agent: AgentId) -> None:
+        """The agent's queue or state changed."""
+        self._starts.pop(agent, None)
+
+    def wait(
+        self,
+        request: RequestMeta,
+        group: RequestGroup,
+        agents: Agents,
+        groups: Groups,
+        now_s: float,
+    ) -> Wait | None:
+        """The wait of the last member of a group; None while the group has no queue."""
+        agent = agents.get(group.home) if group.home is not None else None
+        if agent is None or request.model not in agent.profiles:
+            return None
+        starts = self._of(agent, groups, now_s)
+        start_s = starts.start_s.get(group.id, starts.end_s)
+        return self._wait(agent, group.key, start_s - now_s, group.waiting - 1, now_s)
+
+    def hypothetical(
+        self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
+    ) -> Wait | None:
+        """The shortest wait of a request that would join or open a group now."""
+        key = GroupKey.of(request)
+        waits = []
+        for agent in agents.values():
+            if request.model not in agent.profiles:
+                continue
+            starts = self._of(agent, groups, now_s)
+            same = [id for id in agent.queue if groups[id].key == key]
+            if same:
+                last = groups[same[-1]]
+                start_s = starts.start_s.get(last.id, starts.end_s)
+                waits.append(self._wait(agent, key, start_s - now_s, last.waiting, now_s))
+            else:
+                swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
+                waits.append(self._wait(agent, key, starts.end_s + swap_s - now_s, 0, now_s))
+        return min(waits, key=lambda wait: wait.mean_s, default=None)
+
+    def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
+        """Seconds until each group of a queue starts; negative for free room."""
+        starts = self._of(agent, groups, now_s)
+        return {id: start_s - now_s for id, start_s in starts.start_s.items()}
+
+    def _rate(self, agent: Agent, model: ModelName, key: GroupKey | None, now_s: float) -> Rate:
+        profile = self._estimators.profile(agent.profiles[model])
+        return self._estimators.rate(profile, key, now_s=now_s)
+
+    def _wait(
+        self, agent: Agent, key: GroupKey, start_in_s: float, ahead: int, now_s: float
+    ) -> Wait:
+        rate = self._rate(agent, key.model, key, now_s)
+        # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
+        others = max(0.0, start_in_s) / rate.seconds_per_request
+        return tokens_ahead_wait(
+            ready_in_s=start_in_s - others * rate.seconds_per_request,
+            requests_ahead=others + ahead,
+            seconds_per_request=rate.seconds_per_request,
+            variation=rate.variation,
+            prefill_s=rate.prefill_s,
+        )
+
+    def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
+        found = self._starts.get(agent.id)
+        if found is None or now_s - found.made_s > _LIFE_S:
+            found = self._starts[agent.id] = self._pass(agent, groups, now_s)
+        return found
+
+    def _pass(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
+        starts = _Starts(now_s)
+        at_s = now_s + ready_in_s(agent, self._estimators, now_s=now_s)
+        model = agent.model
+        leaving = model is not None and bool(agent.held)
+        for id in agent.queue:
+            group = groups.get(id)
+            if group is None or group.key.model not in agent.profiles:
+                continue
+            rate = self._rate(agent, group.key.model, group.key, now_s)
+            if group.key.model != model:
+                at_s = max(at_s, now_s)
+                if leaving and model is not None and model in agent.profiles:
+                    at_s += self._rate(agent, model, None, now_s).residence_s
+                at_s += self._swap_s(agent, model, group.key.model)
+                # A fresh engine absorbs a whole batch at once.
+                at_s -= rate.batch * rate.seconds_per_request
+                model = group.key.model
+            starts.start_s[id] = at_s
+            at_s += group.waiting * rate.seconds_per_request
+            leaving = True
+        starts.end_s = at_s
+        return starts
+
+    def _swap_s(self, agent: Agent, old: ModelName | None, new: ModelName) -> float:
+        if old == new:
+            return 0.0
+        profile: EngineProfile | None = agent.profiles.get(old) if old is not None else None
+        return (profile.sleep_s if profile is not None else 0.0) + swap_in_s(
+            agent.profiles[new], agent.tier(new)
+        )
+
+    @staticmethod
+    def _last_model(agent: Agent, groups: Groups) -> ModelName | None:
+        for id in reversed(agent.queue):
+            if id in groups:
+                return groups[id].key.model
+        return agent.model

@@ -1,0 +1,87 @@
+"""What to send an agent so that its queue and window match the plan.
+
+An agent holds the whole order of its groups but only a window of request references: the first
+`size` waiting requests in queue order, and all of any group that has been sent entirely. So a message is
+bounded, arrivals for the front reach the agent at once, and a hundred thousand waiting requests stay here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from qlm_core.grouping import RequestGroup
+from qlm_core.manager.fleet import Agent
+from qlm_core.messages import QueueUpdate
+from qlm_core.model import GroupId, QueuedGroup, RequestId, RequestMeta, RequestRef
+
+Groups = Mapping[GroupId, RequestGroup]
+Expected = Callable[[RequestMeta], int]
+
+
+def reference(request: RequestMeta, group: GroupId, expected: Expected) -> RequestRef:
+    """A request as an agent's window holds it."""
+    return RequestRef(
+        id=request.id,
+        gateway=request.gateway,
+        group=group,
+        prompt_tokens=request.prompt_tokens,
+        max_output_tokens=request.max_output_tokens,
+        expected_output_tokens=expected(request),
+        produced_tokens=request.produced_tokens,
+        due_s=request.due_s,
+    )
+
+
+def match_window(
+    agent: Agent, groups: Groups, *, size: int, epoch: int, expected: Expected
+) -> QueueUpdate | None:
+    """Bring the window in line with the queue; None if the agent has it all already."""
+    order = tuple(
+        QueuedGroup(group.id, group.key.model, group.key.slo_class)
+        for group in (groups[id] for id in agent.queue)
+    )
+    wanted = _front(agent, groups, size)
+    remove = tuple(id for id in agent.window if id not in wanted)
+    add = tuple(
+        reference(request, group, expected)
+        for id, (request, group) in wanted.items()
+        if agent.window.group_of(id) != group
+    )
+    if order == agent.sent_order and not remove and not add:
+        return None
+    changed = order if order != agent.sent_order else None
+    for id in remove:
+        agent.window.discard(id)
+    for ref in add:
+        agent.window.add(ref.id, ref.group)
+    agent.sent_order = order
+    return QueueUpdate(epoch=epoch, order=changed, add=add, remove=remove)
+
+
+def _front(agent: Agent, groups: Groups, size: int) -> dict[RequestId, tuple[RequestMeta, GroupId]]:
+    """The first `size` waiting requests of the agent's queue."""
+    front: dict[RequestId, tuple[RequestMeta, GroupId]] = {}
+    for id in agent.queue:
+        for request in groups[id].members():
+            if len(front) >= size:
+                return front
+            front[request.id] = (request, id)
+    return front
+
+
+def append_to_window(
+    agent: Agent,
+    group: RequestGroup,
+    request: RequestMeta,
+    *,
+    size: int,
+    epoch: int,
+    expected: Expected,
+) -> QueueUpdate | None:
+    """Send a request that has just joined a group of this agent, if it belongs in the window."""
+    sent = agent.window.sent_of(group.id)
+    others_all_sent = sent == group.waiting - 1
+    if not others_all_sent or (sent == 0 and len(agent.window) >= size):
+        return None
+    agent.window.add(request.id, group.id)
+    return QueueUpdate(epoch=epoch, add=(reference(request, group.id, expected),))
