@@ -1,0 +1,196 @@
+"""Anytime search: annealing over moves of groups between queues, and ruin-and-recreate for small
+plans.
+
+A run is a chain of cycles, each cooling from a start temperature to a two-hundredth of it and
+resuming from the best plan so far. A cycle fills the time that is left, up to a number of moves per
+group beyond which a new cycle pays more. A warm start begins cooler, so that a good plan is refined
+rather than forgotten. The caller passes the clock in; under a limit on work alone the clock decides
+nothing, and the same seed gives the same plan, compiled or not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from qlm_core.planning.insertion import greedy, repair
+from qlm_core.planning.pins import Folded, fold_pins
+from qlm_core.planning.problem import Problem
+from qlm_core.planning.result import Limits, PlanResult, Termination
+from qlm_core.planning.score import Plan, evaluate
+from qlm_core.planning.searcher import Searcher
+
+Clock = Callable[[], float]
+OnImprovement = Callable[[Plan, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """The few numbers of the search; temperatures are shares of the mean cost of a group."""
+
+    hot: float = 0.3
+    """Start temperature of a first cycle on a plan built from nothing."""
+    reheat: float = 0.1
+    """Start temperature of later cycles."""
+    warm: float = 0.03
+    """Start temperature on a plan that was good a moment ago."""
+    cooling: float = 0.005
+    """End temperature over start temperature."""
+    cycle_moves: int = 20_000
+    """Most moves per group in one cycle."""
+    ruin_groups: int = 64
+    """Up to so many groups, cycles alternate between annealing and ruin-and-recreate."""
+    ruin_work: int = 40
+    """One round of ruin-and-recreate costs about so many moves."""
+
+
+_CHUNK_S = 0.004
+_CHUNK_WORK = 20_000
+_FIRST_RATE_PER_S = 4e6
+_FIRST_RATE_INTERPRETED_PER_S = 1e5
+
+
+def search(
+    problem: Problem,
+    limits: Limits,
+    *,
+    seed: int,
+    clock: Clock,
+    start: Plan | None = None,
+    compiled: ModuleType | None = None,
+    on_improvement: OnImprovement | None = None,
+    tuning: Tuning | None = None,
+) -> PlanResult:
+    """Improve a plan until a limit is reached.
+
+    `start` is any earlier plan, repaired first; without one, a plan is built by insertion. Work is
+    counted in moves.
+    """
+    run = _Run(problem, limits, seed, clock, compiled, on_improvement, tuning or Tuning())
+    return run.go(start)
+
+
+class _Run:
+    """One search: the searcher, its clock, and what it has found."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        limits: Limits,
+        seed: int,
+        clock: Clock,
+        compiled: ModuleType | None,
+        on_improvement: OnImprovement | None,
+        tuning: Tuning,
+    ):
+        self.clock = clock
+        self.begin_s = clock()
+        self.problem = problem
+        self.limits = limits
+        self.tuning = tuning
+        self.on_improvement = on_improvement
+        self.folded: Folded = fold_pins(problem)
+        self.searcher = Searcher(self.folded.problem, compiled, seed)
+        self.rate_per_s = _FIRST_RATE_PER_S if compiled else _FIRST_RATE_INTERPRETED_PER_S
+        self.work = 0
+        self.told = math.inf
+        self.history: list[tuple[float, float]] = []
+
+    def go(self, start: Plan | None) -> PlanResult:
+        left = self.folded.problem
+        if left.groups == 0:
+            return self._result()
+        if start is not None:
+            self.searcher.load(self.folded.fold(repair(self.problem, start)))
+        elif not self.searcher.construct():
+            self.searcher.load(greedy(left))
+        self._tell()
+        if left.groups * left.queues > 1:
+            self._cycles(warm=start is not None)
+        return self._result()
+
+    def _cycles(self, *, warm: bool) -> None:
+        tuning = self.tuning
+        groups = self.folded.problem.groups
+        mean_cost = self.searcher.best_cost / groups
+        share = tuning.warm if warm else tuning.hot
+        cycle = 0
+        while (moves := self._moves_left(groups * tuning.cycle_moves)) > 0:
+            if cycle > 0:
+                self.searcher.resume()
+            ruin = groups <= tuning.ruin_groups and cycle % 2 == 0
+            self._cycle(moves, share * mean_cost + 1e-12, ruin=ruin)
+            share = min(share, tuning.reheat)
+            cycle += 1
+
+    def _moves_left(self, most: int) -> int:
+        left = math.inf if self.limits.work is None else self.limits.work - self.work
+        if self.limits.wall_s < math.inf:
+            left = min(left, (self.limits.wall_s - self._elapsed()) * self.rate_per_s)
+        return int(min(left, most))
+
+    def _elapsed(self) -> float:
+        return self.clock() - self.begin_s
+
+    def _cycle(self, moves: int, hot: float, *, ruin: bool) -> None:
+        """Cool once over `moves` moves, or over the time they were thought to take."""
+        begin_s, begin_work = self._elapsed(), self.work
+        span_s = max(1e-9, min(moves / self.rate_per_s, self.limits.wall_s - begin_s))
+        done = 0.0
+        while done < 1.0:
+            timed = self.limits.wall_s < math.inf
+            chunk = _CHUNK_WORK
+            if timed:
+                chunk = max(200, int(self.rate_per_s * min(_CHUNK_S, span_s / 8)))
+            chunk = max(1, min(chunk, begin_work + moves - self.work))
+            step = chunk / (self.rate_per_s * span_s) if timed else chunk / moves
+            temperature = hot * self.tuning.cooling**done
+            before_s = self._elapsed()
+            self._chunk(chunk, temperature, self.tuning.cooling ** (step / chunk), ruin=ruin)
+            after_s = self._elapsed()
+            if timed:
+                if after_s > before_s:
+                    self.rate_per_s = 0.5 * self.rate_per_s + 0.5 * chunk / (after_s - before_s)
+                done = (after_s - begin_s) / span_s
+            else:
+                done = (self.work - begin_work) / moves
+            self._tell()
+            if self.limits.work is not None and self.work >= self.limits.work:
+                return
+
+    def _chunk(self, moves: int, temperature: float, cooling: float, *, ruin: bool) -> None:
+        if ruin:
+            rounds = max(1, moves // self.tuning.ruin_work)
+            self.searcher.ruin(rounds, temperature, cooling**self.tuning.ruin_work)
+        else:
+            self.searcher.anneal(moves, temperature, cooling)
+        self.work += moves
+
+    def _tell(self) -> None:
+        cost = self.searcher.best_cost
+        if cost >= self.told - 1e-6:
+            return
+        self.told = cost
+        plan = self.folded.restore(self.searcher.best_plan())
+        objective = evaluate(self.problem, plan).objective
+        self.history.append((self._elapsed(), objective))
+        if self.on_improvement is not None:
+            self.on_improvement(plan, objective)
+
+    def _result(self) -> PlanResult:
+        plan = self.folded.prefixes
+        if self.folded.problem.groups:
+            plan = self.folded.restore(self.searcher.best_plan())
+        objective = evaluate(self.problem, plan).objective
+        return PlanResult(
+            plan=plan,
+            objective=objective,
+            lower_bound=None if self.folded.problem.groups else objective,
+            termination=Termination.LIMIT if self.folded.problem.groups else Termination.OPTIMAL,
+            backend="search",
+            wall_s=self._elapsed(),
+            work=self.work,
+            history=tuple(self.history),
+        )
