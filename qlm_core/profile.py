@@ -92,6 +92,8 @@ class EngineProfile:
             while the model sleeps.
         host_overhead_ms: time per iteration outside the GPU's kernels (scheduling, launches).
         host_per_sequence_ms: the same for each decoding sequence (sampling, output handling).
+        async_scheduling: the next iteration is chosen while the current one runs (vLLM's default since
+            0.14), so a newcomer waits one iteration longer and the GPU waits for nobody.
         cold_s: from storage to ready, a fresh engine process included.
         wake_s: from host memory to GPU (sleep level 1).
         sleep_s: from GPU to host memory.
@@ -110,6 +112,7 @@ class EngineProfile:
     kv_bytes_per_token: int = 0
     host_overhead_ms: float = 0.0
     host_per_sequence_ms: float = 0.0
+    async_scheduling: bool = True
     cold_s: float = 0.0
     wake_s: float = 0.0
     sleep_s: float = 0.0

@@ -16,19 +16,22 @@ does any way of cutting a stretch by calls.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from heapq import heappop, heappush
-from math import isqrt
 from typing import Literal, NamedTuple
 
 from qlm_core.profile import EngineProfile
+from qlm_core.sim.iteration import (
+    IterationCosts,
+    Stretch,
+    last_picosecond,
+    picoseconds,
+    seconds,
+)
+from qlm_core.sim.prefix_memory import PrefixMemory
 
 SchedulingPolicy = Literal["fcfs", "priority"]
-
-_PS_PER_MS = 1_000_000_000
-_PS_PER_NS = 1_000
-_NS_PER_S = 1_000_000_000
-_FREED_MEMORY_MAX = 4096
 
 
 class OutcomeKind(Enum):
@@ -55,40 +58,24 @@ class _State(Enum):
     GONE = 3
 
 
+@dataclass(slots=True, eq=False)
 class _Request:
     """A request's place on the engine. While it decodes, its counts follow from the step counter:
     it has `base + 1 + step - start_step` output tokens and `prompt + step - start_step` in the
     cache.
     """
 
-    __slots__ = (
-        "base",
-        "cached",
-        "computed",
-        "finish_step",
-        "id",
-        "order",
-        "priority",
-        "prompt",
-        "start_step",
-        "state",
-        "target",
-    )
-
-    def __init__(
-        self, request_id: str, *, order: int, priority: int, prompt: int, target: int, cached: int
-    ):
-        self.id = request_id
-        self.order = order
-        self.priority = priority
-        self.prompt = prompt
-        self.target = target
-        self.cached = cached
-        self.base = 0
-        self.computed = 0
-        self.start_step = 0
-        self.finish_step = -1
-        self.state = _State.WAITING
+    id: str
+    order: int
+    priority: int
+    prompt: int
+    target: int
+    cached: int
+    base: int = 0
+    computed: int = 0
+    start_step: int = 0
+    finish_step: int = -1
+    state: _State = _State.WAITING
 
 
 class ContinuousBatch:
@@ -119,9 +106,10 @@ class ContinuousBatch:
         self._by_priority = policy == "priority"
         self._prefix_caching = prefix_caching
         self._stretches = stretches
+        self._ahead = profile.async_scheduling
         self._block = profile.block_tokens
         self._blocks_total = profile.kv_cache_tokens // profile.block_tokens
-        self._costs = _Costs(profile)
+        self._costs = IterationCosts(profile)
 
         self._requests: dict[str, _Request] = {}
         self._waiting: list[tuple[int, int, _Request]] = []
@@ -139,21 +127,12 @@ class ContinuousBatch:
         self._step = 0
         self._free = self._blocks_total
 
-        # The stretch under way: `_count` iterations from `_start` on, the first `_first` ps long,
-        # each `_growth` ps longer than the one before; `_chunks` are prefilled in the first.
-        self._count = 0
-        self._start = 0
-        self._first = 0
-        self._growth = 0
-        self._end = 0
+        self._stretch = Stretch()
+        # Prompt chunks computed in the first iteration of the stretch.
         self._chunks: list[tuple[_Request, int]] = []
         self._now = 0
         self._outcomes: list[Outcome] = []
-
-        # Blocks handed out so far: a freed block is overwritten once that many more have been
-        # handed out as were free before it (the free list is a queue).
-        self._handed_out = 0
-        self._freed: dict[str, tuple[int, int]] = {}
+        self._prefixes = PrefixMemory()
 
         self._busy = 0
         self.preemptions = 0
@@ -185,7 +164,7 @@ class ContinuousBatch:
     @property
     def busy_s(self) -> float:
         """Time spent in iterations that have ended."""
-        return self._busy / (_PS_PER_NS * _NS_PER_S)
+        return seconds(self._busy)
 
     @property
     def next_event_s(self) -> float | None:
@@ -193,12 +172,13 @@ class ContinuousBatch:
 
         Nothing is reported before that time, though nothing need be at it.
         """
-        return _seconds(self._end) if self._count else None
+        return seconds(self._stretch.end) if self._stretch.count else None
 
     @property
     def next_iteration_s(self) -> float | None:
         """When the iteration in flight ends, that is, when the next tokens come; None when idle."""
-        return _seconds(self._start + self._first) if self._count else None
+        stretch = self._stretch
+        return seconds(stretch.start + stretch.first) if stretch.count else None
 
     def produced(self, request_id: str) -> int:
         """Output tokens of a request so far. Raises KeyError for one that is not on the engine."""
@@ -253,7 +233,7 @@ class ContinuousBatch:
             )
         self._sync(now_s)
         request = _Request(
-            request_id,
+            id=request_id,
             order=self._next_order,
             priority=priority if self._by_priority else 0,
             prompt=prompt_tokens,
@@ -263,15 +243,15 @@ class ContinuousBatch:
         self._next_order += 1
         self._requests[request_id] = request
         self._enqueue(request)
-        if not self._count:
-            self._start = max(self._start, self._now)
+        if not self._stretch.count:
+            self._stretch.start = max(self._stretch.start, self._now)
             self._form()
         elif (
             self._waiting[0][2] is request
             and len(self._running) < self.profile.max_num_seqs
             and self._blocks(prompt_tokens) <= self._free
         ):
-            self._cut()
+            self._stretch.cut()
 
     def abort(self, request_id: str, *, now_s: float) -> int:
         """Take a request off the engine; returns the tokens it has produced.
@@ -290,7 +270,7 @@ class ContinuousBatch:
             self._release(request)
             request.state = _State.GONE
             request.finish_step = -1
-        self._cut()
+        self._stretch.cut()
         return produced
 
     def advance(self, until_s: float) -> list[Outcome]:
@@ -302,42 +282,22 @@ class ContinuousBatch:
     # ------------------------------------------------------------------ time
 
     def _sync(self, now_s: float) -> None:
-        """Finish every iteration that ends up to `now_s`.
-
-        An instant counts as reached when its nanosecond is, so times survive the way through a
-        float.
-        """
-        now_ns = round(now_s * _NS_PER_S)
-        limit = now_ns * _PS_PER_NS + _PS_PER_NS - 1
+        """Finish every iteration that ends up to `now_s`."""
+        limit = last_picosecond(now_s)
         if limit < self._now:
-            raise ValueError(
-                f"now_s: {now_s} is before {_seconds(self._now)}, the time reached already"
-            )
-        while self._count and self._end <= limit:
-            self._commit(self._count)
+            raise ValueError(f"now_s: {now_s} is before {seconds(self._now)}, where the engine is")
+        stretch = self._stretch
+        while stretch.count and stretch.end <= limit:
+            self._commit(stretch.count)
             self._settle()
             self._form()
-        self._now = max(self._now, now_ns * _PS_PER_NS)
-        if self._count > 1 and self._start + self._first <= limit:
-            self._commit(self._iterations_within(limit - self._start))
-
-    def _iterations_within(self, span: int) -> int:
-        """How many iterations of the stretch end within `span` ps of its start."""
-        if not self._growth:
-            return span // self._first
-        # The largest j with j * first + growth * j * (j - 1) / 2 <= span.
-        linear = 2 * self._first - self._growth
-        root = isqrt(linear * linear + 8 * self._growth * span)
-        return (root - linear) // (2 * self._growth)
+        self._now = max(self._now, picoseconds(now_s))
+        if stretch.count > 1 and (ended := stretch.ended_by(limit)):
+            self._commit(ended)
 
     def _commit(self, iterations: int) -> None:
         """Book the first `iterations` of the stretch as done, but for what happens at its end."""
-        growth = self._growth * iterations
-        span = iterations * self._first + growth * (iterations - 1) // 2
-        self._busy += span
-        self._start += span
-        self._first += growth
-        self._count -= iterations
+        self._busy += self._stretch.drop(iterations)
         self.iterations += iterations
         decoding = self._decoding
         if decoding:
@@ -346,16 +306,10 @@ class ContinuousBatch:
             for step in range(self._step, self._step + rest):
                 blocks += self._boundary[step % self._block]
             self._free -= blocks
-            self._handed_out += blocks
+            self._prefixes.handed_out += blocks
             self._context += decoding * iterations
             self.tokens_produced += decoding * iterations
         self._step += iterations
-
-    def _cut(self) -> None:
-        """Let the stretch end with the iteration in flight, so that a change can take effect."""
-        if self._count > 1:
-            self._count = 1
-            self._end = self._start + self._first
 
     # ------------------------------------------------------------------ the end of an iteration
 
@@ -375,7 +329,7 @@ class ContinuousBatch:
                 self._release(request)
                 request.state = _State.GONE
                 del self._requests[request.id]
-                self._freed.pop(request.id, None)
+                self._prefixes.forget(request.id)
                 self._report(OutcomeKind.FINISHED, request.id, request.target)
 
     def _begin_decoding(self, request: _Request) -> None:
@@ -392,7 +346,9 @@ class ContinuousBatch:
             self._report(OutcomeKind.FIRST_TOKEN, request.id, 1)
 
     def _report(self, kind: OutcomeKind, request_id: str, output_tokens: int) -> None:
-        self._outcomes.append(Outcome(_seconds(self._start), kind, request_id, output_tokens))
+        self._outcomes.append(
+            Outcome(seconds(self._stretch.start), kind, request_id, output_tokens)
+        )
 
     # ------------------------------------------------------------------ the start of an iteration
 
@@ -403,7 +359,6 @@ class ContinuousBatch:
             self._preempt()
             preempted = True
         if not self._running and not self._waiting_count:
-            self._count = 0
             return
         chunks = self._chunks
         budget = self.profile.max_num_batched_tokens - self._decoding
@@ -412,40 +367,59 @@ class ContinuousBatch:
             if chunk > 0:
                 chunks.append((request, chunk))
                 budget -= chunk
-        if not preempted and self._waiting_count:
-            self._admit(budget)
-        costs = self._costs
-        self._first = costs.iteration(self._decoding, self._context, chunks)
-        if chunks or preempted or not self._stretches:
-            self._count = 1
-            self._growth = 0
+        admitted = 0
+        if self._waiting_count and not preempted:
+            if not self._ahead or not (chunks or self._decoding):
+                self._chunks += self._admit(budget)
+            if self._ahead:
+                admitted = len(self._admit(self._budget_after_this()))
+        first = self._costs.iteration(
+            decoding=self._decoding,
+            context=self._context,
+            prefill=sum(chunk for _, chunk in chunks),
+            half_pairs=sum(chunk * (chunk + 2 * request.computed) for request, chunk in chunks),
+        )
+        if chunks or preempted or admitted or not self._stretches:
+            self._stretch.begin(first=first, growth=0, count=1)
         else:
-            self._count = self._steps_unchanged()
-            self._growth = costs.per_context_token * self._decoding
-        count = self._count
-        self._end = self._start + count * self._first + self._growth * count * (count - 1) // 2
+            growth = self._costs.per_context_token * self._decoding
+            self._stretch.begin(first=first, growth=growth, count=self._steps_unchanged())
 
-    def _admit(self, budget: int) -> None:
-        """Take waiting requests in, in order, until one does not fit."""
-        reserved = self._boundary[self._step % self._block]
+    def _budget_after_this(self) -> int:
+        """Token budget that running requests leave over in the iteration after the one formed."""
+        budget = self.profile.max_num_batched_tokens - self._decoding
+        for request in self._prefilling.values():
+            budget -= request.prompt - request.computed
+        for _, chunk in self._chunks:
+            budget += chunk
+        return budget
+
+    def _admit(self, budget: int) -> list[tuple[_Request, int]]:
+        """Take waiting requests in, in order, until one does not fit; returns their first chunks."""
+        chunks: list[tuple[_Request, int]] = []
+        step = self._step
+        reserved = self._boundary[step % self._block]
+        if self._ahead:
+            reserved += self._boundary[(step + 1) % self._block]
         while budget > 0 and self._waiting_count:
             request = self._waiting[0][2]
             blocks = self._blocks(request.prompt)
             if len(self._running) >= self.profile.max_num_seqs or blocks > self._free - reserved:
-                return
+                break
             heappop(self._waiting)
             self._waiting_count -= 1
             self._drop_gone()
             cached, kept_blocks = self._cached(request)
             self._free -= blocks
-            self._handed_out += blocks - kept_blocks
+            self._prefixes.handed_out += blocks - kept_blocks
             request.computed = cached
             request.state = _State.PREFILLING
             self._running[request.id] = request
             self._prefilling[request.id] = request
             chunk = min(budget, request.prompt - cached)
-            self._chunks.append((request, chunk))
+            chunks.append((request, chunk))
             budget -= chunk
+        return chunks
 
     def _steps_unchanged(self) -> int:
         """Iterations until a request ends or blocks run out, at least one."""
@@ -513,61 +487,14 @@ class ContinuousBatch:
             held = self._blocks(request.prompt)
             del self._prefilling[request.id]
         if self._prefix_caching:
-            # Blocks are freed last first, so a partial or empty tail is overwritten before the
-            # rest.
             full = tokens // self._block
-            self._freed.pop(request.id, None)
-            self._freed[request.id] = (full, self._handed_out + self._free + held - full)
-            if len(self._freed) > _FREED_MEMORY_MAX:
-                del self._freed[next(iter(self._freed))]
+            self._prefixes.free(request.id, full_blocks=full, free_before=self._free + held - full)
         self._free += held
 
     def _cached(self, request: _Request) -> tuple[int, int]:
         """Leading tokens of a request that need no computing, and its blocks still intact."""
-        full, overwritten_from = self._freed.pop(request.id, (0, 0))
-        kept = max(0, full - max(0, self._handed_out - overwritten_from))
         # The last token is always computed: its logits give the next one.
         most = (request.prompt - 1) // self._block
-        kept = min(kept, most)
+        kept = min(self._prefixes.take(request.id), most)
         brought = min(request.cached // self._block, most)
         return max(kept, brought) * self._block, kept
-
-
-class _Costs:
-    """The profile's coefficients in whole picoseconds."""
-
-    __slots__ = ("base", "knee", "per_context_token", "per_half_pair", "per_sequence", "per_token")
-
-    def __init__(self, profile: EngineProfile):
-        form = profile.iteration
-        self.base = _picoseconds(form.base_ms + profile.host_overhead_ms)
-        self.per_token = _picoseconds(form.per_token_ms)
-        self.per_sequence = _picoseconds(form.per_sequence_ms + profile.host_per_sequence_ms)
-        self.per_context_token = _picoseconds(form.per_context_token_ms)
-        self.per_half_pair = _picoseconds(form.per_attention_pair_ms / 2)
-        self.knee = form.knee_tokens
-
-    def iteration(self, decoding: int, context: int, chunks: list[tuple[_Request, int]]) -> int:
-        """Picoseconds of one iteration."""
-        tokens = 0
-        half_pairs = 0
-        for request, chunk in chunks:
-            tokens += chunk
-            half_pairs += chunk * (chunk + 2 * request.computed)
-        if self.knee is not None:
-            tokens = max(0, tokens + decoding - self.knee)
-        return (
-            self.base
-            + self.per_token * tokens
-            + self.per_sequence * decoding
-            + self.per_context_token * context
-            + self.per_half_pair * half_pairs
-        )
-
-
-def _picoseconds(milliseconds: float) -> int:
-    return round(milliseconds * _PS_PER_MS)
-
-
-def _seconds(picoseconds: int) -> float:
-    return picoseconds // _PS_PER_NS / _NS_PER_S

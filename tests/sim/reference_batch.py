@@ -1,4 +1,4 @@
-"""A slow, literal reading of vLLM V1's scheduler, one token at a time, to hold the engine model to.
+"""A slow, literal reading of vLLM V1's scheduler, one token at a time, to hold the model to.
 
 Everything is recounted from the requests in every iteration, in whole picoseconds; nothing is shared
 with the model under test but the profile.
@@ -34,7 +34,7 @@ class Job:
 def run(
     profile: EngineProfile, jobs: list[Job], *, by_priority: bool
 ) -> list[tuple[int, str, str, int]]:
-    """Outcomes (time in ns, kind, id, output tokens) of jobs in order of arrival; no prefix cache."""
+    """Outcomes (time in ns, kind, id, tokens) of jobs in order of arrival; no prefix cache."""
     block = profile.block_tokens
     free = profile.kv_cache_tokens // block
     coming = list(jobs)
@@ -82,18 +82,28 @@ def run(
             scheduled.append((job, chunk))
             budget -= chunk
         waiting.sort(key=urgency)
-        while waiting and not preempted and budget > 0 and len(running) < profile.max_num_seqs:
-            needed = -(-waiting[0].tokens // block)
-            if needed > free:
-                break
-            job = waiting.pop(0)
-            free -= needed
-            job.blocks = needed
-            job.prompt = job.tokens
-            chunk = min(budget, job.tokens)
-            scheduled.append((job, chunk))
-            running.append(job)
-            budget -= chunk
+        if not preempted and not (profile.async_scheduling and scheduled):
+            taken, free = _admit(profile, waiting, running, budget=budget, free=free)
+            scheduled += taken
+        if not preempted and profile.async_scheduling:
+            # The next iteration is chosen now, before this one has run.
+            chunks = {job.id: chunk for job, chunk in scheduled}
+            decoding = [job for job in running if job.computed == job.tokens - 1]
+            decoding = [job for job in decoding if job.computed >= job.prompt]
+            left = sum(
+                job.tokens - job.computed - chunks.get(job.id, 0)
+                for job in running
+                if job not in decoding
+            )
+            soon = sum((job.computed + 1) % block == 0 for job in decoding)
+            _, left_free = _admit(
+                profile,
+                waiting,
+                running,
+                budget=profile.max_num_batched_tokens - len(decoding) - left,
+                free=free - soon,
+            )
+            free = left_free + soon
         now_ps += _duration_ps(profile, scheduled)
         now_ns = now_ps // 1000
         for job, chunk in scheduled:
@@ -115,6 +125,26 @@ def run(
     return outcomes
 
 
+def _admit(
+    profile: EngineProfile, waiting: list[Job], running: list[Job], *, budget: int, free: int
+) -> tuple[list[tuple[Job, int]], int]:
+    """Let waiting jobs in whose whole prompt fits; returns their chunks and the free blocks."""
+    taken = []
+    while waiting and budget > 0 and len(running) < profile.max_num_seqs:
+        needed = -(-waiting[0].tokens // profile.block_tokens)
+        if needed > free:
+            break
+        job = waiting.pop(0)
+        free -= needed
+        job.blocks = needed
+        job.prompt = job.tokens
+        chunk = min(budget, job.tokens)
+        taken.append((job, chunk))
+        running.append(job)
+        budget -= chunk
+    return taken, free
+
+
 def _duration_ps(profile: EngineProfile, scheduled: list[tuple[Job, int]]) -> int:
     form = profile.iteration
     decoding = [job for job, _ in scheduled if job.computed >= job.prompt]
@@ -123,14 +153,13 @@ def _duration_ps(profile: EngineProfile, scheduled: list[tuple[Job, int]]) -> in
     if form.knee_tokens is not None:
         tokens = max(0, tokens + len(decoding) - form.knee_tokens)
     pairs = sum(chunk * (chunk + 2 * job.computed) for job, chunk in prefilling)
-    total = (
+    return (
         _ps(form.base_ms + profile.host_overhead_ms)
         + _ps(form.per_token_ms) * tokens
         + _ps(form.per_sequence_ms + profile.host_per_sequence_ms) * len(decoding)
         + _ps(form.per_context_token_ms) * sum(job.computed for job in decoding)
         + _ps(form.per_attention_pair_ms / 2) * pairs
     )
-    return total
 
 
 def _ps(milliseconds: float) -> int:

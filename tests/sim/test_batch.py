@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import reference_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlm_core.profile import EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
 from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
-import reference_batch
 
 SMALL = EngineProfile(
     model="small",
     gpu="test",
+    async_scheduling=False,
     iteration=IterationTime(
         base_ms=10.0,
         per_token_ms=0.05,
@@ -28,6 +29,7 @@ SMALL = EngineProfile(
     max_num_seqs=6,
     max_num_batched_tokens=64,
 )
+PROFILES = st.sampled_from((SMALL, replace(SMALL, async_scheduling=True)))
 
 requests = st.lists(
     st.tuples(
@@ -66,9 +68,9 @@ def replay(
 
 
 @settings(max_examples=150, deadline=None)
-@given(drawn=requests, by_priority=st.booleans())
+@given(drawn=requests, by_priority=st.booleans(), profile=PROFILES)
 def test_agrees_with_the_literal_scheduler(
-    drawn: list[tuple[int, int, int, int]], by_priority: bool
+    drawn: list[tuple[int, int, int, int]], by_priority: bool, profile: EngineProfile
 ) -> None:
     jobs = [
         reference_batch.Job(
@@ -81,20 +83,22 @@ def test_agrees_with_the_literal_scheduler(
         )
         for index, (arrival, prompt, output, priority) in enumerate(sorted(drawn))
     ]
-    expected = reference_batch.run(SMALL, jobs, by_priority=by_priority)
-    _, outcomes = replay(drawn, policy="priority" if by_priority else "fcfs", prefix_caching=False)
+    expected = reference_batch.run(profile, jobs, by_priority=by_priority)
+    _, outcomes = replay(
+        drawn, profile, policy="priority" if by_priority else "fcfs", prefix_caching=False
+    )
     found = [(round(o.at_s * 1e9), o.kind.value, o.request_id, o.output_tokens) for o in outcomes]
     assert sorted(found) == sorted(expected)
 
 
 @settings(max_examples=100, deadline=None)
-@given(drawn=requests, by_priority=st.booleans())
+@given(drawn=requests, by_priority=st.booleans(), profile=PROFILES)
 def test_stretches_change_nothing(
-    drawn: list[tuple[int, int, int, int]], by_priority: bool
+    drawn: list[tuple[int, int, int, int]], by_priority: bool, profile: EngineProfile
 ) -> None:
     policy = "priority" if by_priority else "fcfs"
-    fast, outcomes = replay(drawn, policy=policy)
-    slow, expected = replay(drawn, policy=policy, stretches=False)
+    fast, outcomes = replay(drawn, profile, policy=policy)
+    slow, expected = replay(drawn, profile, policy=policy, stretches=False)
     assert outcomes == expected
     assert (fast.iterations, fast.busy_s) == (slow.iterations, slow.busy_s)
 
@@ -103,12 +107,15 @@ def test_stretches_change_nothing(
 @given(
     drawn=requests,
     steps=st.lists(st.tuples(st.floats(0.0, 0.7), st.integers(0, 30)), max_size=40),
+    profile=PROFILES,
 )
 def test_no_token_is_lost_and_kv_never_exceeded(
-    drawn: list[tuple[int, int, int, int]], steps: list[tuple[float, int]]
+    drawn: list[tuple[int, int, int, int]],
+    steps: list[tuple[float, int]],
+    profile: EngineProfile,
 ) -> None:
     """Requests are aborted and resumed at random; each still ends with all its tokens, once."""
-    engine = ContinuousBatch(SMALL, policy="priority")
+    engine = ContinuousBatch(profile, policy="priority")
     wanted = {}
     done: dict[str, int] = {}
     finished: list[str] = []
