@@ -1,19 +1,23 @@
-# Two commands do all the set-up: `make run` shows the main job, `make test` passes the tests.
+# `make run` shows the system at work; `make test` runs the tests. Both install what they need into $(VENV).
 
-PYTHON ?= python3
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROTOS := $(wildcard protos/qlm/v1/*.proto)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: run test check format protos clean
+.DEFAULT_GOAL := help
+.PHONY: help run test check format protos bench clean
 
-run: $(VENV)/.runtime
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+
+run: $(VENV)/.runtime ## start a fleet of simulated GPUs, send it a minute of mixed requests, print the report
 	$(BIN)/qlm demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev ## check style, types, layers and generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,23 +25,29 @@ check: $(VENV)/.dev
 	$(BIN)/buf lint
 	$(BIN)/python -m protos.generate --check
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-protos: $(VENV)/.dev
+protos: $(VENV)/.dev ## generate the protocol's code again
 	$(BIN)/python -m protos.generate
 
-$(VENV)/bin/python:
+bench: $(VENV)/.dev ## measure the data plane and the core
+	$(BIN)/qlm bench dataplane
+	$(BIN)/qlm bench core
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gurobi]'
-	touch $@
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(PIP) '.[gurobi]'
+	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,gurobi]'
-	touch $@ $(VENV)/.runtime
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) '.[dev]'
+	@touch $@ $(VENV)/.runtime
 
-clean:
+clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -99,6 +99,7 @@ class SolverLimits(Section, frozen=True, kw_only=True):
     waiting_requests_max: int = 500_000
     groups_max: int = 20_000
     agents_max: int = 2_000
+    gateways_max: int = 64
     message_bytes_max: int = 16_777_216
 
 
@@ -214,6 +215,8 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     drain_s_max: a longer drain before a model swap is cut short by eviction.
     evict_margin_s: how long before a predicted miss an eviction is made.
     evictions_max: how often one request may be evicted before it is left alone.
+    pull_timeout_s: a pull without an answer is made again after this.
+    swap_retry_s: after a failed swap, how long the model's groups are passed over.
     """
 
     kv_headroom: float = 0.05
@@ -222,6 +225,8 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     drain_s_max: float = 20.0
     evict_margin_s: float = 1.0
     evictions_max: int = 4
+    pull_timeout_s: float = 5.0
+    swap_retry_s: float = 10.0
 
 
 class AgentConfig(Section, frozen=True, kw_only=True):

@@ -91,7 +91,7 @@ class Phase(Enum):
         return self in _TERMINAL
 
 
-_TERMINAL = frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.SHED, Phase.FAILED})
+_TERMINAL = (Phase.FINISHED, Phase.CANCELLED, Phase.SHED, Phase.FAILED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,81 @@
+"""The `qlm` command: finds the command's module, runs it, and turns errors into one line and an exit status.
+
+Only the module of the command that is asked for is imported, so that `qlm --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from qlm_core.errors import QlmError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+COMMANDS = {
+    "up": "start solver, gateway and agents on this machine",
+    "demo": "show the whole system at work for about a minute",
+    "solver": "run the solver",
+    "gateway": "run a gateway",
+    "agent": "run one agent",
+    "submit": "send one request and print its answer",
+    "replay": "send the requests of a trace and report how they fared",
+    "status": "show queues, agents and attainment",
+    "explain": "explain where a request stands and why",
+    "plan": "solve planning problems from files",
+    "bench": "measure the data plane, the core or the planner",
+    "config": "check or show the configuration",
+}
+
+
+def _parser(only: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qlm", description="Serve interactive and batch LLM requests from one GPU fleet."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    if only is not None:
+        importlib.import_module(f"qlm.commands.{only}").add_parser(subparsers)
+    for name, text in COMMANDS.items():
+        if name != only:
+            subparsers.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    command = asked if asked in COMMANDS else None
+    parser = _parser(command)
+    args = parser.parse_args(arguments)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"qlm {version('qlm-serving')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return EXIT_ERROR
+    status: int = importlib.import_module(f"qlm.commands.{args.command}").run(args)
+    return status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `qlm` with `arguments` (default: those of the process) and return the exit status."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except QlmError as error:
+        print(f"qlm: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

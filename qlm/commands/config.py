@@ -1,0 +1,35 @@
+"""`qlm config check` and `qlm config show`."""
+
+from __future__ import annotations
+
+import argparse
+
+from qlm.commands import options
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser("config", help="check or show the configuration")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="check a configuration file")
+    check.add_argument("file", nargs="?", help="the file (default: as for --config)")
+    options.add_config(check)
+    show = actions.add_parser("show", help="print the effective configuration, secrets masked")
+    show.add_argument("--defaults", action="store_true", help="print the built-in defaults")
+    options.add_config(show)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out."""
+    from qlm import config_file
+    from qlm_core.config import Config
+
+    if args.action == "show":
+        config = Config() if args.defaults else options.config_of(args)
+        print(config_file.to_yaml(config), end="")
+        return 0
+    args.config = args.file or args.config
+    config = options.config_of(args)
+    classes, models = ", ".join(config.slo_classes), ", ".join(config.models)
+    print(f"valid: models {models}; classes {classes}; {len(config.agents)} agents")
+    return 0

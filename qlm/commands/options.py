@@ -1,0 +1,64 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qlm_core.config import Config
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` and `--set path=value`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration file (default: $QLM_CONFIG, else ./config.yaml, else built-in defaults)",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one key, for example solver.backend=highs; may be repeated",
+    )
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The configuration that the arguments select. Raises ConfigError."""
+    from qlm import config_file
+
+    return config_file.current(args.config, args.overrides)
+
+
+def config_arguments(args: argparse.Namespace) -> list[str]:
+    """The same arguments again, for a child process."""
+    again: list[str] = ["--config", args.config] if args.config else []
+    for text in args.overrides:
+        again += ["--set", text]
+    return again
+
+
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """`--url`: the gateway's HTTP address; None means the configured one."""
+    parser.add_argument(
+        "--url", help="gateway, for example http://127.0.0.1:7400 (default: config)"
+    )
+    parser.add_argument("--api-key", default=None, help="bearer key (default: $QLM_API_KEY)")
+
+
+def url_of(args: argparse.Namespace) -> str:
+    """The gateway's HTTP base URL without a trailing slash."""
+    if args.url:
+        url: str = args.url.rstrip("/")
+        return url if "://" in url else f"http://{url}"
+    return f"http://{config_of(args).gateway.http_listen}"
+
+
+def key_of(args: argparse.Namespace) -> str:
+    """The API key to send, "" for none."""
+    import os
+
+    return args.api_key if args.api_key is not None else os.environ.get("QLM_API_KEY", "")

@@ -1,0 +1,232 @@
+"""Finds, reads and checks `config.yaml`, and writes the effective configuration down again.
+
+The tree itself, its defaults and its rules are `qlm_core.config`. This module owns everything about the file: where
+it is looked for, strict YAML (a key given twice is an error), `${NAME}` in secrets, and `--set path=value`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from qlm_core.config import Config
+from qlm_core.errors import ConfigError
+
+FILE_BYTES_MAX = 1_048_576
+
+# The fields in which `${NAME}` is replaced from the environment, `*` standing for any one step.
+SECRETS = (
+    "solver.gurobi.access_id",
+    "solver.gurobi.secret",
+    "solver.gurobi.license",
+    "gateway.api_keys.*",
+    "agents.*.engine.openai.api_key",
+)
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_STEP = re.compile(r'"(?P<quoted>[^"]+)"|\[(?P<index>\d+|\*)\]|(?P<plain>[^.\[\]"]+)')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a configuration comes from: a file (None for the defaults) and overrides on top."""
+
+    path: Path | None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return str(self.path) if self.path is not None else "built-in defaults"
+
+
+def find(option: str | None, *, environ: Mapping[str, str], directory: Path) -> Path | None:
+    """The file to read: `option` (--config), else $QLM_CONFIG, else ./config.yaml, else None.
+
+    Raises ConfigError when a file that was asked for by name is not there.
+    """
+    for given, origin in ((option, "--config"), (environ.get("QLM_CONFIG"), "QLM_CONFIG")):
+        if given:
+            path = Path(given)
+            if not path.is_file():
+                raise ConfigError(f"{given}: no such file. Correct {origin} or create the file.")
+            return path
+    default = directory / "config.yaml"
+    return default if default.is_file() else None
+
+
+def load(source: Source, *, environ: Mapping[str, str]) -> Config:
+    """Read, expand, override and check. Raises ConfigError as `FILE: path: problem. remedy`."""
+    if source.path is None:
+        config = Config()
+    else:
+        text = _read(source.path)
+        config = _labelled(source.label, lambda: parse(text, environ=environ))
+    if not source.overrides:
+        return config
+    return _labelled("--set", lambda: override(config, source.overrides))
+
+
+def parse(text: str, *, environ: Mapping[str, str]) -> Config:
+    """Build the tree from YAML text. Raises ConfigError without a file name."""
+    try:
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}. Correct the file.") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError("the file must be a mapping of sections. Start from `qlm config show`.")
+    return Config.from_mapping(_expand(data, (), environ))
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply `path=value` texts in order. A step is a key, an index, an agent's name or `*`."""
+    data = _plain(config, redact=False)
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"{text!r} is not path=value, for example solver.backend=highs.")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{path}: {value!r} is not a YAML value. Quote it.") from None
+        _assign(data, _steps(path), parsed, path)
+    return Config.from_mapping(data)
+
+
+def to_yaml(config: Config, *, redact: bool = True) -> str:
+    """The whole tree as YAML, secrets masked unless `redact` is False."""
+    text: str = yaml.safe_dump(_plain(config, redact=redact), sort_keys=False, width=100)
+    return text
+
+
+def _plain(config: Config, *, redact: bool) -> Any:
+    """The tree as fresh mappings and lists, none of them shared."""
+    return msgspec.json.decode(msgspec.json.encode(config.to_mapping(redact=redact)))
+
+
+def _labelled(label: str, build: Callable[[], Config]) -> Config:
+    try:
+        return build()
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes. This is no configuration.")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe subset, in which a key may stand only once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(
+                    f"line {line}: the key {key.value!r} stands here and in line "
+                    f"{seen[key.value]}. Remove one."
+                )
+            seen[key.value] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "cannot be parsed"
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}not valid YAML: {problem}. Correct this line."
+
+
+def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str]) -> object:
+    """Replace `${NAME}` in secrets; anywhere else it is an error, since nothing would expand it."""
+    if isinstance(value, dict):
+        return {key: _expand(item, (*path, str(key)), environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, (*path, str(i)), environ) for i, item in enumerate(value)]
+    if not isinstance(value, str) or not _REFERENCE.search(value):
+        return value
+    where = ".".join(path)
+    if not any(_matches(pattern, path) for pattern in SECRETS):
+        raise ConfigError(
+            f"{where}: ${{NAME}} is only replaced in secrets ({', '.join(SECRETS)}). "
+            "Write the value itself."
+        )
+
+    def named(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in environ:
+            raise ConfigError(f"{where}: the environment variable {name} is not set. Export it.")
+        return environ[name]
+
+    return _REFERENCE.sub(named, value)
+
+
+def _matches(pattern: str, path: tuple[str, ...]) -> bool:
+    steps = pattern.split(".")
+    return len(steps) == len(path) and all(
+        step in ("*", part) for step, part in zip(steps, path, strict=True)
+    )
+
+
+def _steps(path: str) -> list[str]:
+    return [
+        match["quoted"] or match["index"] or match["plain"].strip()
+        for match in _STEP.finditer(path)
+    ]
+
+
+def _assign(node: Any, steps: list[str], value: object, path: str) -> None:
+    step, rest = steps[0], steps[1:]
+    for key in _keys(node, step, path):
+        if rest:
+            _assign(node[key], rest, value, path)
+        else:
+            node[key] = value
+
+
+def _keys(node: Any, step: str, path: str) -> list[Any]:
+    """The keys or indices of `node` that a step selects; a new key of a mapping is allowed."""
+    if isinstance(node, dict):
+        return list(node) if step == "*" else [step]
+    if not isinstance(node, list):
+        raise ConfigError(f"{path}: {step!r} is inside a plain value. Check `qlm config show`.")
+    if step == "*":
+        return list(range(len(node)))
+    if step.isdigit() and int(step) < len(node):
+        return [int(step)]
+    named = [
+        i for i, item in enumerate(node) if isinstance(item, dict) and item.get("name") == step
+    ]
+    if not named:
+        raise ConfigError(f"{path}: the list has no entry {step!r}; it has {len(node)} entries.")
+    return named
+
+
+def current(option: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration of this process, from its options, environment and directory."""
+    path = find(option, environ=os.environ, directory=Path.cwd())
+    return load(Source(path=path, overrides=tuple(overrides)), environ=os.environ)

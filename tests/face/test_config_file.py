@@ -1,0 +1,120 @@
+"""`config.yaml`: where it is found, what is refused and with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from qlm import config_file
+from qlm.__main__ import main
+from qlm_core.config import Config
+from qlm_core.errors import ConfigError
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    assert config_file.parse("", environ={}) == Config()
+
+
+def test_a_section_keeps_the_defaults_of_what_it_leaves_out() -> None:
+    config = config_file.parse("solver: {backend: highs}", environ={})
+    assert config.solver.backend == "highs"
+    assert config.solver.budget_s == Config().solver.budget_s
+
+
+def test_the_whole_tree_survives_writing_and_reading() -> None:
+    config = config_file.override(Config(), ["gateway.api_keys=[key]", "solver.seed=7"])
+    assert config_file.parse(config_file.to_yaml(config, redact=False), environ={}) == config
+
+
+def test_showing_masks_secrets() -> None:
+    config = config_file.override(Config(), ["gateway.api_keys=[key-1]", "solver.gurobi.secret=s3"])
+    shown = config_file.to_yaml(config)
+    assert "key-1" not in shown
+    assert "s3" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("solver: {backend: x}", "solver.backend: 'x' is not known. Use one of: auto, gurobi,"),
+        ("solver: {budget_s: fast}", "solver.budget_s: must be a number, not text."),
+        ("solver:", "solver: must be a mapping, not empty."),
+        ("solver: {bugdet_s: 1}", "solver.bugdet_s: unknown key. Remove it or check its spelling"),
+        ("nope: 1", "nope: unknown key."),
+        ("models: {1: {}}", "models: every key must be text."),
+        ("models: {a: {path: 3}}", "models.a.path: must be text, not a whole number."),
+        ("agents: [{gpu: a10}]", "agents[0].name: missing. Add this key."),
+        ("agents: [{name: a, engine: {kind: q}}]", "agents[0].engine.kind: 'q' is not known."),
+        ("slo_classes: {x: {ttft_s: 1, f: 2}}", "slo_classes.x.f: unknown key."),
+        ("gateway: {http_listen: nowhere}", "gateway.http_listen: 'nowhere' is not host:port"),
+        ("solver: {seed: -1}", "solver.seed: must be a finite number of at least 0, not -1"),
+        ("default_slo_class: gold", "default_slo_class: 'gold' is not one of slo_classes"),
+        ("log: {}\nsolver: {}\nlog: {}", "line 3: the key 'log' stands here and in line 1."),
+        ("solver: {backend: [", "line 1, column 20: not valid YAML:"),
+        ("- a\n- b", "the file must be a mapping of sections."),
+        ("models: {m: {path: '${HOME}'}}", "models.m.path: ${NAME} is only replaced in secrets"),
+        ("gateway: {api_keys: ['${NO_KEY}']}", "the environment variable NO_KEY is not set."),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_file.parse(text, environ={})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_secrets_come_from_the_environment() -> None:
+    text = "gateway: {api_keys: ['${ONE}', 'x-${TWO}']}\nsolver: {gurobi: {secret: '${ONE}'}}"
+    config = config_file.parse(text, environ={"ONE": "1st", "TWO": "2nd"})
+    assert config.gateway.api_keys == ("1st", "x-2nd")
+    assert config.solver.gurobi.secret == "1st"
+
+
+def test_overrides_reach_into_lists_by_index_by_name_and_all_at_once() -> None:
+    config = config_file.override(
+        Config(),
+        [
+            "agents.*.engine.sim.time_scale=10",
+            "agents[0].gpu=h100",
+            "agents.a10-0.drain_s=1",
+            'models."mistral-7b".max_model_len=100',
+        ],
+    )
+    assert [agent.engine.sim.time_scale for agent in config.agents] == [10, 10, 10]
+    assert config.agents[0].gpu == "h100"
+    assert config.agent("a10-0").drain_s == 1
+    assert config.models["mistral-7b"].max_model_len == 100
+
+
+@pytest.mark.parametrize("text", ["solver.backend", "agents[9].gpu=a", "log.level.x=1", "=1"])
+def test_an_override_that_leads_nowhere_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        config_file.override(Config(), [text])
+
+
+def test_the_file_is_looked_for_in_order(tmp_path: Path) -> None:
+    def find(option: str | None, environ: dict[str, str]) -> Path | None:
+        return config_file.find(option, environ=environ, directory=tmp_path)
+
+    assert find(None, {}) is None
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "b.yaml").write_text("{}")
+    assert find(None, {}) == tmp_path / "config.yaml"
+    assert find(None, {"QLM_CONFIG": str(tmp_path / "b.yaml")}) == tmp_path / "b.yaml"
+    with pytest.raises(ConfigError, match="QLM_CONFIG"):
+        find(None, {"QLM_CONFIG": str(tmp_path / "c.yaml")})
+    with pytest.raises(ConfigError, match="--config"):
+        find(str(tmp_path / "d.yaml"), {"QLM_CONFIG": str(tmp_path / "b.yaml")})
+
+
+def test_the_command_reports_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("solver: {backend: x}")
+    assert main(["config", "check", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"qlm: error: {file}: solver.backend: ")
+    file.write_text("solver: {backend: greedy}")
+    assert main(["config", "check", str(file)]) == 0
