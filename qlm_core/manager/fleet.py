@@ -22,13 +22,18 @@ from qlm_core.profile import EngineProfile
 
 
 class Window:
-    """References that an agent may pull: request → group, with a count per group."""
+    """References that an agent may pull: request → group, with a count per group.
 
-    __slots__ = ("_counts", "_groups")
+    Attributes:
+        revoked: references that the agent holds but may not pull any more, until it is told so.
+    """
+
+    __slots__ = ("_counts", "_groups", "revoked")
 
     def __init__(self) -> None:
         self._groups: dict[RequestId, GroupId] = {}
         self._counts: dict[GroupId, int] = {}
+        self.revoked: list[RequestId] = []
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -50,8 +55,16 @@ class Window:
         self._groups[id] = group
         self._counts[group] = self._counts.get(group, 0) + 1
 
+    def revoke(self, id: RequestId) -> bool:
+        """The agent is to forget a reference; say whether it has it."""
+        if id not in self._groups:
+            return False
+        self.discard(id)
+        self.revoked.append(id)
+        return True
+
     def discard(self, id: RequestId) -> None:
-        """A reference is gone: pulled, ended or taken back."""
+        """The agent has forgotten a reference, or has pulled it."""
         group = self._groups.pop(id, None)
         if group is None:
             return
@@ -65,6 +78,7 @@ class Window:
         """The agent has no window any more."""
         self._groups.clear()
         self._counts.clear()
+        self.revoked.clear()
 
 
 class Agent:

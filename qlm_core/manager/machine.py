@@ -310,6 +310,9 @@ class Manager:
             return
         self._release(held)
         group = held.group
+        home = self.agents.get(group.home) if group.home is not None else None
+        if home is not None and home.window.revoke(id):
+            self._publish[home.id] = None
         waited = group.waiting
         group.drop(id)
         if waited != group.waiting:

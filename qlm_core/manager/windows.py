@@ -41,7 +41,8 @@ def match_window(
         for group in (groups[id] for id in agent.queue)
     )
     wanted = _front(agent, groups, size)
-    remove = tuple(id for id in agent.window if id not in wanted)
+    dropped = [id for id in agent.window if id not in wanted]
+    remove = (*agent.window.revoked, *dropped)
     add = tuple(
         reference(request, group, expected)
         for id, (request, group) in wanted.items()
@@ -50,8 +51,9 @@ def match_window(
     if order == agent.sent_order and not remove and not add:
         return None
     changed = order if order != agent.sent_order else None
-    for id in remove:
+    for id in dropped:
         agent.window.discard(id)
+    agent.window.revoked.clear()
     for ref in add:
         agent.window.add(ref.id, ref.group)
     agent.sent_order = order

@@ -1,0 +1,141 @@
+"""The solver's Prometheus metrics, read from the Manager when somebody asks (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from solver.driver import Driver
+from solver.planning import PlanningCounts
+
+
+class ManagerCollector(Collector):
+    """Turns the Manager's state into metrics at scrape time, so that keeping them costs nothing."""
+
+    def __init__(self, driver: Driver, planning: PlanningCounts):
+        self._driver = driver
+        self._planning = planning
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of the solver."""
+        yield from self._queues()
+        yield from self._plan()
+        yield from self._estimates()
+        yield from self._backends()
+
+    def _queues(self) -> Iterator[Metric]:
+        manager = self._driver.manager
+        waiting = GaugeMetricFamily(
+            "qlm_waiting_requests", "Requests in virtual queues.", labels=["model", "slo_class"]
+        )
+        oldest = GaugeMetricFamily(
+            "qlm_starvation_max_age_seconds",
+            "Age of the oldest waiting request.",
+            labels=["slo_class"],
+        )
+        counts: dict[tuple[str, str], int] = {}
+        ages: dict[str, float] = {}
+        now_s = self._driver.now_s()
+        for group in manager.groups.values():
+            key = (group.key.model, group.key.slo_class)
+            counts[key] = counts.get(key, 0) + group.waiting
+            first = group.first()
+            if first is not None:
+                age_s = now_s - first.arrival_s
+                ages[key[1]] = max(ages.get(key[1], 0.0), age_s)
+        for labels, count in counts.items():
+            waiting.add_metric(list(labels), count)
+        for slo_class, age_s in ages.items():
+            oldest.add_metric([slo_class], age_s)
+        yield waiting
+        yield oldest
+        yield GaugeMetricFamily("qlm_groups", "Request groups.", value=len(manager.groups))
+        yield GaugeMetricFamily("qlm_agents", "Agents with a lease.", value=len(manager.agents))
+        yield GaugeMetricFamily("qlm_epoch", "Epoch of the plan in force.", value=manager.epoch)
+        facts = CounterMetricFamily(
+            "qlm_manager_facts", "Facts the Manager has taken in.", labels=["fact"]
+        )
+        for fact, count in manager.counts.items():
+            facts.add_metric([fact], count)
+        yield facts
+
+    def _plan(self) -> Iterator[Metric]:
+        planner = self._driver.manager.planner
+        yield CounterMetricFamily("qlm_plan_repairs", "Plans repaired.", value=planner.repairs)
+        yield CounterMetricFamily("qlm_plan_adoptions", "Plans adopted.", value=planner.adopted)
+        yield CounterMetricFamily(
+            "qlm_plan_moved_groups", "Groups that changed queue.", value=planner.moved
+        )
+        plan = planner.in_force
+        if plan is None:
+            return
+        now_s = self._driver.now_s()
+        yield GaugeMetricFamily(
+            "qlm_plan_objective", "Objective of the plan in force.", value=plan.objective
+        )
+        yield GaugeMetricFamily(
+            "qlm_plan_late_weight", "Weighted requests planned late.", value=plan.late_weight
+        )
+        if plan.gap is not None and plan.bound_at_s is not None:
+            yield GaugeMetricFamily(
+                "qlm_plan_gap_ratio", "(objective - bound) / objective.", value=plan.gap
+            )
+            yield GaugeMetricFamily(
+                "qlm_plan_bound_age_seconds", "Age of the bound.", value=now_s - plan.bound_at_s
+            )
+        values = GaugeMetricFamily(
+            "qlm_capacity_value",
+            "Objective that one more instance like this one would save, from the duals.",
+            labels=["gpu"],
+        )
+        by_gpu: dict[str, float] = {}
+        for agent_id, value in plan.queue_values:
+            for id, agent in self._driver.manager.agents.items():
+                if id == agent_id:
+                    by_gpu[agent.gpu] = max(by_gpu.get(agent.gpu, 0.0), -value)
+        for gpu, value in by_gpu.items():
+            values.add_metric([gpu], value)
+        yield values
+
+    def _estimates(self) -> Iterator[Metric]:
+        estimators = self._driver.manager.estimators
+        coverage = GaugeMetricFamily(
+            "qlm_wait_estimate_coverage_ratio",
+            "Share of realised waits within the estimated quantile.",
+            labels=["model", "quantile"],
+        )
+        for model, known in estimators.calibrations.items():
+            for quantile, share in zip(("0.5", "0.9", "0.99"), known.coverage, strict=True):
+                coverage.add_metric([model, quantile], share)
+        yield coverage
+        speed = GaugeMetricFamily(
+            "qlm_engine_speed_ratio", "Real over profiled speed.", labels=["gpu", "model"]
+        )
+        for (gpu, model), factor in estimators.speeds.items():
+            speed.add_metric([gpu, model], factor)
+        yield speed
+
+    def _backends(self) -> Iterator[Metric]:
+        solves = CounterMetricFamily(
+            "qlm_solves", "Solves by backend and how they ended.", labels=["backend", "status"]
+        )
+        for (backend, status), count in self._planning.solves.items():
+            solves.add_metric([backend, status], count)
+        yield solves
+        seconds = CounterMetricFamily(
+            "qlm_solver_seconds", "Seconds spent in solves.", labels=["backend"]
+        )
+        for backend, total_s in self._planning.seconds.items():
+            seconds.add_metric([backend], total_s)
+        yield seconds
+        steps = CounterMetricFamily(
+            "qlm_backend_step_downs",
+            "Falls from one backend to the next.",
+            labels=["backend", "status"],
+        )
+        for (backend, status), count in self._planning.step_downs.items():
+            steps.add_metric([backend, status], count)
+        yield steps

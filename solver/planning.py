@@ -1,0 +1,83 @@
+"""The planner as the configuration wants it: which backend, how long, and what became of each solve.
+
+Every step down from a backend to the next (no licence, too large, time-out, crash) is logged and counted here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from qlm_core.config import SolverConfig
+from qlm_core.planning import Plan, PlanResult, Problem
+from solver.pool import Pool
+
+log = logging.getLogger("qlm.solver")
+
+
+class PlanningCounts:
+    """What became of all solves so far."""
+
+    __slots__ = ("seconds", "solves", "step_downs")
+
+    def __init__(self) -> None:
+        self.solves: Counter[tuple[str, str]] = Counter()
+        self.step_downs: Counter[tuple[str, str]] = Counter()
+        self.seconds: dict[str, float] = {}
+
+    def note(self, result: PlanResult) -> None:
+        """Count a finished solve and log each step down."""
+        status = result.termination.value
+        self.solves[result.backend, status] += 1
+        spent_s = self.seconds.get(result.backend, 0.0)
+        self.seconds[result.backend] = spent_s + result.wall_s
+        for step in result.step_downs:
+            self.step_downs[step.backend, step.termination.value] += 1
+            log.warning(
+                "backend stepped down",
+                extra={
+                    "backend": step.backend,
+                    "status": step.termination.value,
+                    "reason": step.reason,
+                },
+            )
+        log.debug(
+            "solved",
+            extra={
+                "backend": result.backend,
+                "status": status,
+                "objective": result.objective,
+                "wall_s": result.wall_s,
+            },
+        )
+
+
+class ConfiguredPlanner:
+    """A pool of backend processes, asked the way the configuration says."""
+
+    def __init__(self, config: SolverConfig, pool: Pool):
+        self._config = config
+        self._pool = pool
+        self.counts = PlanningCounts()
+
+    async def solve(
+        self,
+        problem: Problem,
+        *,
+        warm: Plan,
+        on_improvement: Callable[[Plan, float], None],
+    ) -> PlanResult:
+        """The best plan within the configured budget. Never raises for a backend's failure."""
+        result = await self._pool.solve(
+            problem,
+            backend=self._config.backend,
+            formulation=self._config.formulation,
+            budget_s=self._config.budget_s,
+            background_budget_s=self._config.background_budget_s,
+            warm=warm,
+            seed=self._config.seed,
+            on_improvement=on_improvement,
+        )
+        self.counts.note(result)
+        return result

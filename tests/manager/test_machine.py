@@ -1,0 +1,266 @@
+"""The Manager by events and effects."""
+
+from __future__ import annotations
+
+from qlm_core.manager.events import (
+    AgentLeft,
+    AgentReported,
+    GatewayJoined,
+    GatewayLeft,
+    PlanFinished,
+    StartSolve,
+    Wakeup,
+)
+from qlm_core.manager.views import explain, view
+from qlm_core.messages import (
+    AnnounceDone,
+    Arrived,
+    Ended,
+    EstimateGiven,
+    FirstToken,
+    Fleet,
+    GatewayHello,
+    Pulled,
+    QueueUpdate,
+    Returned,
+    ShedOrder,
+)
+from qlm_core.model import InstanceState, ModelName, Phase, RequestId
+from qlm_core.planning import PlanResult, Termination
+from tests.manager.conftest import GATEWAY, Bench
+
+
+def test_a_request_reaches_the_agent_that_serves_its_model(bench: Bench) -> None:
+    a, b = bench.agent("a", "m"), bench.agent("b", "other")
+    ids = bench.arrive("m", count=3)
+    assert list(bench.window(a)) == ids
+    assert bench.window(b) == {}
+
+
+def test_an_estimate_follows_every_placed_arrival(bench: Bench) -> None:
+    bench.agent("a", "m")
+    ids = bench.arrive("m", count=2)
+    given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+    assert [order.id for order in given] == ids
+    assert all(0.0 < order.estimate.p50_s <= order.estimate.p99_s for order in given)
+
+
+def test_waits_grow_once_the_batch_is_full(bench: Bench) -> None:
+    bench.agent("a", "m")
+    bench.arrive("m", count=600)
+    given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+    assert given[599].estimate.mean_s > 2.0 * given[299].estimate.mean_s > given[0].estimate.mean_s
+
+
+def test_requests_without_an_agent_wait_until_one_joins(bench: Bench) -> None:
+    ids = bench.arrive("m", count=2)
+    assert view(bench.manager, now_s=0.0)["unplaced"][0]["waiting"] == 2
+    a = bench.agent("a", "m")
+    assert list(bench.window(a)) == ids
+
+
+def test_the_fleet_is_announced_when_models_come_and_go(bench: Bench) -> None:
+    a = bench.agent("a", "m", "n")
+    bench.post(AgentLeft(a))
+    bench.post(Wakeup(), after_s=2.0)
+    fleets = [order.models for order in bench.to_gateway() if isinstance(order, Fleet)]
+    assert fleets == [(), ("m", "n"), ()]
+
+
+def test_a_lost_agents_groups_go_to_another(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", count=5)
+    b = bench.agent("b", "m")
+    assert set(bench.window(a)) == set(ids)
+    bench.fact(Pulled(ids[0], a))
+    bench.post(AgentLeft(a))
+    bench.post(Wakeup(), after_s=2.0)
+    bench.fact(Returned(ids[0], 7))
+    assert set(bench.window(b)) == set(ids)
+    returned = next(
+        ref
+        for order in bench.to_agent(b)
+        if isinstance(order, QueueUpdate)
+        for ref in order.add
+        if ref.id == ids[0]
+    )
+    assert returned.produced_tokens == 7
+
+
+def test_a_reconnecting_agent_keeps_its_queue_and_gets_a_fresh_window(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", count=3)
+    bench.post(AgentLeft(a))
+    bench.effects.clear()
+    bench.now_s += 0.5
+    bench.agent("a", "m")
+    assert list(bench.window(a)) == ids
+
+
+def test_the_window_is_bounded_and_topped_up(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", "batch-2", count=1000)
+    size = bench.manager.config.window_requests
+    held = list(bench.window(a))
+    assert size <= len(held) < 1000
+    assert held == ids[: len(held)]
+    for id in held[: len(held) - size // 2 + 1]:
+        bench.fact(Pulled(id, a))
+    fresh = [id for id in bench.window(a) if id not in held]
+    assert fresh == ids[len(held) : len(held) + len(fresh)]
+    assert fresh
+
+
+def test_an_ended_request_is_forgotten_and_its_length_learned(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    (id,) = bench.arrive("m")
+    bench.fact(Pulled(id, a))
+    bench.fact(FirstToken(id, 0.4), after_s=0.4)
+    before = bench.manager.estimators.lengths(ModelName("m"), "interactive").observed
+    bench.fact(Ended(id, Phase.FINISHED, 100, 321))
+    assert id not in bench.manager.book
+    assert bench.manager.groups == {}
+    assert bench.manager.estimators.lengths(ModelName("m"), "interactive").observed == before + 1
+
+
+def test_a_cancelled_waiting_request_leaves_the_window(bench: Bench) -> None:
+    bench.agent("a", "m")
+    ids = bench.arrive("m", count=2)
+    bench.fact(Ended(ids[0], Phase.CANCELLED, 0, 0))
+    agent = next(iter(bench.manager.agents.values()))
+    assert list(agent.window) == ids[1:]
+
+
+def test_re_announcing_is_idempotent(bench: Bench) -> None:
+    bench.agent("a", "m")
+    request = bench.request()
+    bench.fact(Arrived(request))
+    bench.fact(Arrived(request))
+    assert len(bench.manager.book) == 1
+
+
+def test_a_returning_gateway_starts_from_what_it_announces(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", count=4)
+    bench.post(GatewayLeft(GATEWAY))
+    bench.post(GatewayJoined(GatewayHello(GATEWAY, "127.0.0.1:1")))
+    kept = bench.request()
+    bench.fact(Arrived(kept))
+    bench.fact(AnnounceDone())
+    assert len(bench.manager.book) == 1
+    assert list(bench.manager.agents[a].window) == [kept.id]
+    assert set(bench.window(a)) & set(ids) == set()
+
+
+def test_a_gateway_that_stays_away_takes_its_requests_along(bench: Bench) -> None:
+    bench.agent("a", "m")
+    bench.arrive("m", count=4)
+    bench.post(GatewayLeft(GATEWAY))
+    agent = next(iter(bench.manager.agents))
+    for _ in range(8):
+        bench.post(
+            AgentReported(agent, InstanceState(ready=True, awake_model=ModelName("m"))), after_s=5.0
+        )
+    assert len(bench.manager.book) == 0
+    assert bench.manager.groups == {}
+
+
+def test_nothing_is_published_before_it_is_known(bench: Bench) -> None:
+    from qlm_core.manager import Manager
+
+    fresh = Bench(Manager(bench.manager.config, (), now_s=0.0))
+    a = fresh.agent("a", "m")
+    fresh.post(GatewayJoined(GatewayHello(GATEWAY, "127.0.0.1:1")))
+    fresh.arrive("m", count=3)
+    assert [o for o in fresh.to_agent(a) if isinstance(o, QueueUpdate)] == []
+    fresh.fact(AnnounceDone())
+    assert len(fresh.window(a)) == 3
+
+
+def test_the_epoch_rises_above_what_an_agent_has_seen(bench: Bench) -> None:
+    from dataclasses import replace
+
+    from qlm_core.manager.events import AgentJoined
+    from qlm_core.messages import AgentHello
+    from tests.manager.conftest import profile
+
+    state = InstanceState(ready=True, awake_model=ModelName("m"))
+    hello = AgentHello(
+        agent=RequestId("a"),  # type: ignore[arg-type]
+        gpu="test",
+        profiles=(profile("m"),),
+        epoch=41,
+        state=state,
+    )
+    bench.post(AgentJoined(replace(hello)))
+    assert bench.manager.epoch > 41
+
+
+def test_above_the_limit_arrivals_are_shed(bench: Bench) -> None:
+    import msgspec
+
+    from qlm_core.config import SolverLimits
+    from qlm_core.manager import Manager
+
+    config = msgspec.structs.replace(
+        bench.manager.config, limits=SolverLimits(waiting_requests_max=2)
+    )
+    small = Bench(Manager(config, (), now_s=0.0))
+    small.gateway()
+    ids = small.arrive("m", count=3)
+    shed = [order.id for order in small.to_gateway() if isinstance(order, ShedOrder)]
+    assert shed == ids[2:]
+
+
+def test_a_draining_agent_gives_its_groups_away(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", count=4)
+    b = bench.agent("b", "m")
+    bench.post(
+        AgentReported(a, InstanceState(ready=True, awake_model=ModelName("m"), draining=True))
+    )
+    assert set(bench.window(b)) == set(ids)
+    assert bench.window(a) == {}
+
+
+def test_a_solve_is_asked_for_and_its_answer_adopted_only_if_better(bench: Bench) -> None:
+    bench.agent("a", "m", "n")
+    bench.agent("b", "m", "n", awake="n")
+    for model in ("m", "n"):
+        for slo_class in ("interactive", "batch-1", "batch-2"):
+            bench.arrive(model, slo_class, count=40)
+    starts = [effect for effect in bench.effects if isinstance(effect, StartSolve)]
+    assert len(starts) == 1
+    before = [list(agent.queue) for agent in bench.manager.agents.values()]
+    order = starts[0]
+    worst = tuple(tuple(reversed(queue)) for queue in reversed(order.warm))
+    bench.post(PlanFinished(order.solve, _result(worst)), after_s=0.05)
+    assert [list(agent.queue) for agent in bench.manager.agents.values()] == before
+    assert bench.manager.planner.adopted == 0
+
+
+def _result(plan: tuple[tuple[int, ...], ...]) -> PlanResult:
+    return PlanResult(
+        plan=plan,
+        objective=0.0,
+        lower_bound=None,
+        termination=Termination.LIMIT,
+        backend="test",
+    )
+
+
+def test_explain_names_what_is_ahead(bench: Bench) -> None:
+    a = bench.agent("a", "m", "n")
+    bench.arrive("m", "interactive", count=3)
+    ids = bench.arrive("n", "batch-2", count=2)
+    answer = explain(bench.manager, ids[1], now_s=bench.now_s)
+    assert answer is not None
+    assert answer["agent"] == a
+    assert answer["place_in_queue"] == 1
+    assert answer["place_in_group"] == 1
+    assert answer["model_swap_to"] == "n"
+    bench.fact(Pulled(ids[1], a))
+    held = explain(bench.manager, ids[1], now_s=bench.now_s)
+    assert held is not None
+    assert held["state"] == "held"
+    assert explain(bench.manager, RequestId("nobody"), now_s=bench.now_s) is None
