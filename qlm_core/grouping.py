@@ -87,7 +87,11 @@ class RequestGroup:
 
     def first(self) -> RequestMeta | None:
         """The waiting member that is pulled next."""
-        return next(self.members(), None)
+        for request in self._returned.values():
+            return request
+        for request in self._waiting.values():
+            return request
+        return None
 
     def add(self, request: RequestMeta) -> None:
         """Append a new member."""

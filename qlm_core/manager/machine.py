@@ -126,7 +126,7 @@ class Manager:
             case AgentReported(agent, state):
                 self._agent_reported(agent, state)
             case Wakeup():
-                pass
+                self._improve(effects)
             case PlanImproved(solve, plan):
                 self._touch(self.planner.consider(solve, plan, self._view(), now_s=now_s))
             case PlanFinished(solve, result):
@@ -144,7 +144,7 @@ class Manager:
         if now_s >= self._expiry_s:
             self._expire(effects)
         self._settle()
-        self._place(effects)
+        self._place()
         if self._publish:
             self._flush(effects)
         return effects
@@ -209,7 +209,7 @@ class Manager:
             self.groups[group.id] = group
         if group.home is None:
             self._unplaced[group.id] = None
-            self._place(effects)
+            self._place()
         else:
             self._reach(group, request, effects)
         self._estimate(held, effects)
@@ -219,7 +219,7 @@ class Manager:
         agent = self.agents.get(group.home) if group.home is not None else None
         if agent is None or group.id not in agent.queue:
             self._unplaced[group.id] = None
-            self._place(effects)
+            self._place()
             return
         if self._settled_at_s is not None or not agent.connected or agent.id in self._publish:
             return
@@ -424,19 +424,22 @@ class Manager:
         ]
         return groups, agents
 
-    def _place(self, effects: list[Effect]) -> None:
-        """Repair the plan if a group has no queue, and have it improved if that is due."""
-        view = None
-        if self._unplaced and any(agent.usable for agent in self.agents.values()):
-            view = self._view()
-            placeable = {group.id: None for group in view[0]}
-            if any(id in placeable for id in self._unplaced):
-                self._touch(self.planner.repair(view, self.estimators, now_s=self._now_s))
-            self._unplaced = {
-                id: None for id in self._unplaced if id in self.groups and id not in placeable
-            }
-        if self.planner.due(now_s=self._now_s) and self.groups and self.agents:
-            order = self.planner.start(view or self._view(), self.estimators, now_s=self._now_s)
+    def _place(self) -> None:
+        """Repair the plan if a group has no queue."""
+        if not self._unplaced:
+            return
+        view = self._view()
+        placeable = {group.id: None for group in view[0]}
+        if view[1] and any(id in placeable for id in self._unplaced):
+            self._touch(self.planner.repair(view, self.estimators, now_s=self._now_s))
+        self._unplaced = {
+            id: None for id in self._unplaced if id in self.groups and id not in placeable
+        }
+
+    def _improve(self, effects: list[Effect]) -> None:
+        """Have a better plan looked for if that is due."""
+        if self.groups and self.agents and self.planner.due(now_s=self._now_s):
+            order = self.planner.start(self._view(), self.estimators, now_s=self._now_s)
             if order is not None:
                 effects.append(order)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def take_snapshot(
     numbers = {key: number for number, key in enumerate(classes)}
     problem = Problem(
         group_model=np.array([model_number[group.key.model] for group in groups], np.int64),
-        group_requests=np.array([group.waiting for group in groups], np.int64),
+        group_requests=sheet.waiting,
         group_weight=_weights(groups, weights, now_s=now_s),
         due_s=sheet.due_s + shift_s,
         duration_s=sheet.duration_s,
@@ -113,7 +113,7 @@ def take_snapshot(
         kappa=objective.swap,
         eps=objective.completion,
         home=np.array(homes, np.int64),
-        move_cost=np.array([_move_cost(group, objective) for group in groups]),
+        move_cost=_move_costs(groups, sheet.waiting, objective),
     )
     return Snapshot(
         problem, tuple(group.id for group in groups), tuple(agent.id for agent in agents), shift_s
@@ -134,9 +134,13 @@ def _weights(
     return by_class * (1.0 + 1e-2 * age + 1e-3 * rank)
 
 
-def _move_cost(group: RequestGroup, objective: ObjectiveConfig) -> float:
+def _move_costs(
+    groups: Sequence[RequestGroup], waiting: np.ndarray, objective: ObjectiveConfig
+) -> np.ndarray:
     # A started group has prefixes cached where it ran; moving the rest of it should need a reason.
-    return objective.move * group.waiting * (4.0 if group.started else 1.0)
+    started = np.array([group.started for group in groups], np.bool_)
+    costs: np.ndarray = objective.move * waiting * np.where(started, 4.0, 1.0)
+    return costs
 
 
 def _all_models(agents: Iterable[Agent]) -> dict[ModelName, None]:
@@ -193,30 +197,28 @@ class _GroupSheet:
         *,
         now_s: float,
     ):
-        size = len(groups)
-        self.due_s = np.zeros(size)
-        self.ramp_s = np.zeros(size)
-        self.duration_s = np.full((size, len(classes)), inf)
-        spans = np.zeros(size)
-        rates: dict[GroupKey, tuple[list[float], float]] = {}
-        for index, group in enumerate(groups):
-            first = group.first()
-            first_due_s = first.due_s if first is not None else group.last_due_s
-            found = rates.get(group.key)
-            if found is None:
-                found = rates[group.key] = _paces(group.key, classes, estimators, now_s=now_s)
-            paces, variation = found
-            self.duration_s[index] = [pace * group.waiting for pace in paces]
-            self.due_s[index] = group.last_due_s - now_s
-            spans[index] = group.last_due_s - first_due_s
-            fastest = min(paces)
-            self.ramp_s[index] = 2.0 * _SPREAD * variation * fastest * sqrt(group.waiting)
+        kinds: dict[GroupKey, int] = {}
+        kind = [kinds.setdefault(group.key, len(kinds)) for group in groups]
+        paces = np.full((len(kinds), len(classes)), inf)
+        variations = np.ones(len(kinds))
+        for key, number in kinds.items():
+            paces[number], variations[number] = _paces(key, classes, estimators, now_s=now_s)
+        self.waiting = np.array([group.waiting for group in groups], np.int64)
+        last_due_s = np.array([group.last_due_s for group in groups])
+        first_due_s = np.array([_first_due_s(group) for group in groups])
+        span_s = last_due_s - first_due_s
+        self.due_s = last_due_s - now_s
+        self.duration_s = paces[kind] * self.waiting[:, None]
         finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
-        self.tail_s = (spans[:, None] - finite) / 2.0
-        typical = np.where(np.isfinite(self.duration_s), self.duration_s, np.inf).min(
-            axis=1, initial=np.inf
-        )
-        self.ramp_s += np.abs(spans - np.where(np.isfinite(typical), typical, 0.0))
+        self.tail_s = (span_s[:, None] - finite) / 2.0
+        fastest_s = paces.min(axis=1)[kind]
+        noise_s = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
+        self.ramp_s = np.abs(span_s - fastest_s * self.waiting) + noise_s
+
+
+def _first_due_s(group: RequestGroup) -> float:
+    first = group.first()
+    return group.last_due_s if first is None else first.due_s
 
 
 def _paces(

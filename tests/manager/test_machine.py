@@ -229,6 +229,7 @@ def test_a_solve_is_asked_for_and_its_answer_adopted_only_if_better(bench: Bench
     for model in ("m", "n"):
         for slo_class in ("interactive", "batch-1", "batch-2"):
             bench.arrive(model, slo_class, count=40)
+    bench.post(Wakeup(), after_s=0.1)
     starts = [effect for effect in bench.effects if isinstance(effect, StartSolve)]
     assert len(starts) == 1
     before = [list(agent.queue) for agent in bench.manager.agents.values()]
