@@ -1,0 +1,174 @@
+"""What an executor has in flight, and the room that leaves: its own count, since an engine's gauges lag.
+
+Room is counted in sequences and in KV-cache tokens. A request is charged its prompt, what it has
+produced and what it is still expected to produce, not what it could produce at most; one that outlives its
+expectation is charged as it grows.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from qlm_core.executor.states import ATTEMPT_MOVES, AttemptState
+from qlm_core.messages import Payload
+from qlm_core.model import ModelName, RequestId, RequestRef
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A request between window and end. `produced` counts this attempt's tokens.
+
+    Attributes:
+        class_ttft_s: the first-token target of its class: how lax it is.
+        charged_tokens: KV tokens that the batch counts for it.
+        pulled_s: when its payload was asked for.
+        evictable: False for a request that could not be continued elsewhere.
+    """
+
+    ref: RequestRef
+    model: ModelName
+    class_ttft_s: float
+    pulled_s: float
+    charged_tokens: int
+    expected_tokens: int
+    state: AttemptState = AttemptState.PULLING
+    attempt: int = 0
+    produced: int = 0
+    evictable: bool = True
+    job: Payload | None = None
+
+    @property
+    def resident_tokens(self) -> int:
+        """Tokens in the KV cache if it runs: what an eviction has to compute again."""
+        return self.ref.prompt_tokens + self.ref.produced_tokens + self.produced
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Output still expected; a request past its expectation is expected to end soon, never at once."""
+        left = self.expected_tokens - self.produced
+        return left if left > 0 else max(1, self.expected_tokens // 8)
+
+
+def expected_output(ref: RequestRef) -> int:
+    """Output tokens that a request is still expected to produce, at least one."""
+    return max(1, min(ref.expected_output_tokens, ref.max_output_tokens - ref.produced_tokens))
+
+
+def charge(ref: RequestRef) -> int:
+    """KV tokens that a request is expected to take at its end."""
+    return ref.prompt_tokens + ref.produced_tokens + expected_output(ref)
+
+
+class Batch:
+    """All requests in flight, by state, with their sums."""
+
+    def __init__(self, slots: int, kv_tokens: int) -> None:
+        self.slots = slots
+        self.kv_tokens = kv_tokens
+        self.pulling: OrderedDict[RequestId, InFlight] = OrderedDict()
+        self.held: OrderedDict[RequestId, InFlight] = OrderedDict()
+        self.running: dict[RequestId, InFlight] = {}
+        self._charged_ahead = 0
+        self._charged_running = 0
+        self.resident_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self.pulling) + len(self.held) + len(self.running)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.running or id in self.pulling or id in self.held
+
+    def get(self, id: RequestId) -> InFlight | None:
+        """A request in flight, whatever its state."""
+        return self.running.get(id) or self.held.get(id) or self.pulling.get(id)
+
+    def resize(self, slots: int, kv_tokens: int) -> None:
+        """Count room by another model's profile."""
+        self.slots, self.kv_tokens = slots, kv_tokens
+
+    @property
+    def free_slots(self) -> int:
+        """Sequences that could still be pulled."""
+        return self.slots - len(self)
+
+    @property
+    def free_tokens(self) -> int:
+        """KV tokens not charged to anyone."""
+        return self.kv_tokens - self._charged_running - self._charged_ahead
+
+    def has_room_for(self, charged_tokens: int) -> bool:
+        """Whether a request of this size fits beside all that is in flight. Alone, anything fits."""
+        if not len(self):
+            return True
+        return self.free_slots > 0 and charged_tokens <= self.free_tokens
+
+    def can_start(self, item: InFlight) -> bool:
+        """Whether a held request fits on the engine beside what runs there."""
+        if not self.running:
+            return True
+        return (
+            len(self.running) < self.slots
+            and self._charged_running + item.charged_tokens <= self.kv_tokens
+        )
+
+    def ask(self, item: InFlight) -> None:
+        """Its payload is asked for."""
+        self.pulling[item.ref.id] = item
+        self._charged_ahead += item.charged_tokens
+
+    def hold(self, item: InFlight, job: Payload) -> None:
+        """Its payload has come."""
+        self._move(item, AttemptState.HELD)
+        del self.pulling[item.ref.id]
+        item.job, item.attempt = job, job.attempt
+        self.held[item.ref.id] = item
+
+    def start(self, item: InFlight) -> Payload:
+        """It goes onto the engine."""
+        self._move(item, AttemptState.RUNNING)
+        del self.held[item.ref.id]
+        self._charged_ahead -= item.charged_tokens
+        self._charged_running += item.charged_tokens
+        self.resident_tokens += item.resident_tokens
+        self.running[item.ref.id] = item
+        job, item.job = item.job, None
+        assert job is not None
+        return job
+
+    def grow(self, item: InFlight, tokens: int) -> None:
+        """A running request has produced so many more tokens."""
+        item.produced += tokens
+        self.resident_tokens += tokens
+        excess = item.produced - item.expected_tokens
+        if excess > 0:
+            grown = min(excess, tokens)
+            item.charged_tokens += grown
+            self._charged_running += grown
+
+    def leave(self, item: InFlight, state: AttemptState) -> None:
+        """It is no longer in flight."""
+        before = item.state
+        self._move(item, state)
+        if before is AttemptState.RUNNING:
+            del self.running[item.ref.id]
+            self._charged_running -= item.charged_tokens
+            self.resident_tokens -= item.resident_tokens
+            return
+        del (self.pulling if before is AttemptState.PULLING else self.held)[item.ref.id]
+        self._charged_ahead -= item.charged_tokens
+
+    def check(self) -> None:
+        """Assert what must hold between the sums and the requests. O(n); for tests."""
+        ahead = [*self.pulling.values(), *self.held.values()]
+        assert self._charged_ahead == sum(item.charged_tokens for item in ahead)
+        running = self.running.values()
+        assert self._charged_running == sum(item.charged_tokens for item in running)
+        assert self.resident_tokens == sum(item.resident_tokens for item in running)
+        assert len(self.running) <= self.slots
+        assert all(item.state is AttemptState.RUNNING for item in running)
+
+    @staticmethod
+    def _move(item: InFlight, state: AttemptState) -> None:
+        assert state in ATTEMPT_MOVES[item.state], f"{item.state} cannot become {state}"
+        item.state = state

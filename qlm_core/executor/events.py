@@ -1,0 +1,192 @@
+"""What the executor hears and what it orders.
+
+Events are facts, in the past tense or as the message that brought them; effects are orders to the driver, to be
+carried out in the order given. A swap and a pull take time: their ends come back as events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlm_core.messages import (
+    AttemptEnded,
+    AttemptReturned,
+    Payload,
+    Pull,
+    QueueUpdate,
+    Refused,
+    Revoked,
+)
+from qlm_core.model import GatewayId, InstanceState, ModelName, ModelTier, RequestId
+
+# --------------------------------------------------------------------------- events of an engine
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutput:
+    """Some output of a job: one OpenAI chunk object as JSON (without `id`), and its output tokens."""
+
+    id: RequestId
+    attempt: int
+    data: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job finished. Token counts are of this job alone, as the engine counts them."""
+
+    id: RequestId
+    attempt: int
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRefused:
+    """The engine will never run this job; `status` is its HTTP status, 0 if none."""
+
+    id: RequestId
+    attempt: int
+    status: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobLost:
+    """The engine went away under a running job; the job can be tried again."""
+
+    id: RequestId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    """The engine can run jobs of `awake` now: after start, after a swap, after a recovery."""
+
+    awake: ModelName
+    tiers: tuple[tuple[ModelName, ModelTier], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDown:
+    """The engine cannot run anything until the next `EngineReady`; its jobs are lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwapFailed:
+    """The model could not be made awake; the engine stays as it was or goes down."""
+
+    model: ModelName
+    reason: str
+
+
+EngineEvent = JobOutput | JobDone | JobRefused | JobLost | EngineReady | EngineDown | SwapFailed
+
+# --------------------------------------------------------------------------- events of the driver
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayUp:
+    """A gateway can be reached: pulls and results may be sent to it."""
+
+    gateway: GatewayId
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLost:
+    """A gateway cannot be reached. With `forget` it has been away too long: its attempts are over."""
+
+    gateway: GatewayId
+    forget: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The agent leaves: nothing new is pulled; what still runs at `deadline_s` is returned."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """`Executor.wakeup_s` has come. Early and repeated ones are harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A gateway answered a pull with the request to run; see `qlm_core.resume` for `resumable`."""
+
+    gateway: GatewayId
+    job: Payload
+    resumable: bool = True
+
+
+Event = (
+    QueueUpdate
+    | Granted
+    | Refused
+    | Revoked
+    | EngineEvent
+    | GatewayUp
+    | GatewayLost
+    | Drain
+    | Wakeup
+)
+
+# --------------------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Tell a gateway."""
+
+    gateway: GatewayId
+    event: Pull | AttemptEnded | AttemptReturned
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Start a job on the engine."""
+
+    job: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Stop a job on the engine; nothing of it may be sent after this."""
+
+    id: RequestId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapModel:
+    """Make a model the awake one. No job runs."""
+
+    model: ModelName
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """These models come next, in order."""
+
+    models: tuple[ModelName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the solver the state of the instance."""
+
+    state: InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A drain is complete: nothing is held any more."""
+
+
+Effect = Send | Submit | Abort | SwapModel | Warm | Report | Drained

@@ -1,0 +1,562 @@
+"""The executor's decisions: what to pull, evict, swap and warm next.
+
+The rules (paper §4-5):
+
+* Pull first come first served from the head group while there is room by our own count (`batch`), and a few requests
+  beyond it; go on with the next group of the same model when the head group is exhausted.
+* A head group of another model ends pulling: the batch drains, then the model is swapped. A drain that
+  takes too long, or would make the head late, is cut short by eviction. A group that was started is finished
+  first, as long as the new head can wait.
+* Evict running requests of a laxer class when the head group's next requests would be late otherwise (`urgency`).
+* Whatever happens to engine, gateway or solver, each pulled request ends or returns exactly once. Without
+  a solver the window is worked off as it stands.
+
+States and moves are in `states`. Work per event is O(1), except for checks of urgency, which are bounded and rare.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, islice
+from math import inf
+from typing import Any
+
+from qlm_core.config import ExecutorConfig
+from qlm_core.executor import events as e
+from qlm_core.executor.batch import Batch, InFlight, charge, expected_output
+from qlm_core.executor.pace import Pace
+from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
+from qlm_core.executor.urgency import LOOKAHEAD, need, victims
+from qlm_core.executor.window import Window
+from qlm_core.messages import (
+    AttemptEnded,
+    AttemptReturned,
+    Pull,
+    QueueUpdate,
+    Refused,
+    ReturnReason,
+    Revoked,
+)
+from qlm_core.model import (
+    GatewayId,
+    GroupId,
+    InstanceState,
+    ModelName,
+    ModelTier,
+    QueuedGroup,
+    RequestId,
+    RequestRef,
+    RunningRequest,
+)
+from qlm_core.profile import EngineProfile
+
+# How many evicted requests are remembered, to bound how often each is evicted.
+_EVICTIONS_REMEMBERED = 4096
+# Least time between two checks of urgency.
+_CHECK_S = 0.05
+
+_S = ExecutorState
+
+
+class Executor:
+    """The machine beside one engine. Mutable; owned by one task.
+
+    Args:
+        profiles: one per model that the engine can serve.
+        class_ttft_s: the first-token target of each SLO class: how lax its work is. The work of a class that is not
+            named here is never evicted.
+        report_interval_s: how often the state is reported when nothing changes.
+    """
+
+    def __init__(
+        self,
+        profiles: Iterable[EngineProfile],
+        config: ExecutorConfig,
+        *,
+        class_ttft_s: Mapping[str, float],
+        report_interval_s: float,
+    ) -> None:
+        self.state = _S.DOWN
+        self.window = Window()
+        self.batch = Batch(1, 1)
+        self._profiles = {ModelName(profile.model): profile for profile in profiles}
+        self._config = config
+        self._class_ttft_s = dict(class_ttft_s)
+        self._report_interval_s = report_interval_s
+        self._awake: ModelName | None = None
+        self._swapping_to: ModelName | None = None
+        self._tiers: tuple[tuple[ModelName, ModelTier], ...] = ()
+        self._warm: tuple[ModelName, ...] = ()
+        self._passed_over: dict[ModelName, float] = {}
+        self._started: GroupId | None = None
+        self._starved = False
+        self._evictions: OrderedDict[RequestId, int] = OrderedDict()
+        self._relief_s = 0.0
+        self._hold_s = inf
+        self._latest_swap: tuple[GroupId, float] | None = None
+        self._empty_by_s = inf
+        self._drain_deadline_s = inf
+        self._prefill_s_per_token = 0.0
+        self._pace = Pace()
+        self._report_s = 0.0
+        self._now_s = 0.0
+        self._effects: list[e.Effect] = []
+        self._handlers: dict[type, Callable[[Any], bool]] = {
+            QueueUpdate: self._on_queue,
+            e.Granted: self._on_granted,
+            Refused: self._on_refused,
+            Revoked: self._on_revoked,
+            e.JobOutput: self._on_output,
+            e.JobDone: self._on_done,
+            e.JobRefused: self._on_job_refused,
+            e.JobLost: self._on_job_lost,
+            e.EngineReady: self._on_ready,
+            e.EngineDown: self._on_down,
+            e.SwapFailed: self._on_swap_failed,
+            e.GatewayUp: self._on_gateway_up,
+            e.GatewayLost: self._on_gateway_lost,
+            e.Drain: self._on_drain,
+            e.Wakeup: self._on_wakeup,
+        }
+
+    # ------------------------------------------------------------------- interface
+
+    def handle(self, event: e.Event, *, now_s: float) -> list[e.Effect]:
+        """Take one event in; returns what to do about it, in order. `now_s` never goes back."""
+        assert now_s >= self._now_s, f"time went back from {self._now_s} to {now_s}"
+        self._now_s = now_s
+        effects: list[e.Effect] = []
+        self._effects = effects
+        if self._handlers[type(event)](event):
+            self._advance()
+        if now_s >= self._report_s:
+            self._pace.roll(now_s)
+            self._report_s = now_s + self._report_interval_s
+            effects.append(e.Report(self.instance_state()))
+        return effects
+
+    @property
+    def wakeup_s(self) -> float:
+        """When to call `handle(Wakeup())` next; always later than the last event."""
+        due_s = self._report_s
+        if self.batch.pulling:
+            oldest = next(iter(self.batch.pulling.values()))
+            due_s = min(due_s, oldest.pulled_s + self._config.pull_timeout_s)
+        if self.state is _S.SERVING:
+            due_s = min(due_s, self._hold_s, self._relief_s if self._starved else inf)
+        elif self.state is _S.EMPTYING:
+            due_s = min(due_s, self._empty_by_s)
+        elif self.state is _S.LEAVING:
+            due_s = min(due_s, self._drain_deadline_s)
+        for until_s in self._passed_over.values():
+            due_s = min(due_s, until_s)
+        return due_s
+
+    def instance_state(self) -> InstanceState:
+        """What the solver should know."""
+        swapping = self.state is _S.SWAPPING
+        return InstanceState(
+            ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING),
+            awake_model=None if swapping else self._awake,
+            swapping_to=self._swapping_to if swapping else None,
+            tiers=self._tiers,
+            running=tuple(
+                [
+                    RunningRequest(
+                        id=item.ref.id,
+                        group=item.ref.group,
+                        produced_tokens=item.ref.produced_tokens + item.produced,
+                    )
+                    for item in self.batch.running.values()
+                ]
+            ),
+            kv_used_tokens=self.batch.resident_tokens,
+            tokens_per_s=self._pace.tokens_per_s,
+            mean_batch=self._pace.mean_batch,
+            draining=self.state in (_S.LEAVING, _S.GONE),
+        )
+
+    # ------------------------------------------------------------------- events: queue and gateways
+    # Each returns whether decisions may change.
+
+    def _on_queue(self, update: QueueUpdate) -> bool:
+        if not self.window.apply(update, self.batch):
+            return False
+        self._relief_s = 0.0
+        self._latest_swap = None
+        if update.order is not None or update.snapshot:
+            for group in self.window.order:
+                if group.model not in self._profiles:
+                    self._passed_over[group.model] = inf
+            self._hint()
+        return True
+
+    def _on_granted(self, event: e.Granted) -> bool:
+        job = event.job
+        item = self.batch.get(job.id)
+        if item is not None and item.state is not AttemptState.PULLING:
+            if job.attempt <= item.attempt:
+                return False
+            # The gateway gave our attempt up and made a newer one.
+            self._drop(item)
+            ref = item.ref
+        elif item is None:
+            found = self.window.take(job.id)
+            if found is None:
+                returned = AttemptReturned(job.id, job.attempt, ReturnReason.EVICTED)
+                self._effects.append(e.Send(event.gateway, returned))
+                return False
+            ref = found
+        if item is None or item.state is not AttemptState.PULLING:
+            item = self._ask(ref, job.model)
+        self.batch.hold(item, job)
+        item.evictable = event.resumable
+        if self.state in (_S.DOWN, _S.SWAPPING):
+            self._return(item, ReturnReason.ENGINE_LOST)
+        elif self.state in (_S.LEAVING, _S.GONE):
+            self._return(item, ReturnReason.DRAINING)
+        return True
+
+    def _on_refused(self, event: Refused) -> bool:
+        item = self.batch.pulling.get(event.id)
+        if item is not None:
+            self.batch.leave(item, AttemptState.DROPPED)
+        elif event.id not in self.batch:
+            self.window.take(event.id)
+        return True
+
+    def _on_revoked(self, event: Revoked) -> bool:
+        item = self.batch.get(event.id)
+        if item is None or item.state is AttemptState.PULLING or item.attempt > event.attempt:
+            return False
+        self._drop(item)
+        return True
+
+    def _on_gateway_up(self, event: e.GatewayUp) -> bool:
+        self.window.set_reachable(event.gateway, True)
+        self._latest_swap = None
+        return True
+
+    def _on_gateway_lost(self, event: e.GatewayLost) -> bool:
+        self.window.set_reachable(event.gateway, False)
+        self._latest_swap = None
+        unanswered = [
+            item for item in self.batch.pulling.values() if item.ref.gateway == event.gateway
+        ]
+        self._requeue(unanswered)
+        if event.forget:
+            for item in list(chain(self.batch.held.values(), self.batch.running.values())):
+                if item.ref.gateway == event.gateway:
+                    self._drop(item)
+        return True
+
+    # ------------------------------------------------------------------- events: engine
+
+    def _on_output(self, event: e.JobOutput) -> bool:
+        item = self.batch.running.get(event.id)
+        if item is not None and item.attempt == event.attempt:
+            self.batch.grow(item, event.tokens)
+            self._pace.produce(event.tokens)
+        return False
+
+    def _on_done(self, event: e.JobDone) -> bool:
+        return self._end(
+            AttemptEnded(
+                id=event.id,
+                attempt=event.attempt,
+                finish_reason=event.finish_reason,
+                prompt_tokens=event.prompt_tokens,
+                output_tokens=event.output_tokens,
+            )
+        )
+
+    def _on_job_refused(self, event: e.JobRefused) -> bool:
+        return self._end(
+            AttemptEnded(
+                id=event.id,
+                attempt=event.attempt,
+                finish_reason="error",
+                error=event.error,
+                error_status=event.status,
+            )
+        )
+
+    def _on_job_lost(self, event: e.JobLost) -> bool:
+        item = self.batch.running.get(event.id)
+        if item is None or item.attempt != event.attempt:
+            return False
+        self._return(item, ReturnReason.ENGINE_LOST, on_engine=False)
+        return True
+
+    def _on_ready(self, event: e.EngineReady) -> bool:
+        profile = self._profiles[event.awake]
+        self._awake, self._tiers = event.awake, event.tiers
+        self._passed_over.pop(event.awake, None)
+        kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
+        self.batch.resize(profile.max_num_seqs, kv_tokens)
+        chunk = profile.max_num_batched_tokens
+        self._prefill_s_per_token = profile.prefill_s(chunk) / chunk
+        self._pace.token_s = profile.iteration_s(
+            decode_batch=profile.max_num_seqs / 2, context_tokens=kv_tokens / 2
+        )
+        self._move(Trigger.ENGINE_READY)
+        self._hint()
+        return True
+
+    def _on_down(self, _: e.EngineDown) -> bool:
+        self._move(Trigger.ENGINE_DOWN)
+        self._awake = None
+        for item in list(chain(self.batch.held.values(), self.batch.running.values())):
+            self._return(item, ReturnReason.ENGINE_LOST, on_engine=False)
+        return True
+
+    def _on_swap_failed(self, event: e.SwapFailed) -> bool:
+        self._passed_over[event.model] = self._now_s + self._config.swap_retry_s
+        self._move(Trigger.SWAP_FAILED)
+        return True
+
+    def _on_drain(self, event: e.Drain) -> bool:
+        self._drain_deadline_s = event.deadline_s
+        self._move(Trigger.DRAIN)
+        return True
+
+    def _on_wakeup(self, _: e.Wakeup) -> bool:
+        overdue = []
+        for item in self.batch.pulling.values():
+            if self._now_s < item.pulled_s + self._config.pull_timeout_s:
+                break
+            overdue.append(item)
+        self._requeue(overdue)
+        for model in [m for m, until_s in self._passed_over.items() if until_s <= self._now_s]:
+            del self._passed_over[model]
+        return True
+
+    # ------------------------------------------------------------------- decisions
+
+    def _advance(self) -> None:
+        """Do everything that can be done now."""
+        self._starved = False
+        if self.state is _S.LEAVING:
+            self._leave()
+        if self.state not in (_S.SERVING, _S.EMPTYING):
+            return
+        head = self._head()
+        if head is None or head.model == self._awake:
+            if self.state is _S.EMPTYING:
+                self._move(Trigger.HEAD_FITS)
+            self._start_held()
+            self._pull()
+            self._starved = self._starved and self._config.eviction
+            if self._starved and self._now_s >= self._relief_s:
+                self._relieve()
+            return
+        if self.state is _S.SERVING:
+            self._move(Trigger.HEAD_NEEDS_SWAP)
+            longest_s = self._config.drain_s_max if self._config.eviction else inf
+            self._empty_by_s = self._now_s + longest_s
+        self._start_held()
+        self._empty(head)
+
+    def _head(self) -> QueuedGroup | None:
+        """The group to serve next: the first in order, unless the started one may be finished first."""
+        head = self.window.head(self._passed_over)
+        self._hold_s = inf
+        if (
+            head is None
+            or head.model == self._awake
+            or self._started is None
+            or self.state is not _S.SERVING
+        ):
+            return head
+        started = self.window.group(self._started)
+        if started is None or started.model != self._awake:
+            return head
+        latest_s = self._latest_swap_s(head)
+        if self._now_s >= latest_s:
+            return head
+        self._hold_s = latest_s
+        return started
+
+    def _latest_swap_s(self, head: QueuedGroup) -> float:
+        """When a swap has to begin at the latest for the next request that can still be in time."""
+        if self._latest_swap is not None and self._latest_swap[0] == head.id:
+            return self._latest_swap[1]
+        profile = self._profiles[head.model]
+        asleep = dict(self._tiers).get(head.model) is ModelTier.ASLEEP
+        swap_s = profile.sleep_s + (profile.wake_s if asleep else profile.cold_s)
+        latest_s = inf
+        for ref in islice(self.window.peek(head.id), LOOKAHEAD):
+            first_token_s = swap_s + ref.prompt_tokens * self._prefill_s_per_token
+            if not ref.produced_tokens and self._now_s + first_token_s <= ref.due_s:
+                latest_s = ref.due_s - first_token_s - self._config.evict_margin_s
+                break
+        self._latest_swap = (head.id, latest_s)
+        return latest_s
+
+    def _pull(self) -> None:
+        """Ask for payloads from the head on, as far as there is room, and a few beyond it."""
+        batch = self.batch
+        wanted: dict[GatewayId, list[RequestId]] = {}
+        while True:
+            group = self._head()
+            if group is None or group.model != self._awake:
+                break
+            ref = self.window.first(group.id)
+            ahead = len(batch.pulling) + len(batch.held)
+            if not batch.has_room_for(charge(ref)) and ahead >= self._config.pull_ahead:
+                self._starved = True
+                break
+            self.window.take(ref.id)
+            self._ask(ref, group.model, group.slo_class)
+            self._started = group.id
+            wanted.setdefault(ref.gateway, []).append(ref.id)
+        for gateway, ids in wanted.items():
+            self._effects.append(e.Send(gateway, Pull(tuple(ids))))
+
+    def _start_held(self) -> None:
+        """Put held requests onto the engine, in the order in which they came, as long as they fit."""
+        batch = self.batch
+        while batch.held:
+            item = next(iter(batch.held.values()))
+            if item.model != self._awake:
+                self._return(item, ReturnReason.EVICTED)
+                continue
+            if not batch.can_start(item):
+                break
+            self._effects.append(e.Submit(batch.start(item)))
+            self._pace.resize(len(batch.running), self._now_s)
+
+    def _relieve(self) -> None:
+        """Evict laxer work if the head group's next requests would be late otherwise."""
+        head = self._head()
+        assert head is not None
+        wanted = need(
+            self.window.peek(head.id),
+            self.batch,
+            now_s=self._now_s,
+            margin_s=self._config.evict_margin_s,
+            prefill_s_per_token=self._prefill_s_per_token,
+            token_s=self._pace.token_s,
+        )
+        self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S)
+        if not wanted.slots and not wanted.kv_tokens:
+            return
+        self._relief_s = self._now_s + _CHECK_S
+        position = self.window.position(head.id) or 0
+        behind = [
+            item
+            for item in chain(self.batch.held.values(), self.batch.running.values())
+            if self._may_evict(item)
+            and (self.window.position(item.ref.group) or position) >= position
+        ]
+        chosen = victims(behind, wanted, class_ttft_s=self._laxity(head.slo_class))
+        for item in chosen:
+            self._evict(item)
+        if chosen:
+            self._pull()
+
+    def _empty(self, head: QueuedGroup) -> None:
+        """Swap once nothing is in flight; cut the drain short when its time is up."""
+        running = self.batch.running
+        if running and self._config.eviction:
+            laxity = self._laxity(head.slo_class)
+            if self._now_s < self._empty_by_s and all(
+                item.class_ttft_s > laxity for item in running.values()
+            ):
+                self._empty_by_s = min(self._empty_by_s, self._latest_swap_s(head))
+            if self._now_s >= self._empty_by_s:
+                self._empty_by_s = inf
+                for item in list(chain(self.batch.held.values(), running.values())):
+                    if self._may_evict(item):
+                        self._evict(item)
+        if not len(self.batch):
+            self._swapping_to = head.model
+            self._move(Trigger.EMPTIED)
+            self._effects.append(e.SwapModel(head.model))
+
+    def _leave(self) -> None:
+        """Hand back what does not run; at the deadline, everything."""
+        for item in list(self.batch.held.values()):
+            self._return(item, ReturnReason.DRAINING)
+        if self._now_s >= self._drain_deadline_s:
+            for item in list(self.batch.running.values()):
+                self._return(item, ReturnReason.DRAINING)
+            self._requeue(list(self.batch.pulling.values()))
+        if not len(self.batch):
+            self._move(Trigger.EMPTIED)
+            self._effects.append(e.Drained())
+
+    def _hint(self) -> None:
+        """Tell the engine which models come next, when that has changed."""
+        models: dict[ModelName, None] = {}
+        for group in self.window.order:
+            if group.model != self._awake and group.model in self._profiles:
+                models[group.model] = None
+        if tuple(models) != self._warm:
+            self._warm = tuple(models)
+            self._effects.append(e.Warm(self._warm))
+
+    # ------------------------------------------------------------------- one request
+
+    def _ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
+        item = InFlight(
+            ref=ref,
+            model=model,
+            class_ttft_s=self._laxity(slo_class),
+            pulled_s=self._now_s,
+            charged_tokens=charge(ref),
+            expected_tokens=expected_output(ref),
+        )
+        self.batch.ask(item)
+        return item
+
+    def _end(self, ended: AttemptEnded) -> bool:
+        item = self.batch.running.get(ended.id)
+        if item is None or item.attempt != ended.attempt:
+            return False
+        self.batch.leave(item, AttemptState.ENDED)
+        self._pace.resize(len(self.batch.running), self._now_s)
+        self._evictions.pop(ended.id, None)
+        self._effects.append(e.Send(item.ref.gateway, ended))
+        return True
+
+    def _return(self, item: InFlight, reason: ReturnReason, *, on_engine: bool = True) -> None:
+        if on_engine and item.state is AttemptState.RUNNING:
+            self._effects.append(e.Abort(item.ref.id, item.attempt))
+        self.batch.leave(item, AttemptState.RETURNED)
+        self._pace.resize(len(self.batch.running), self._now_s)
+        returned = AttemptReturned(item.ref.id, item.attempt, reason)
+        self._effects.append(e.Send(item.ref.gateway, returned))
+
+    def _evict(self, item: InFlight) -> None:
+        if item.state is AttemptState.RUNNING:
+            id = item.ref.id
+            self._evictions[id] = self._evictions.get(id, 0) + 1
+            self._evictions.move_to_end(id)
+            if len(self._evictions) > _EVICTIONS_REMEMBERED:
+                self._evictions.popitem(last=False)
+        self._return(item, ReturnReason.EVICTED)
+
+    def _may_evict(self, item: InFlight) -> bool:
+        if item.state is AttemptState.RUNNING and not item.evictable:
+            return False
+        return self._evictions.get(item.ref.id, 0) < self._config.evictions_max
+
+    def _drop(self, item: InFlight) -> None:
+        if item.state is AttemptState.RUNNING:
+            self._effects.append(e.Abort(item.ref.id, item.attempt))
+        self.batch.leave(item, AttemptState.DROPPED)
+        self._pace.resize(len(self.batch.running), self._now_s)
+
+    def _requeue(self, items: list[InFlight]) -> None:
+        for item in reversed(items):
+            self.batch.leave(item, AttemptState.REQUEUED)
+            self.window.put_back(item.ref)
+
+    def _laxity(self, slo_class: str) -> float:
+        return self._class_ttft_s.get(slo_class, 0.0)
+
+    def _move(self, trigger: Trigger) -> None:
+        self.state = EXECUTOR_MOVES[self.state, trigger]
+        self._report_s = self._now_s

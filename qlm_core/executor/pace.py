@@ -1,0 +1,47 @@
+"""How fast the engine runs, as seen from its output: the rates that an agent reports, and the time between tokens."""
+
+from __future__ import annotations
+
+# Weight of the newest interval in the running mean of the time between tokens.
+_WEIGHT = 0.3
+
+
+class Pace:
+    """Integrals over the time since the last report.
+
+    Attributes:
+        token_s: mean time between two output tokens of one running request.
+        tokens_per_s, mean_batch: over the interval that the last `roll` closed.
+    """
+
+    def __init__(self) -> None:
+        self.token_s = 0.0
+        self.tokens_per_s = 0.0
+        self.mean_batch = 0.0
+        self._size = 0
+        self._since_s = 0.0
+        self._changed_s = 0.0
+        self._tokens = 0
+        self._batch_s = 0.0
+
+    def resize(self, size: int, now_s: float) -> None:
+        """So many requests run from now on."""
+        self._batch_s += self._size * (now_s - self._changed_s)
+        self._changed_s = now_s
+        self._size = size
+
+    def produce(self, tokens: int) -> None:
+        """So many more tokens came out."""
+        self._tokens += tokens
+
+    def roll(self, now_s: float) -> None:
+        """Close the interval and begin the next. Does nothing if no time has passed."""
+        elapsed_s = now_s - self._since_s
+        if elapsed_s <= 0.0:
+            return
+        self.resize(self._size, now_s)
+        self.tokens_per_s = self._tokens / elapsed_s
+        self.mean_batch = self._batch_s / elapsed_s
+        if self._tokens and self._batch_s:
+            self.token_s += _WEIGHT * (self._batch_s / self._tokens - self.token_s)
+        self._since_s, self._tokens, self._batch_s = now_s, 0, 0.0

@@ -1,0 +1,139 @@
+"""The agent's copy of its virtual queue: the order of groups and, in each, references to requests, first come first.
+
+A window is a part of the queue; the solver refills it. Requests of a gateway that cannot be reached are set
+aside until it can, so that they hold nobody up. All operations are O(1) per request.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container, Iterator
+
+from qlm_core.messages import QueueUpdate
+from qlm_core.model import GatewayId, GroupId, ModelName, QueuedGroup, RequestId, RequestRef
+
+_References = OrderedDict[RequestId, RequestRef]
+
+
+class Window:
+    """Groups in order, references in each. Only groups in the order are pulled from."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.order: tuple[QueuedGroup, ...] = ()
+        self._position: dict[GroupId, int] = {}
+        self._groups: dict[GroupId, _References] = {}
+        self._group_of: dict[RequestId, GroupId] = {}
+        self._offline: dict[RequestId, RequestRef] = {}
+        self._reachable: dict[GatewayId, None] = {}
+        # No group before this position has a reference.
+        self._first = 0
+
+    def __len__(self) -> int:
+        return len(self._group_of) + len(self._offline)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._group_of or id in self._offline
+
+    def apply(self, update: QueueUpdate, in_flight: Container[RequestId]) -> bool:
+        """Take an update over; False if it is older than the last one. What is in flight is not added."""
+        if update.epoch < self.epoch:
+            return False
+        self.epoch = update.epoch
+        if update.snapshot:
+            self.order = ()
+            self._position.clear()
+            self._groups.clear()
+            self._group_of.clear()
+            self._offline.clear()
+        if update.order is not None:
+            self.order = update.order
+            self._position = {group.id: index for index, group in enumerate(update.order)}
+        for id in update.remove:
+            self.take(id)
+        for ref in update.add:
+            if ref.id not in in_flight:
+                self.take(ref.id)
+                self._insert(ref)
+        self._first = 0
+        return True
+
+    def set_reachable(self, gateway: GatewayId, reachable: bool) -> None:
+        """Note whether a gateway can be asked for payloads."""
+        if not reachable:
+            self._reachable.pop(gateway, None)
+            return
+        self._reachable[gateway] = None
+        waiting = [ref for ref in self._offline.values() if ref.gateway == gateway]
+        for ref in reversed(waiting):
+            self.put_back(ref)
+
+    def put_back(self, ref: RequestRef) -> None:
+        """Insert a reference at the front of its group."""
+        self._offline.pop(ref.id, None)
+        self._insert(ref)
+        if ref.id not in self._group_of:
+            return
+        self._groups[ref.group].move_to_end(ref.id, last=False)
+        self._first = min(self._first, self._position.get(ref.group, self._first))
+
+    def take(self, id: RequestId) -> RequestRef | None:
+        """Remove a reference; None if it is not here."""
+        group = self._group_of.pop(id, None)
+        if group is None:
+            return self._offline.pop(id, None)
+        references = self._groups[group]
+        ref = references.pop(id)
+        if not references:
+            del self._groups[group]
+        return ref
+
+    def head(self, skip: Container[ModelName] = ()) -> QueuedGroup | None:
+        """The first group in order that has a reference to pull, passing over the models in `skip`."""
+        order = self.order
+        while self._first < len(order) and not self._pullable(order[self._first].id):
+            self._first += 1
+        for index in range(self._first, len(order)):
+            group = order[index]
+            if group.model not in skip and self._pullable(group.id):
+                return group
+        return None
+
+    def group(self, id: GroupId) -> QueuedGroup | None:
+        """A group that is in the order and has a reference to pull."""
+        position = self._position.get(id)
+        if position is None or not self._pullable(id):
+            return None
+        return self.order[position]
+
+    def first(self, group: GroupId) -> RequestRef:
+        """The reference of a group that comes next. The group must have one."""
+        references = self._groups[group]
+        return references[next(iter(references))]
+
+    def peek(self, group: GroupId) -> Iterator[RequestRef]:
+        """The references of a group, first come first."""
+        return iter(self._groups.get(group, _References()).values())
+
+    def position(self, group: GroupId) -> int | None:
+        """Where a group stands in the order, None if it does not."""
+        return self._position.get(group)
+
+    def _insert(self, ref: RequestRef) -> None:
+        if ref.gateway not in self._reachable:
+            self._offline[ref.id] = ref
+            return
+        self._groups.setdefault(ref.group, _References())[ref.id] = ref
+        self._group_of[ref.id] = ref.group
+
+    def _pullable(self, group: GroupId) -> bool:
+        """Whether a group has a reference to pull; sets aside those whose gateway is away."""
+        references = self._groups.get(group)
+        while references:
+            id = next(iter(references))
+            ref = references[id]
+            if ref.gateway in self._reachable:
+                return True
+            self.take(id)
+            self._offline[id] = ref
+        return False
