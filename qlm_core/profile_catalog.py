@@ -6,6 +6,8 @@ The sources of the numbers stand in the table itself, for each profile in `Engin
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
@@ -32,11 +34,17 @@ def shipped_notes() -> dict[str, str]:
     return _table().notes
 
 
+def base_model(model: str) -> str:
+    """The model whose costs a model has: `mistral-7b` for its fine-tuned version `mistral-7b-ft2`."""
+    return re.sub(r"-ft\d+$", "", model)
+
+
 def find_profile(model: str, gpu: str, *, tensor_parallel: int | None = None) -> EngineProfile:
     """The shipped profile of a model on a kind of GPU.
 
     Args:
-        model: a short name such as `mistral-7b`.
+        model: a short name such as `mistral-7b`, or that of a fine-tuned version
+            (`mistral-7b-ft1`), which has weights of its own and the same costs.
         gpu: a short name such as `a100`.
         tensor_parallel: GPUs of the instance; without it, the fewest that are listed.
 
@@ -51,7 +59,7 @@ def find_profile(model: str, gpu: str, *, tensor_parallel: int | None = None) ->
             f"gpu: no profile for {gpu!r}. Use one of {', '.join(known)}, or make a profile with "
             "'qlm profile fit'."
         )
-    of_model = [one for one in on_gpu if one.model == model]
+    of_model = [replace(one, model=model) for one in on_gpu if one.model == base_model(model)]
     if not of_model:
         known = dict.fromkeys(one.model for one in on_gpu)
         raise ConfigError(

@@ -1,0 +1,63 @@
+"""Measurements of engines in files: logs of requests, and iterations of known content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qlm.tables import TableError, columns_of, require_columns, rows_of
+from qlm_core.sim.fidelity import MeasuredRequest
+from qlm_core.sim.fit import MeasuredIteration
+
+LOG = ("arrival_s", "prompt_tokens", "output_tokens", "ttft_ms", "tpot_ms")
+POINTS = ("prefill_tokens", "decode_batch", "iter_ms")
+
+
+def read_request_log(path: Path) -> list[MeasuredRequest]:
+    """A log of requests with the columns of `LOG`.
+
+    TTFT counts from `queued_s`, when the engine received the request, where there is that column,
+    else from `arrival_s`.
+
+    Raises:
+        TableError: the file, a column or a value is unusable, or there is no row.
+    """
+    columns = columns_of(path)
+    require_columns(path, columns, LOG)
+    received = "queued_s" if "queued_s" in columns else "arrival_s"
+    log = [
+        MeasuredRequest(
+            arrival_s=row.number(received),
+            prompt_tokens=row.count("prompt_tokens", least=1),
+            output_tokens=row.count("output_tokens", least=1),
+            ttft_s=row.number("ttft_ms") / 1e3,
+            tpot_s=row.number("tpot_ms") / 1e3,
+        )
+        for row in rows_of(path)
+    ]
+    if not log:
+        raise TableError(f"{path}: it holds no request. Give a log with at least one row.")
+    return log
+
+
+def read_iterations(path: Path) -> list[MeasuredIteration]:
+    """Measured iterations: the columns of `POINTS`, and where they apply `prefix_tokens` and
+    `context_tokens` (or `total_context_tokens`).
+
+    Raises:
+        TableError: the file, a column or a value is unusable.
+    """
+    columns = columns_of(path)
+    require_columns(path, columns, POINTS)
+    context = next(
+        (name for name in ("context_tokens", "total_context_tokens") if name in columns), None
+    )
+    return [
+        MeasuredIteration(
+            iteration_ms=row.number("iter_ms", least=1e-6),
+            prefill_tokens=row.count("prefill_tokens"),
+            prefix_tokens=row.count("prefix_tokens") if "prefix_tokens" in columns else 0,
+            decode_batch=row.count("decode_batch"),
+            context_tokens=row.count(context, most=10**9) if context else 0,
+        )
+        for row in rows_of(path)
+    ]

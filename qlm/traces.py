@@ -1,0 +1,188 @@
+"""Request traces in the formats the public ones come in, told apart by their columns.
+
+| format | columns |
+|---|---|
+| plain | arrival_s, prompt_tokens, output_tokens, optional model and slo_class |
+| Azure 2023 | TIMESTAMP, ContextTokens, GeneratedTokens |
+| BurstGPT | Timestamp (s), Model, Request tokens, Response tokens |
+| Mooncake | JSON lines with timestamp (ms), input_length, output_length |
+| ServeGen | t_s, client, rate_rps, family, p1, optional model: rates of clients in windows of 600
+s |
+
+Time starts with the first request. Requests without output (the failed ones of BurstGPT) are left
+out. Everything is streamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from qlm.tables import Row, TableError, columns_of, require_columns, rows_of
+from qlm_core.sim.workload import (
+    RateWindow,
+    TraceMapping,
+    TraceRow,
+    WorkloadRequest,
+    requests_from_trace,
+    rows_from_rate_windows,
+)
+
+PLAIN = ("arrival_s", "prompt_tokens", "output_tokens")
+AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
+MOONCAKE = ("timestamp", "input_length", "output_length")
+SERVEGEN = ("t_s", "client", "rate_rps", "family", "p1")
+
+_FAMILIES: dict[str, Literal["gamma", "weibull"]] = {
+    "gamma": "gamma",
+    "weibull": "weibull",
+    # An exponential gap is the Gamma one of shape 1.
+    "exponential": "gamma",
+}
+
+
+def read_requests(path: Path, mapping: TraceMapping) -> Iterator[WorkloadRequest]:
+    """The requests of a trace file in any known format, mapped to this fleet's classes and models.
+
+    A ServeGen file holds rates, not requests: `rate_scale` scales the rates there, and lengths are
+    those of ShareGPT.
+
+    Raises:
+        TableError: the file, a column or a value is unusable; the message says where and what to
+            do.
+    """
+    if not _has(columns_of(path), SERVEGEN):
+        return requests_from_trace(read_trace(path), mapping)
+    rows = rows_from_rate_windows(
+        read_rate_windows(path), seed=mapping.seed, rate_scale=mapping.rate_scale
+    )
+    return requests_from_trace(rows, mapping.at_trace_rate())
+
+
+def read_trace(path: Path) -> Iterator[TraceRow]:
+    """The rows of a trace of requests, in order of arrival.
+
+    Raises:
+        TableError: as `read_requests`; also for a file in an unknown format.
+    """
+    columns = columns_of(path)
+    convert = _converter(path, columns)
+    origin_s: float | None = None
+    last_s = 0.0
+    for row in rows_of(path):
+        if not columns:
+            require_columns(path, tuple(row.values), MOONCAKE)
+        request = convert(row)
+        if request is None:
+            continue
+        if origin_s is None:
+            origin_s = request.arrival_s
+        arrival_s = request.arrival_s - origin_s
+        if arrival_s < last_s:
+            raise TableError(
+                f"{path}, line {row.line}: it arrives before the row above. Sort the rows by time."
+            )
+        last_s = arrival_s
+        yield TraceRow(
+            arrival_s=arrival_s,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            model=request.model,
+            slo_class=request.slo_class,
+        )
+
+
+def read_rate_windows(path: Path) -> Iterator[RateWindow]:
+    """The rows of a ServeGen file, which stand in order of time within each model.
+
+    Where the file holds several models, the windows of the first one are read.
+
+    Raises:
+        TableError: as `read_requests`.
+    """
+    require_columns(path, columns_of(path), SERVEGEN)
+    model: str | None = None
+    for row in rows_of(path):
+        model = model or row.text("model")
+        if row.text("model") != model:
+            continue
+        family = _FAMILIES.get((row.text("family") or "").lower())
+        if family is None:
+            raise row.error(
+                "family",
+                f"{row.text('family')!r} is unknown",
+                f"Use one of {', '.join(_FAMILIES)}.",
+            )
+        yield RateWindow(
+            start_s=row.number("t_s"),
+            client=row.text("client") or "",
+            rate_rps=row.number("rate_rps"),
+            family=family,
+            shape=row.number("p1", least=1e-3, most=1e3),
+        )
+
+
+def _converter(path: Path, columns: tuple[str, ...]) -> Callable[[Row], TraceRow | None]:
+    if not columns:
+        return _mooncake
+    for wanted, convert in ((PLAIN, _plain), (AZURE, _azure), (BURSTGPT, _burstgpt)):
+        if _has(columns, wanted):
+            return convert
+    raise TableError(
+        f"{path}, line 1: no known trace format has the columns {', '.join(columns)}. "
+        f"Rename them to {', '.join(PLAIN)}."
+    )
+
+
+def _has(columns: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    return all(name in columns for name in wanted)
+
+
+def _plain(row: Row) -> TraceRow:
+    return TraceRow(
+        arrival_s=row.number("arrival_s"),
+        prompt_tokens=row.count("prompt_tokens", least=1),
+        output_tokens=row.count("output_tokens", least=1),
+        model=row.text("model"),
+        slo_class=row.text("slo_class"),
+    )
+
+
+def _azure(row: Row) -> TraceRow | None:
+    text = row.text("TIMESTAMP") or ""
+    try:
+        # Seven decimals of a second are one more than the parser keeps.
+        at = datetime.fromisoformat(text[:26])
+    except ValueError:
+        raise row.error(
+            "TIMESTAMP", f"{text!r} is not a date and time", "Write 2023-11-16 18:15:46.68."
+        ) from None
+    return _unless_empty(
+        row, (at - datetime(1970, 1, 1)).total_seconds(), "ContextTokens", "GeneratedTokens"
+    )
+
+
+def _burstgpt(row: Row) -> TraceRow | None:
+    return _unless_empty(row, row.number("Timestamp"), "Request tokens", "Response tokens", "Model")
+
+
+def _mooncake(row: Row) -> TraceRow | None:
+    return _unless_empty(row, row.number("timestamp") / 1e3, "input_length", "output_length")
+
+
+def _unless_empty(
+    row: Row, arrival_s: float, prompt: str, output: str, model: str = ""
+) -> TraceRow | None:
+    output_tokens = row.count(output)
+    prompt_tokens = row.count(prompt)
+    if output_tokens == 0 or prompt_tokens == 0:
+        return None
+    return TraceRow(
+        arrival_s=arrival_s,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        model=row.text(model) if model else None,
+    )

@@ -1,0 +1,153 @@
+"""Trace files: every format is read, and a bad row is named with file, line, column and remedy."""
+
+from __future__ import annotations
+
+import gzip
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from qlm.measurements import read_iterations, read_request_log
+from qlm.tables import TableError
+from qlm.traces import read_rate_windows, read_requests, read_trace
+from qlm_core.sim.workload import TraceMapping, only
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+MAPPING = TraceMapping(mix=only("interactive"), models=only("m"))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "model"),
+    [
+        ("plain.csv", "arrival_s,prompt_tokens,output_tokens\n7,10,20\n8.5,11,21\n", None),
+        ("plain.csv.gz", "arrival_s,prompt_tokens,output_tokens\n7,10,20\n8.5,11,21\n", None),
+        (
+            "model.csv",
+            "model,arrival_s,prompt_tokens,output_tokens,x\nA,7,10,20,\nA,8.5,11,21,\n",
+            "A",
+        ),
+        (
+            "azure.csv",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+            "2023-11-16 18:15:46.6805900,10,20\n2023-11-16 18:15:48.1805900,11,21\n",
+            None,
+        ),
+        (
+            "burst.csv",
+            "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+            "5,ChatGPT,10,20,30,Conversation log\n5.5,ChatGPT,10,0,10,Conversation log\n"
+            "6.5,ChatGPT,11,21,32,Conversation log\n",
+            "ChatGPT",
+        ),
+        (
+            "mooncake.jsonl",
+            '{"timestamp": 3000, "input_length": 10, "output_length": 20, "hash_ids": [1]}\n'
+            '{"timestamp": 4500, "input_length": 11, "output_length": 21, "hash_ids": [1]}\n',
+            None,
+        ),
+    ],
+)
+def test_formats_are_told_apart(tmp_path: Path, name: str, text: str, model: str | None) -> None:
+    rows = list(read_trace(write(tmp_path, name, text)))
+    assert [row.arrival_s for row in rows] == pytest.approx([0.0, 1.5])
+    assert [(row.prompt_tokens, row.output_tokens) for row in rows] == [(10, 20), (11, 21)]
+    assert {row.model for row in rows} == {model}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "file is empty"),
+        ("a,b\n1,2\n", "no known trace format has the columns a, b"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,x,2\n", "line 2, column prompt_tokens: 'x'"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,,2\n", "line 2, column prompt_tokens: is empty"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1,2\n-1,1,2\n", "line 3, column arrival_s"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1,2\n0,1,2.5\n", "line 3, column output_tokens"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1,0\n", "line 2, column output_tokens: 0"),
+        ("arrival_s,prompt_tokens,output_tokens\n9,1,2\n8,1,2\n", "line 3: it arrives before"),
+        ("arrival_s,prompt_tokens,output_tokens\n9,1\n", "line 2: 2 values for 3 columns"),
+        ("arrival_s,prompt_tokens,output_tokens\nnan,1,2\n", "column arrival_s: nan is out of"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\nnow,1,2\n", "column TIMESTAMP: 'now'"),
+        ('{"timestamp": 1}\n', "no column input_length, output_length"),
+        ('{"timestamp": 1,\n', "line 1: .*one JSON object a line"),
+        (
+            '{"timestamp": 1, "input_length": [2], "output_length": 3}\n',
+            "line 1, column input_length",
+        ),
+    ],
+)
+def test_bad_files_are_refused_with_place_and_remedy(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    with pytest.raises(TableError, match=problem) as caught:
+        list(read_trace(write(tmp_path, "bad.csv", text)))
+    assert "bad.csv" in str(caught.value)
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="No such file"):
+        list(read_trace(tmp_path / "absent.csv"))
+    broken = tmp_path / "broken.csv.gz"
+    broken.write_bytes(gzip.compress(b"arrival_s,prompt_tokens,output_tokens\n0,1,2\n")[:30])
+    with pytest.raises(TableError, match="complete"):
+        list(read_trace(broken))
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(bytes(range(128, 256)) * 10)
+    with pytest.raises(TableError, match="UTF-8"):
+        list(read_trace(binary))
+
+
+def test_a_trace_is_streamed(tmp_path: Path) -> None:
+    """Rows before a bad one are served, so nothing was read ahead."""
+    path = write(tmp_path, "t.csv", "arrival_s,prompt_tokens,output_tokens\n0,1,2\n1,1,2\n2,x,2\n")
+    assert len(list(islice(read_requests(path, MAPPING), 2))) == 2
+
+
+def test_rates_of_clients_become_requests(tmp_path: Path) -> None:
+    text = (
+        "model,t_s,client,rate_rps,cv,family,p1,p2\n"
+        "s,0,5,2.0,1.1,Gamma,0.8,0.6\ns,600,5,2.0,1.1,Weibull,0.9,0.5\nt,0,1,99,1,Gamma,1,1\n"
+    )
+    path = write(tmp_path, "windows.csv", text)
+    assert [window.family for window in read_rate_windows(path)] == ["gamma", "weibull"]
+    requests = list(read_requests(path, MAPPING))
+    assert len(requests) == pytest.approx(2400, rel=0.15)
+    bad = write(tmp_path, "bad.csv", text.replace("Weibull", "Pareto"))
+    with pytest.raises(TableError, match="line 3, column family: 'Pareto'"):
+        list(read_rate_windows(bad))
+
+
+def test_measurements_are_read(tmp_path: Path) -> None:
+    log = "arrival_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms\n1,10,20,30,40\n"
+    (request,) = read_request_log(write(tmp_path, "log.csv", log))
+    assert request.finish_s == pytest.approx(1 + 0.03 + 0.04 * 19)
+    with pytest.raises(TableError, match="tpot_ms"):
+        read_request_log(write(tmp_path, "log.csv", log.replace("tpot_ms", "tpot")))
+    with pytest.raises(TableError, match="no request"):
+        read_request_log(write(tmp_path, "log.csv", log.splitlines()[0] + "\n"))
+    points = "prefill_tokens,decode_batch,total_context_tokens,iter_ms\n0,4,400,12.5\n"
+    (point,) = read_iterations(write(tmp_path, "points.csv", points))
+    assert (point.decode_batch, point.context_tokens, point.iteration_ms) == (4, 400, 12.5)
+
+
+@pytest.mark.skipif(
+    not DATA.exists(), reason="the data folder is not beside the checkout (../shared/data)"
+)
+def test_the_public_traces_are_read() -> None:
+    azure = list(read_trace(DATA / "traces" / "azure2023_conv.csv.gz"))
+    assert len(azure) == 19_366
+    mooncake = list(islice(read_trace(DATA / "traces" / "mooncake_conversation.csv.gz"), 500))
+    assert max(row.prompt_tokens for row in mooncake) > 20_000
+    windows = DATA / "traces" / "servegen_clients_14d_top20.csv.gz"
+    mapping = TraceMapping(mix=only("interactive"), models=only("m"), rate_scale=0.001, limit=2000)
+    assert len(list(read_requests(windows, mapping))) == 2000
