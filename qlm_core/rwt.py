@@ -1,8 +1,8 @@
 """The request waiting time (RWT) estimator: how long until a waiting request's first token.
 
 The paper (§6) charges the q-th request the sum of the output tokens ahead of it over the token throughput,
-(2) W_q = sum O_i / Θ, with the sum Normal by the central limit theorem (3). Three things are learned online here instead
-of fixed offline: output lengths per model and SLO class (`LengthModel`), the engine's real speed against its profile
+(2) W_q = sum O_i / Θ, with the sum Normal by the central limit theorem (3). Three things are learned online here
+instead of fixed offline: output lengths per model and SLO class (`LengthModel`), the engine's real speed against its profile
 (`SpeedFactor`), and how far realised waits fall from estimated ones (`Calibration`), which turns a mean and a spread
 into quantiles that hold as often as they claim. Requests that a running batch absorbs at once are not charged; that
 is the caller's part, since it knows the queue.

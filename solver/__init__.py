@@ -1,5 +1,4 @@
-"""The solver service: the gRPC edge around the Manager, and the planner backends."""
+"""The solver service: the gRPC edge around the Manager, and the planner backends.
 
-from solver.service import serve
-
-__all__ = ["serve"]
+Nothing is imported here, so that a backend process pays for its own library alone; the service is `solver.service`.
+"""

@@ -1,7 +1,7 @@
 """Runs the Manager: posts events to it, carries its effects out, wakes it in time.
 
-Everything here happens on one event loop, so the Manager needs no lock. An effect for a session goes into that session's
-outbox; a solve runs in the planner's own processes and comes back as events.
+Everything here happens on one event loop, so the Manager needs no lock. An effect for a session goes into that
+session's outbox; a solve runs in the planner's own processes and comes back as events.
 """
 
 from __future__ import annotations
@@ -80,23 +80,17 @@ class Driver:
         """Orders to this gateway go to `send` from now on."""
         self._gateways[id] = send
 
-    def detach_gateway(self, id: GatewayId, send: Callable[[GatewayOrder], None]) -> bool:
-        """Stop sending; False if another session has taken over."""
-        if self._gateways.get(id) is not send:
-            return False
-        del self._gateways[id]
-        return True
+    def detach_gateway(self, id: GatewayId) -> None:
+        """Orders to this gateway are dropped from now on."""
+        self._gateways.pop(id, None)
 
     def attach_agent(self, id: AgentId, send: Callable[[AgentOrder], None]) -> None:
         """Orders to this agent go to `send` from now on."""
         self._agents[id] = send
 
-    def detach_agent(self, id: AgentId, send: Callable[[AgentOrder], None]) -> bool:
-        """Stop sending; False if another session has taken over."""
-        if self._agents.get(id) is not send:
-            return False
-        del self._agents[id]
-        return True
+    def detach_agent(self, id: AgentId) -> None:
+        """Orders to this agent are dropped from now on."""
+        self._agents.pop(id, None)
 
     async def close(self) -> None:
         """Stop the timer and the solve under way."""

@@ -114,8 +114,8 @@ class ManagerCollector(Collector):
         speed = GaugeMetricFamily(
             "qlm_engine_speed_ratio", "Real over profiled speed.", labels=["gpu", "model"]
         )
-        for (gpu, model), factor in estimators.speeds.items():
-            speed.add_metric([gpu, model], factor)
+        for labels, factor in estimators.speeds.items():
+            speed.add_metric(list(labels), factor)
         yield speed
 
     def _backends(self) -> Iterator[Metric]:

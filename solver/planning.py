@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qlm_core.config import SolverConfig
 from qlm_core.planning import Plan, PlanResult, Problem
-from solver.pool import Pool
+
+if TYPE_CHECKING:
+    from solver.pool import Pool
 
 log = logging.getLogger("qlm.solver")
 

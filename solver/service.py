@@ -88,7 +88,7 @@ async def _server(driver: Driver, section: SolverConfig) -> grpc.aio.Server:
     agent_grpc.add_AgentSessionServiceServicer_to_server(
         AgentSessions(driver, section.limits), server
     )
-    checks = health.aio.HealthServicer()
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing from the stubs
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(
         (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -30,8 +31,8 @@ from qlm_core.manager.events import (
     GatewayLeft,
     GatewaySaid,
 )
-from qlm_core.messages import AgentHello, AgentOrder, GatewayHello, GatewayOrder
-from qlm_core.model import GatewayId, RequestId
+from qlm_core.messages import AgentHello, AgentOrder, GatewayHello, GatewayOrder, QueueUpdate
+from qlm_core.model import AgentId, GatewayId, RequestId
 from solver.driver import Driver
 
 log = logging.getLogger("qlm.solver")
@@ -39,13 +40,56 @@ log = logging.getLogger("qlm.solver")
 _OUTBOX_LIMIT = 200_000
 
 
+class SessionError(Exception):
+    """A peer broke the rules of its session; carries the status code that says how."""
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class _OpenSessions:
+    """At most one open session per peer, and not too many peers."""
+
+    def __init__(self, what: str, limit: int):
+        self._what = what
+        self._limit = limit
+        self._open: dict[str, Outbox[Any]] = {}
+
+    def enter(self, peer: str, outbox: Outbox[Any]) -> None:
+        """The newest session of a peer takes over. Raises SessionError above the limit."""
+        older = self._open.get(peer)
+        if older is not None:
+            older.close()
+        elif len(self._open) >= self._limit:
+            raise SessionError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"the limit of {self._limit} {self._what} is reached",
+            )
+        self._open[peer] = outbox
+
+    def leave(self, peer: str, outbox: Outbox[Any]) -> bool:
+        """A session ended; False if a newer one had taken over."""
+        if self._open.get(peer) is not outbox:
+            return False
+        del self._open[peer]
+        return True
+
+
+def _refuse(message: str) -> SessionError:
+    return SessionError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def _invalid(message: str) -> SessionError:
+    return SessionError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
 class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
     """Serves gateways."""
 
     def __init__(self, driver: Driver, limits: SolverLimits):
         self._driver = driver
-        self._limits = limits
-        self._open: dict[GatewayId, Callable[[], None]] = {}
+        self._open = _OpenSessions("gateways", limits.gateways_max)
 
     async def GatewaySession(
         self,
@@ -61,8 +105,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
             while orders := await outbox.take():
                 yield wire.gateway_orders_to_wire(orders)
         finally:
-            reader.cancel()
-            (outcome,) = await asyncio.gather(reader, return_exceptions=True)
+            outcome = await _end(reader)
         await _abort_if_failed(outcome, context)
 
     async def _read(
@@ -71,59 +114,33 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         outbox: Outbox[GatewayOrder],
     ) -> None:
         gateway: GatewayId | None = None
-        send = outbox.put
-        replaced = False
-
-        def replace() -> None:
-            nonlocal replaced
-            replaced = True
-            outbox.close()
-
         try:
             async for message in incoming:
-                if replaced:
-                    raise SessionError(grpc.StatusCode.ABORTED, "a newer session took over")
                 now_s = self._driver.now_s()
                 for fact in wire.facts_from_wire(message, gateway or GatewayId(""), now_s):
                     if isinstance(fact, GatewayHello):
-                        gateway = self._open_session(fact, gateway, send, replace)
+                        if gateway is not None:
+                            raise _refuse("hello came twice")
+                        self._join(fact, outbox)
+                        gateway = fact.gateway
                     elif gateway is None:
-                        raise SessionError(
-                            grpc.StatusCode.FAILED_PRECONDITION, "the first fact must be hello"
-                        )
+                        raise _refuse("the first fact must be hello")
                     else:
                         self._driver.post(GatewaySaid(gateway, fact))
         finally:
             outbox.close()
-            if gateway is not None and self._driver.detach_gateway(gateway, send):
-                self._open.pop(gateway, None)
+            if gateway is not None and self._open.leave(gateway, outbox):
+                self._driver.detach_gateway(gateway)
                 self._driver.post(GatewayLeft(gateway))
                 log.info("gateway left", extra={"gateway": gateway})
 
-    def _open_session(
-        self,
-        hello: GatewayHello,
-        current: GatewayId | None,
-        send: Callable[[GatewayOrder], None],
-        replace: Callable[[], None],
-    ) -> GatewayId:
-        if current is not None:
-            raise SessionError(grpc.StatusCode.FAILED_PRECONDITION, "hello came twice")
+    def _join(self, hello: GatewayHello, outbox: Outbox[GatewayOrder]) -> None:
         if not hello.gateway:
-            raise SessionError(grpc.StatusCode.INVALID_ARGUMENT, "hello.gateway_id: empty")
-        older = self._open.get(hello.gateway)
-        if older is not None:
-            older()
-        elif len(self._open) >= self._limits.gateways_max:
-            raise SessionError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the limit of {self._limits.gateways_max} gateways is reached",
-            )
-        self._open[hello.gateway] = replace
-        self._driver.attach_gateway(hello.gateway, send)
+            raise _invalid("hello.gateway_id: empty")
+        self._open.enter(hello.gateway, outbox)
+        self._driver.attach_gateway(hello.gateway, outbox.put)
         self._driver.post(GatewayJoined(hello))
         log.info("gateway joined", extra={"gateway": hello.gateway, "address": hello.work_address})
-        return hello.gateway
 
     async def Explain(
         self,
@@ -169,8 +186,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
 
     def __init__(self, driver: Driver, limits: SolverLimits):
         self._driver = driver
-        self._limits = limits
-        self._open: dict[str, Callable[[], None]] = {}
+        self._open = _OpenSessions("agents", limits.agents_max)
 
     async def AgentSession(
         self,
@@ -185,11 +201,10 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         try:
             while orders := await outbox.take():
                 now_s = self._driver.now_s()
-                for order in orders:
+                for order in merged(orders):
                     yield wire.agent_order_to_wire(order, now_s)
         finally:
-            reader.cancel()
-            (outcome,) = await asyncio.gather(reader, return_exceptions=True)
+            outcome = await _end(reader)
         await _abort_if_failed(outcome, context)
 
     async def _read(
@@ -197,69 +212,67 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         incoming: AsyncIterator[agent_pb.AgentSessionRequest],
         outbox: Outbox[AgentOrder],
     ) -> None:
-        hello: AgentHello | None = None
-        send = outbox.put
-        replaced = False
-
-        def replace() -> None:
-            nonlocal replaced
-            replaced = True
-            outbox.close()
-
+        agent: AgentId | None = None
         try:
             async for message in incoming:
-                if replaced:
-                    raise SessionError(grpc.StatusCode.ABORTED, "a newer session took over")
                 said = wire.agent_message_from_wire(message)
                 if isinstance(said, AgentHello):
-                    if hello is not None:
-                        raise SessionError(grpc.StatusCode.FAILED_PRECONDITION, "hello came twice")
-                    self._open_session(said, send, replace)
-                    hello = said
-                elif hello is None:
-                    raise SessionError(
-                        grpc.StatusCode.FAILED_PRECONDITION, "the first message must be hello"
-                    )
+                    if agent is not None:
+                        raise _refuse("hello came twice")
+                    self._join(said, outbox)
+                    agent = said.agent
+                elif agent is None:
+                    raise _refuse("the first message must be hello")
                 else:
-                    self._driver.post(AgentReported(hello.agent, said))
+                    self._driver.post(AgentReported(agent, said))
         finally:
             outbox.close()
-            if hello is not None and self._driver.detach_agent(hello.agent, send):
-                self._open.pop(hello.agent, None)
-                self._driver.post(AgentLeft(hello.agent))
-                log.info("agent left", extra={"agent": hello.agent})
+            if agent is not None and self._open.leave(agent, outbox):
+                self._driver.detach_agent(agent)
+                self._driver.post(AgentLeft(agent))
+                log.info("agent left", extra={"agent": agent})
 
-    def _open_session(
-        self,
-        hello: AgentHello,
-        send: Callable[[AgentOrder], None],
-        replace: Callable[[], None],
-    ) -> None:
+    def _join(self, hello: AgentHello, outbox: Outbox[AgentOrder]) -> None:
         if not hello.agent:
-            raise SessionError(grpc.StatusCode.INVALID_ARGUMENT, "hello.agent_id: empty")
+            raise _invalid("hello.agent_id: empty")
         if not hello.profiles:
-            raise SessionError(grpc.StatusCode.INVALID_ARGUMENT, "hello.models: empty")
-        older = self._open.get(hello.agent)
-        if older is not None:
-            older()
-        elif len(self._open) >= self._limits.agents_max:
-            raise SessionError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the limit of {self._limits.agents_max} agents is reached",
-            )
-        self._open[hello.agent] = replace
-        self._driver.attach_agent(hello.agent, send)
+            raise _invalid("hello.models: empty")
+        self._open.enter(hello.agent, outbox)
+        self._driver.attach_agent(hello.agent, outbox.put)
         self._driver.post(AgentJoined(hello))
         models = [profile.model for profile in hello.profiles]
         log.info("agent joined", extra={"agent": hello.agent, "gpu": hello.gpu, "models": models})
 
 
-class SessionError(Exception):
-    """A peer broke the rules of its session; carries the status code that says how."""
+def merged(orders: list[AgentOrder]) -> list[AgentOrder]:
+    """The same orders with runs of plain additions joined into one."""
+    result: list[AgentOrder] = []
+    for order in orders:
+        last = result[-1] if result else None
+        if (
+            isinstance(order, QueueUpdate)
+            and isinstance(last, QueueUpdate)
+            and last.epoch == order.epoch
+            and not (order.snapshot or order.remove or order.order is not None)
+        ):
+            result[-1] = replace(last, add=last.add + order.add)
+        else:
+            result.append(order)
+    return result
 
-    def __init__(self, code: grpc.StatusCode, message: str):
-        super().__init__(message)
-        self.code = code
+
+async def _end(reader: asyncio.Task[None]) -> BaseException | None:
+    """How reading ended; a reader that still reads has been replaced by a newer session."""
+    replaced = not reader.done()
+    if replaced:
+        # The outbox is closed by the reader's own end too, which then is about to be done.
+        await asyncio.sleep(0)
+        replaced = not reader.done()
+    reader.cancel()
+    (outcome,) = await asyncio.gather(reader, return_exceptions=True)
+    if replaced:
+        return SessionError(grpc.StatusCode.ABORTED, "a newer session took over")
+    return outcome
 
 
 async def _abort_if_failed(

@@ -1,8 +1,8 @@
 """When to plan, and whether to adopt a plan.
 
 The plan in force is the agents' queues. `repair` changes it at once, by insertion alone. `start` asks for a better one:
-at most one solve runs at a time, not more often than `min_interval_s`, and only when something has changed or lateness is
-predicted. An answer speaks of a state that is past when it comes, so `consider` translates it into the
+at most one solve runs at a time, not more often than `min_interval_s`, and only when something has changed or
+lateness is predicted. An answer speaks of a state that is past when it comes, so `consider` translates it into the
 present state, repairs it there, and adopts it only if our own evaluator finds it better than what is in force.
 """
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qlm_core.config import ObjectiveConfig
 from qlm_core.grouping import GroupKey, RequestGroup
@@ -33,6 +34,7 @@ _DOWN_S = 15.0
 _SPREAD = 1.28
 """Half the ramp of a group's lateness in standard deviations of its wait: from p10 to p90."""
 
+Floats = NDArray[np.float64]
 ClassKey = tuple[tuple[EngineProfile, ModelTier], ...]
 
 
@@ -120,9 +122,7 @@ def take_snapshot(
     )
 
 
-def _weights(
-    groups: Sequence[RequestGroup], weights: dict[str, float], *, now_s: float
-) -> np.ndarray:
+def _weights(groups: Sequence[RequestGroup], weights: dict[str, float], *, now_s: float) -> Floats:
     """[N] weight of one request, a hair more for those that came first.
 
     Groups that are alike in everything else would otherwise stand in any order; so they are served
@@ -135,11 +135,11 @@ def _weights(
 
 
 def _move_costs(
-    groups: Sequence[RequestGroup], waiting: np.ndarray, objective: ObjectiveConfig
-) -> np.ndarray:
+    groups: Sequence[RequestGroup], waiting: NDArray[np.int64], objective: ObjectiveConfig
+) -> Floats:
     # A started group has prefixes cached where it ran; moving the rest of it should need a reason.
     started = np.array([group.started for group in groups], np.bool_)
-    costs: np.ndarray = objective.move * waiting * np.where(started, 4.0, 1.0)
+    costs: Floats = objective.move * waiting * np.where(started, 4.0, 1.0)
     return costs
 
 
@@ -208,12 +208,12 @@ class _GroupSheet:
         first_due_s = np.array([_first_due_s(group) for group in groups])
         span_s = last_due_s - first_due_s
         self.due_s = last_due_s - now_s
-        self.duration_s = paces[kind] * self.waiting[:, None]
+        self.duration_s: Floats = paces[kind] * self.waiting[:, None].astype(np.float64)
         finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
         self.tail_s = (span_s[:, None] - finite) / 2.0
         fastest_s = paces.min(axis=1)[kind]
-        noise_s = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
-        self.ramp_s = np.abs(span_s - fastest_s * self.waiting) + noise_s
+        noise_s: Floats = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
+        self.ramp_s: Floats = np.abs(span_s - fastest_s * self.waiting) + noise_s
 
 
 def _first_due_s(group: RequestGroup) -> float:
@@ -248,7 +248,7 @@ def _swap_matrix(
     estimators: Estimators,
     *,
     now_s: float,
-) -> np.ndarray:
+) -> Floats:
     """[C, M + 1, M] seconds of capacity lost by going from one model to another."""
     size = len(models)
     matrix = np.zeros((len(classes), size + 1, size))

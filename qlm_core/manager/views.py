@@ -124,8 +124,8 @@ def _alternatives(
             continue
         wait = manager.timeline.hypothetical(first, {id: agent}, manager.groups, now_s)
         if wait is not None:
-            answers.append({"agent": id, "would_start_in_s": round(wait.mean_s, 3)})
-    return sorted(answers, key=lambda answer: answer["would_start_in_s"])[:8]
+            answers.append((round(wait.mean_s, 3), id))
+    return [{"agent": id, "would_start_in_s": start_s} for start_s, id in sorted(answers)[:8]]
 
 
 def _swap_ahead(agent: Agent, ahead: list[RequestGroup], group: RequestGroup) -> str | None:

@@ -1,0 +1,237 @@
+"""The solver's gRPC edges, over real loopback gRPC, with a planner that runs in line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import msgspec
+import pytest
+
+from protos import wire
+from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
+from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
+from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
+from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
+from qlm_core.config import Config, SolverLimits
+from qlm_core.messages import (
+    AgentHello,
+    AnnounceDone,
+    Arrived,
+    EstimateGiven,
+    Fleet,
+    GatewayFact,
+    GatewayHello,
+    Gateways,
+    QueueUpdate,
+)
+from qlm_core.model import (
+    AgentId,
+    GatewayId,
+    InstanceState,
+    ModelName,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
+from qlm_core.planning import Plan, PlanResult, Problem, Termination, evaluate, greedy
+from solver.driver import Driver
+from solver.sessions import AgentSessions, GatewaySessions
+from tests.manager.conftest import profile
+
+
+class InlinePlanner:
+    """Plans greedily on the spot."""
+
+    async def solve(
+        self, problem: Problem, *, warm: Plan, on_improvement: Callable[[Plan, float], None]
+    ) -> PlanResult:
+        """One greedy plan."""
+        plan = greedy(problem)
+        return PlanResult(
+            plan=plan,
+            objective=evaluate(problem, plan).objective,
+            lower_bound=None,
+            termination=Termination.LIMIT,
+            backend="greedy",
+        )
+
+
+@pytest.fixture
+async def solver() -> AsyncIterator[grpc.aio.Channel]:
+    """A solver on an ephemeral port, as a channel to it."""
+    limits = SolverLimits(agents_max=2, gateways_max=1)
+    driver = Driver(Config(), InlinePlanner(), clock=time.monotonic)
+    server = grpc.aio.server()
+    gateway_grpc.add_GatewaySessionServiceServicer_to_server(
+        GatewaySessions(driver, limits), server
+    )
+    agent_grpc.add_AgentSessionServiceServicer_to_server(AgentSessions(driver, limits), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(None)
+    await driver.close()
+
+
+def hello(name: str = "a", model: str = "m") -> agent_pb.AgentSessionRequest:
+    """An agent's first message."""
+    return wire.agent_message_to_wire(
+        AgentHello(
+            agent=AgentId(name),
+            gpu="test",
+            profiles=(profile(model),),
+            epoch=0,
+            state=InstanceState(ready=True, awake_model=ModelName(model)),
+        )
+    )
+
+
+def request(id: str, model: str = "m") -> RequestMeta:
+    """A request that arrives now."""
+    return RequestMeta(
+        id=RequestId(id),
+        gateway=GatewayId("g"),
+        model=ModelName(model),
+        slo_class="interactive",
+        slo=Slo(ttft_s=20.0),
+        prompt_tokens=100,
+        max_output_tokens=100,
+        arrival_s=0.0,
+    )
+
+
+def facts(*said: GatewayFact) -> gateway_pb.GatewaySessionRequest:
+    """A gateway's message."""
+    return wire.facts_to_wire(said, 0.0)
+
+
+async def test_a_request_travels_from_gateway_to_agent(solver: grpc.aio.Channel) -> None:
+    agent = agent_grpc.AgentSessionServiceStub(solver).AgentSession()
+    await agent.write(hello())
+    gateway = gateway_grpc.GatewaySessionServiceStub(solver).GatewaySession()
+    await gateway.write(facts(GatewayHello(GatewayId("g"), "127.0.0.1:9"), AnnounceDone()))
+    await gateway.write(facts(Arrived(request("r1"))))
+    told = []
+    while not any(isinstance(order, QueueUpdate) and order.add for order in told):
+        told.append(wire.agent_order_from_wire(await asyncio.wait_for(agent.read(), 5.0), 0.0))
+    assert Gateways((("g", "127.0.0.1:9"),)) in told  # type: ignore[arg-type]
+    update = next(order for order in told if isinstance(order, QueueUpdate) and order.add)
+    assert [ref.id for ref in update.add] == ["r1"]
+    heard = []
+    while not any(isinstance(order, EstimateGiven) for order in heard):
+        heard.extend(wire.gateway_orders_from_wire(await asyncio.wait_for(gateway.read(), 5.0)))
+    assert Fleet((ModelName("m"),)) in heard
+    agent.cancel()
+    gateway.cancel()
+
+
+async def test_view_explain_and_estimate_answer(solver: grpc.aio.Channel) -> None:
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+    gateway = stub.GatewaySession()
+    await gateway.write(facts(GatewayHello(GatewayId("g"), "127.0.0.1:9"), AnnounceDone()))
+    await gateway.write(facts(Arrived(request("r1"))))
+    await asyncio.wait_for(gateway.read(), 5.0)
+    answer = await _until_known(stub, "r1")
+    assert answer["state"] == "unplaced"
+    view = msgspec.json.decode((await stub.View(gateway_pb.ViewRequest())).view_json)
+    assert view["waiting"] == 1
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await stub.Explain(gateway_pb.ExplainRequest(id="nobody"))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    probe = gateway_pb.EstimateRequest(request=wire.meta_to_wire(request("x"), 0.0))
+    with pytest.raises(grpc.aio.AioRpcError) as unserved:
+        await stub.Estimate(probe)
+    assert unserved.value.code() is grpc.StatusCode.NOT_FOUND
+    agent = agent_grpc.AgentSessionServiceStub(solver).AgentSession()
+    await agent.write(hello())
+    await asyncio.wait_for(agent.read(), 5.0)
+    estimate = (await stub.Estimate(probe)).estimate
+    assert 0.0 <= estimate.p50_s <= estimate.p90_s <= estimate.p99_s
+    agent.cancel()
+    gateway.cancel()
+
+
+async def _until_known(stub: gateway_grpc.GatewaySessionServiceStub, id: str) -> dict[str, object]:
+    """The explanation of a request as soon as the solver has heard of it."""
+    for _ in range(200):
+        try:
+            answer = await stub.Explain(gateway_pb.ExplainRequest(id=id))
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.01)
+            continue
+        known: dict[str, object] = msgspec.json.decode(answer.explanation_json)
+        return known
+    raise AssertionError(f"{id} never became known")
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([facts(AnnounceDone())], grpc.StatusCode.FAILED_PRECONDITION),
+        (
+            [
+                facts(GatewayHello(GatewayId("g"), "x:1")),
+                facts(GatewayHello(GatewayId("g"), "x:1")),
+            ],
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+        ([facts(GatewayHello(GatewayId(""), "x:1"))], grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            [gateway_pb.GatewaySessionRequest(facts=[gateway_pb.GatewayFact()])],
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+    ],
+)
+async def test_a_gateway_that_breaks_the_rules_is_told(
+    solver: grpc.aio.Channel,
+    messages: list[gateway_pb.GatewaySessionRequest],
+    code: grpc.StatusCode,
+) -> None:
+    stream = gateway_grpc.GatewaySessionServiceStub(solver).GatewaySession(iter(messages))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async for _ in stream:
+            pass
+    assert error.value.code() is code
+
+
+async def test_above_the_limit_of_agents_a_session_is_refused(solver: grpc.aio.Channel) -> None:
+    stub = agent_grpc.AgentSessionServiceStub(solver)
+    streams = []
+    for name in ("a", "b"):
+        stream = stub.AgentSession()
+        await stream.write(hello(name))
+        await asyncio.wait_for(stream.read(), 5.0)
+        streams.append(stream)
+    third = stub.AgentSession()
+    await third.write(hello("c"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await asyncio.wait_for(third.read(), 5.0)
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_a_newer_session_of_the_same_agent_takes_over(solver: grpc.aio.Channel) -> None:
+    stub = agent_grpc.AgentSessionServiceStub(solver)
+    older = stub.AgentSession()
+    await older.write(hello())
+    await asyncio.wait_for(older.read(), 5.0)
+    newer = stub.AgentSession()
+    await newer.write(hello())
+    await asyncio.wait_for(newer.read(), 5.0)
+    assert await _rest_of(older) is grpc.StatusCode.ABORTED
+    newer.cancel()
+
+
+async def _rest_of(stream: object) -> grpc.StatusCode:
+    """Read a stream to its end; the status it ended with."""
+    try:
+        while await asyncio.wait_for(stream.read(), 5.0) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return await stream.code()  # type: ignore[attr-defined, no-any-return]
