@@ -1,0 +1,99 @@
+"""Groups: who joins whom, in which order members are pulled, and when a group closes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlm_core.grouping import Grouper, GroupKey
+from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, Slo
+
+
+def request(
+    id: str, *, model: str = "m", ttft_s: float = 20.0, prompt: int = 100, at_s: float = 0.0
+) -> RequestMeta:
+    """A request; its class follows from its target."""
+    return RequestMeta(
+        id=RequestId(id),
+        gateway=GatewayId("g"),
+        model=ModelName(model),
+        slo_class=f"class-{ttft_s}",
+        slo=Slo(ttft_s=ttft_s),
+        prompt_tokens=prompt,
+        max_output_tokens=100,
+        arrival_s=at_s,
+    )
+
+
+def grouper(span_ratio: float = 0.25) -> Grouper:
+    """A grouper without much of a limit."""
+    return Grouper(span_ratio=span_ratio, requests_max=1000)
+
+
+def test_like_requests_share_a_group_and_unlike_ones_do_not() -> None:
+    make = grouper()
+    first, new = make.place(request("a"), size_max=10)
+    assert new
+    assert make.place(request("b"), size_max=10) == (first, False)
+    for other in (
+        request("c", model="n"),
+        request("d", ttft_s=60.0),
+        request("e", prompt=3000),
+    ):
+        group, new = make.place(other, size_max=10)
+        assert new
+        assert group is not first
+
+
+def test_a_full_group_closes_and_another_opens() -> None:
+    make = grouper()
+    groups = [make.place(request(str(n)), size_max=3)[0] for n in range(7)]
+    assert [group.waiting for group in (groups[0], groups[3], groups[6])] == [3, 3, 1]
+    assert groups[0].closed
+    assert not groups[6].closed
+
+
+def test_a_group_spans_only_a_share_of_its_slo() -> None:
+    make = grouper(span_ratio=0.25)
+    first, _ = make.place(request("a", at_s=0.0), size_max=100)
+    assert make.place(request("b", at_s=5.0), size_max=100)[0] is first
+    assert make.place(request("c", at_s=5.1), size_max=100)[0] is not first
+
+
+def test_an_evicted_member_stands_ahead_of_those_that_never_ran() -> None:
+    make = grouper()
+    group = make.place(request("a"), size_max=10)[0]
+    for id in "bc":
+        make.place(request(id), size_max=10)
+    group.pull(RequestId("a"), AgentId("x"))
+    group.pull(RequestId("b"), AgentId("x"))
+    group.give_back(request("b"))
+    assert [member.id for member in group.members()] == ["b", "c"]
+    assert group.started
+    group.drop(RequestId("b"))
+    group.drop(RequestId("c"))
+    assert not group.empty
+    group.drop(RequestId("a"))
+    assert group.empty
+
+
+@given(st.integers(1, 200_000))
+def test_prompts_are_grouped_by_scale(prompt: int) -> None:
+    scale = GroupKey.of(request("a", prompt=prompt)).prompt_scale
+    if scale == 0:
+        assert prompt <= 1024
+    else:
+        assert 1024 << (scale - 1) < prompt <= 1024 << scale
+
+
+@given(st.lists(st.tuples(st.sampled_from("mn"), st.sampled_from([20.0, 60.0])), max_size=60))
+def test_no_request_is_lost_or_doubled(arrivals: list[tuple[str, float]]) -> None:
+    make = grouper()
+    groups = []
+    for number, (model, ttft_s) in enumerate(arrivals):
+        group, new = make.place(request(str(number), model=model, ttft_s=ttft_s), size_max=5)
+        if new:
+            groups.append(group)
+    members = [member.id for group in groups for member in group.members()]
+    assert sorted(members, key=int) == [str(number) for number in range(len(arrivals))]
+    assert all(group.waiting <= 5 for group in groups)

@@ -1,0 +1,39 @@
+"""The outbox: batched while nobody reads, ended by closing, broken by its limit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from protos.outbox import Outbox
+
+
+async def test_everything_accumulated_comes_at_once_and_in_order() -> None:
+    outbox: Outbox[int] = Outbox(limit=10)
+    for item in (1, 2, 3):
+        outbox.put(item)
+    assert await outbox.take() == [1, 2, 3]
+
+
+async def test_a_waiting_reader_is_woken_by_the_first_item() -> None:
+    outbox: Outbox[int] = Outbox(limit=10)
+    reader = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    outbox.put(7)
+    assert await asyncio.wait_for(reader, 5.0) == [7]
+
+
+async def test_closing_hands_out_the_rest_and_then_ends() -> None:
+    outbox: Outbox[int] = Outbox(limit=10)
+    outbox.put(1)
+    outbox.close()
+    outbox.put(2)
+    assert await outbox.take() == [1]
+    assert await outbox.take() == []
+
+
+async def test_a_peer_that_does_not_read_breaks_it() -> None:
+    outbox: Outbox[int] = Outbox(limit=2)
+    for item in (1, 2, 3):
+        outbox.put(item)
+    assert outbox.broken
+    assert await outbox.take() == []
