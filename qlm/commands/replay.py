@@ -1,0 +1,115 @@
+"""`qlm replay TRACE`: sends the requests of a trace and reports how each class fared."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qlm.commands import options
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "replay", help="send the requests of a trace and report how they fared"
+    )
+    parser.add_argument(
+        "trace", type=Path, help="CSV or CSV.gz; see docs/operations.md for formats"
+    )
+    parser.add_argument(
+        "--mix",
+        default="interactive=0.5,batch-1=0.3,batch-2=0.2",
+        help="SLO classes and their shares (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--models", help="models and their shares (default: the configured ones, evenly)"
+    )
+    parser.add_argument(
+        "--rate-scale", type=float, default=1.0, help="how much denser arrivals come"
+    )
+    parser.add_argument("--limit", type=int, help="most requests sent")
+    parser.add_argument(
+        "--time-scale",
+        type=float,
+        default=1.0,
+        help="how much faster the fleet's clock runs (engine.sim.time_scale); "
+        "arrivals follow it, and times are reported on it",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of class and model")
+    parser.add_argument("--transport", choices=("http", "grpc"), default="http")
+    options.add_endpoint(parser)
+    parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
+    parser.add_argument("--concurrency-limit", type=int, default=10_000, metavar="N")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="the clients' output limit")
+    parser.add_argument(
+        "--exact-lengths",
+        action="store_true",
+        help="force output lengths by max_tokens and ignore_eos, for real engines",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw TTFT by class")
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, report; status 1 when a request was lost."""
+    import asyncio
+
+    import uvloop
+    from rich.console import Console
+
+    from qlm import load, render, replay, report
+    from qlm.traces import read_requests
+    from qlm_core.errors import QlmError
+    from qlm_core.sim.workload import Mix, TraceMapping
+
+    config = options.config_of(args)
+    slos = replay.slos_of(config)
+    mapping = TraceMapping(
+        mix=Mix.parse(args.mix),
+        models=Mix.parse(args.models or ",".join(f"{name}=1" for name in config.models)),
+        rename=args.models is not None,
+        rate_scale=args.rate_scale,
+        limit=args.limit,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+    )
+    for name in mapping.mix.names:
+        if name not in slos:
+            raise QlmError(f"--mix: {name!r} is no SLO class. Use some of {', '.join(slos)}.")
+    if not args.time_scale > 0:
+        raise QlmError("--time-scale: must be above 0; 1 is real time.")
+    url = options.url_of(args)
+    target = replay.Target(
+        url=url,
+        grpc_address=args.address or config.gateway.grpc_listen,
+        transport=args.transport,
+        api_key=options.key_of(args),
+        metrics_urls=replay.metrics_urls(config, url),
+    )
+    bodies = load.Bodies(
+        exact_lengths=args.exact_lengths,
+        model_len={name: model.max_model_len for name, model in config.models.items()},
+    )
+    requests = list(read_requests(args.trace, mapping))
+    if not requests:
+        raise QlmError(f"{args.trace}: no request in it. Give a trace with at least one row.")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result, outcomes = runner.run(
+            replay.measured(
+                requests,
+                target,
+                slos=slos,
+                bodies=bodies,
+                time_scale=args.time_scale,
+                concurrency_limit=args.concurrency_limit,
+            )
+        )
+    render.print_report(result, slos, Console())
+    if args.json:
+        args.json.write_bytes(report.to_json(result))
+    if args.plot:
+        render.plot(
+            outcomes, slos, args.plot, title=f"{args.trace.name}, {result.requests} requests"
+        )
+    return 1 if result.fates["lost"] else 0

@@ -1,0 +1,105 @@
+"""Shows a report to people: tables on the terminal, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlm.report import Fate, Outcome, Quantiles, Report
+from qlm_core.model import Slo
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MILLISECONDS = 1000.0
+
+
+def print_report(report: Report, slos: Mapping[str, Slo], console: Console) -> None:
+    """The tables of a run and a line that accounts for every request."""
+    console.print(_latencies(report, slos))
+    console.print(
+        f"throughput   {report.requests_per_s:.2f} requests/s, "
+        f"{report.output_tokens_per_s:.0f} output tokens/s over {report.elapsed_s:.1f} s"
+    )
+    operations = [("evictions", report.evictions), ("model swaps", report.swaps)]
+    console.print(
+        "operations   " + ", ".join(f"{name} {_known(count)}" for name, count in operations)
+    )
+    _print_estimate(report, console)
+    fates = ", ".join(f"{count} {fate}" for fate, count in report.fates.items())
+    console.print(f"accounted    {report.requests} sent = {fates}")
+
+
+def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Seconds as p50 / p90 / p99; TPOT in milliseconds", title_justify="left")
+    for name in ("class", "TTFT target", "requests", "attained"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name in ("TTFT", "TPOT", "E2E"):
+        table.add_column(name, justify="right")
+    for one in report.classes:
+        slo = slos.get(one.name)
+        table.add_row(
+            one.name,
+            f"{slo.ttft_s:g}" if slo else "-",
+            str(one.requests),
+            f"{100 * one.attainment_ratio:.1f} %",
+            _three(one.ttft_s),
+            _three(one.tpot_s, MILLISECONDS),
+            _three(one.e2e_s),
+        )
+    return table
+
+
+def _print_estimate(report: Report, console: Console) -> None:
+    estimate = report.estimate
+    if estimate is None:
+        console.print("estimates    none given")
+        return
+    r2 = f", R² {estimate.r2:.2f}" if estimate.r2 is not None else ""
+    console.print(
+        f"estimates    waited {estimate.mean_realised_s:.2f} s on average, estimated "
+        f"{estimate.mean_estimated_s:.2f} s, off by {estimate.mean_absolute_error_s:.2f} s{r2}; "
+        f"{100 * estimate.within_p90_ratio:.0f} % within their p90 ({estimate.requests} requests)"
+    )
+
+
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else str(count)
+
+
+def _three(quantiles: Quantiles, factor: float = 1.0) -> str:
+    values = (quantiles.p50, quantiles.p90, quantiles.p99)
+    return " / ".join("-" if v is None else f"{v * factor:.3g}" for v in values)
+
+
+def plot(outcomes: Sequence[Outcome], slos: Mapping[str, Slo], path: Path, *, title: str) -> None:
+    """Draw the distribution of TTFT by class, and TTFT over the time of sending, into a PNG file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    names = list(dict.fromkeys(outcome.slo_class for outcome in outcomes))
+    for index, name in enumerate(sorted(names)):
+        colour = f"C{index}"
+        served = [o for o in outcomes if o.slo_class == name and o.ttft_s is not None]
+        waits = sorted(o.ttft_s for o in served if o.ttft_s is not None)
+        shares = [(rank + 1) / len(waits) for rank in range(len(waits))]
+        left.step(waits, shares, where="post", color=colour, label=name)
+        right.scatter([o.sent_s for o in served], [o.ttft_s for o in served], s=6, color=colour)
+        if name in slos:
+            left.axvline(slos[name].ttft_s, color=colour, linestyle=":", linewidth=1)
+            right.axhline(slos[name].ttft_s, color=colour, linestyle=":", linewidth=1)
+    missed = [o for o in outcomes if o.fate not in (Fate.FINISHED, Fate.CANCELLED)]
+    right.scatter([o.sent_s for o in missed], [1e-3] * len(missed), marker="x", color="black", s=12)
+    left.set(xscale="log", xlabel="TTFT (s)", ylabel="share of requests", ylim=(0, 1.02))
+    right.set(yscale="log", xlabel="sent (s)", ylabel="TTFT (s); x: shed, failed or lost")
+    left.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,108 @@
+"""One measured run against a running gateway: sends a workload, watches it, and reports.
+
+`qlm replay`, `qlm demo` and the tests with real processes are callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlm import load, progress, scrape
+from qlm.load_grpc import GrpcTransport
+from qlm.load_http import HttpTransport
+from qlm.report import Outcome, Report, summarise
+from qlm_core.config import Config
+from qlm_core.errors import QlmError, Unavailable
+from qlm_core.model import Slo
+from qlm_core.sim.workload import WorkloadRequest
+
+EVICTIONS = "qlm_evictions_total"
+SWAPS = "qlm_model_swaps_total"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a run goes: the gateway's addresses and the metrics endpoints of the fleet."""
+
+    url: str
+    grpc_address: str
+    transport: str
+    api_key: str = ""
+    metrics_urls: tuple[str, ...] = ()
+
+
+def slos_of(config: Config) -> dict[str, Slo]:
+    """The targets of each configured class."""
+    return {name: config.slo_class(name).slo for name in config.slo_classes}
+
+
+def metrics_urls(config: Config, url: str) -> tuple[str, ...]:
+    """The metrics endpoints of the gateway at `url` and of the configured solver and agents."""
+    listeners = [config.solver.metrics_listen, *(agent.metrics_listen for agent in config.agents)]
+    return (f"{url}/metrics", *(f"http://{address}/metrics" for address in listeners if address))
+
+
+def transport(target: Target) -> load.Transport:
+    """The transport that the target names. Raises QlmError for an unknown one."""
+    if target.transport == "http":
+        return HttpTransport(target.url, api_key=target.api_key)
+    if target.transport == "grpc":
+        return GrpcTransport(target.grpc_address, api_key=target.api_key)
+    raise QlmError(f"transport: {target.transport!r} is unknown. Use http or grpc.")
+
+
+async def require_gateway(url: str) -> None:
+    """Raise Unavailable unless a gateway answers at `url`."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=5.0)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url}/health"),
+        ):
+            return
+    except (aiohttp.ClientError, TimeoutError):
+        raise Unavailable(f"{url}: no gateway answers. Start one with `qlm up`.") from None
+
+
+async def measured(
+    requests: Sequence[WorkloadRequest],
+    target: Target,
+    *,
+    slos: dict[str, Slo],
+    bodies: load.Bodies,
+    time_scale: float = 1.0,
+    concurrency_limit: int = 10_000,
+) -> tuple[Report, list[Outcome]]:
+    """Send the requests to the target, showing progress, and summarise what became of them."""
+    await require_gateway(target.url)
+    before = await scrape.read(target.metrics_urls)
+    counts = load.Counts()
+    async with transport(target) as way, progress.shown(counts, len(requests)):
+        outcomes, elapsed_s = await load.run(
+            requests,
+            way,
+            bodies=bodies,
+            counts=counts,
+            time_scale=time_scale,
+            concurrency_limit=concurrency_limit,
+        )
+    after = await scrape.read(target.metrics_urls)
+    report = summarise(
+        outcomes,
+        slos,
+        sent=counts.sent,
+        elapsed_s=elapsed_s,
+        evictions=_grown(before, after, EVICTIONS),
+        swaps=_grown(before, after, SWAPS),
+    )
+    return report, outcomes
+
+
+def _grown(before: dict[str, float], after: dict[str, float], name: str) -> int | None:
+    """How much a counter grew; None where nobody publishes it. A restart begins at 0 again."""
+    if name not in after:
+        return None
+    return round(max(after[name] - before.get(name, 0.0), 0.0))

@@ -1,0 +1,231 @@
+"""What became of each request of a run, and the statistics over them. Pure: no clock, no file, no network.
+
+Latencies are as the client saw them, counted from the moment it sent the request. Attainment is the share of
+requests that met every target of their class; a request that was shed, failed or lost missed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import floor
+
+import msgspec
+
+from qlm_core.errors import QlmError
+from qlm_core.model import Estimate, Slo
+
+
+class Fate(Enum):
+    """How a request ended for its client."""
+
+    FINISHED = "finished"
+    SHED = "shed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """One request of a run. Times are seconds; `sent_s` counts from the start of the run.
+
+    Attributes:
+        reason: why it did not finish, or how it did, in the service's words.
+        estimate: the waiting time estimated at its arrival, where the service gave one.
+        evictions: how often it was evicted and resumed; None where the transport does not tell.
+    """
+
+    model: str
+    slo_class: str
+    sent_s: float
+    fate: Fate = Fate.LOST
+    reason: str = ""
+    ttft_s: float | None = None
+    e2e_s: float | None = None
+    output_tokens: int = 0
+    estimate: Estimate | None = None
+    evictions: int | None = None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Seconds per output token after the first; None for a single token."""
+        if self.ttft_s is None or self.e2e_s is None or self.output_tokens < 2:
+            return None
+        return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1)
+
+    def attained(self, slo: Slo) -> bool:
+        """Whether it finished within every target."""
+        if self.fate is not Fate.FINISHED or self.ttft_s is None or self.e2e_s is None:
+            return False
+        return slo.met_by(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s)
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Three quantiles of a measured quantity, in seconds; None over nothing."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One SLO class of a run; `fates` has a count for every fate and adds up to `requests`."""
+
+    name: str
+    requests: int
+    fates: dict[str, int]
+    attained: int
+    attainment_ratio: float
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    e2e_s: Quantiles
+    output_tokens: int
+
+
+class EstimateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Estimated against realised waiting times, over the requests that have both.
+
+    `r2` is the coefficient of determination of the estimated means; `within_p90_ratio` is the share of requests
+    that waited no longer than the p90 estimate and would be 0.9 if estimates were perfect.
+    """
+
+    requests: int
+    mean_estimated_s: float
+    mean_realised_s: float
+    mean_absolute_error_s: float
+    r2: float | None
+    within_p90_ratio: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run. `evictions` and `swaps` are None where nobody could be asked."""
+
+    requests: int
+    elapsed_s: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    fates: dict[str, int]
+    attainment_ratio: float
+    classes: tuple[ClassReport, ...]
+    estimate: EstimateReport | None
+    evictions: int | None = None
+    swaps: int | None = None
+
+
+class AccountingError(QlmError):
+    """A run ended without an outcome for each request."""
+
+
+def quantile(ascending: Sequence[float], share: float) -> float | None:
+    """The quantile of sorted values with linear interpolation, as NumPy's default; None of none."""
+    if not ascending:
+        return None
+    position = share * (len(ascending) - 1)
+    low = floor(position)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (position - low) * (ascending[high] - ascending[low])
+
+
+def summarise(
+    outcomes: Sequence[Outcome],
+    slos: Mapping[str, Slo],
+    *,
+    sent: int,
+    elapsed_s: float,
+    evictions: int | None = None,
+    swaps: int | None = None,
+) -> Report:
+    """Statistics over a run in which `sent` requests were sent.
+
+    Raises:
+        AccountingError: the outcomes are not exactly one for each request sent.
+    """
+    if len(outcomes) != sent:
+        raise AccountingError(f"{sent} requests were sent and {len(outcomes)} have an outcome.")
+    names = dict.fromkeys([*slos, *(outcome.slo_class for outcome in outcomes)])
+    classes = tuple(
+        _class_report(name, [o for o in outcomes if o.slo_class == name], slos.get(name))
+        for name in names
+    )
+    classes = tuple(one for one in classes if one.requests)
+    if sum(sum(one.fates.values()) for one in classes) != sent:
+        raise AccountingError("the counts by class do not add up to the requests sent.")
+    seconds = max(elapsed_s, 1e-9)
+    counted = [outcome.evictions for outcome in outcomes if outcome.evictions is not None]
+    if evictions is None and counted:
+        evictions = sum(counted)
+    return Report(
+        requests=sent,
+        elapsed_s=elapsed_s,
+        requests_per_s=sum(o.fate is Fate.FINISHED for o in outcomes) / seconds,
+        output_tokens_per_s=sum(outcome.output_tokens for outcome in outcomes) / seconds,
+        fates=_fates(outcomes),
+        attainment_ratio=_ratio(sum(one.attained for one in classes), _promised(outcomes)),
+        classes=classes,
+        estimate=_estimates(outcomes),
+        evictions=evictions,
+        swaps=swaps,
+    )
+
+
+def to_json(report: Report) -> bytes:
+    """The report as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _class_report(name: str, outcomes: Sequence[Outcome], slo: Slo | None) -> ClassReport:
+    attained = sum(outcome.attained(slo) for outcome in outcomes) if slo is not None else 0
+    return ClassReport(
+        name=name,
+        requests=len(outcomes),
+        fates=_fates(outcomes),
+        attained=attained,
+        attainment_ratio=_ratio(attained, _promised(outcomes)),
+        ttft_s=_quantiles(outcome.ttft_s for outcome in outcomes),
+        tpot_s=_quantiles(outcome.tpot_s for outcome in outcomes),
+        e2e_s=_quantiles(outcome.e2e_s for outcome in outcomes if outcome.fate is Fate.FINISHED),
+        output_tokens=sum(outcome.output_tokens for outcome in outcomes),
+    )
+
+
+def _promised(outcomes: Sequence[Outcome]) -> int:
+    """A request that its client cancelled was promised nothing any more."""
+    return sum(outcome.fate is not Fate.CANCELLED for outcome in outcomes)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+def _fates(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    counts = {fate.value: 0 for fate in Fate}
+    for outcome in outcomes:
+        counts[outcome.fate.value] += 1
+    return counts
+
+
+def _quantiles(values: Iterable[float | None]) -> Quantiles:
+    ascending = sorted(value for value in values if value is not None)
+    return Quantiles(*(quantile(ascending, share) for share in (0.5, 0.9, 0.99)))
+
+
+def _estimates(outcomes: Iterable[Outcome]) -> EstimateReport | None:
+    pairs = [(o.estimate, o.ttft_s) for o in outcomes if o.estimate is not None and o.ttft_s]
+    if not pairs:
+        return None
+    estimated = [estimate.mean_s for estimate, _ in pairs]
+    realised = [wait_s for _, wait_s in pairs]
+    mean_s = sum(realised) / len(pairs)
+    spread = sum((wait_s - mean_s) ** 2 for wait_s in realised)
+    residue = sum((e - w) ** 2 for e, w in zip(estimated, realised, strict=True))
+    return EstimateReport(
+        requests=len(pairs),
+        mean_estimated_s=sum(estimated) / len(pairs),
+        mean_realised_s=mean_s,
+        mean_absolute_error_s=sum(abs(e - w) for e, w in zip(estimated, realised, strict=True))
+        / len(pairs),
+        r2=1 - residue / spread if spread > 0 else None,
+        within_p90_ratio=sum(wait_s <= estimate.p90_s for estimate, wait_s in pairs) / len(pairs),
+    )
