@@ -1,0 +1,68 @@
+"""The request ledger: one row per open request, exactly one terminal record for each."""
+
+from qlm_core.ledger.effects import (
+    Deliver,
+    DropOutput,
+    Effect,
+    EndRecord,
+    EndRequest,
+    Estimated,
+    Grant,
+    Refuse,
+    Revoke,
+    Tell,
+)
+from qlm_core.ledger.events import (
+    AgentConnected,
+    AgentDisconnected,
+    AttemptCameBack,
+    AttemptFinished,
+    CancelAsked,
+    ChunkCame,
+    EstimateCame,
+    Event,
+    FailAsked,
+    OutputPinned,
+    OutputWatched,
+    PullAsked,
+    ShedOrdered,
+    SolverConnected,
+    Submitted,
+    Woken,
+)
+from qlm_core.ledger.machine import Ledger
+from qlm_core.ledger.row import Row
+from qlm_core.ledger.table import TRANSITIONS, Step
+
+__all__ = [
+    "TRANSITIONS",
+    "AgentConnected",
+    "AgentDisconnected",
+    "AttemptCameBack",
+    "AttemptFinished",
+    "CancelAsked",
+    "ChunkCame",
+    "Deliver",
+    "DropOutput",
+    "Effect",
+    "EndRecord",
+    "EndRequest",
+    "EstimateCame",
+    "Estimated",
+    "Event",
+    "FailAsked",
+    "Grant",
+    "Ledger",
+    "OutputPinned",
+    "OutputWatched",
+    "PullAsked",
+    "Refuse",
+    "Revoke",
+    "Row",
+    "ShedOrdered",
+    "SolverConnected",
+    "Step",
+    "Submitted",
+    "Tell",
+    "Woken",
+]

@@ -1,0 +1,371 @@
+"""The ledger's rules.
+
+One row per open request; a row leaves the ledger with its one terminal record. A request is held by at most one
+attempt at a time; attempts are numbered, upwards only, and whatever arrives under another number or from another
+agent than the row's is refused, output with a revocation. What an agent holds when its stream breaks stays its own
+for a grace period: it goes on if the agent comes back in time and both sides count the same chunks, else it waits
+again. An attempt that stops early continues from what was produced if it can; starts over if nobody has seen
+output of it; and fails otherwise. Lost attempts are bounded, evictions are not.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from qlm_core.ledger import events as ev
+from qlm_core.ledger.effects import (
+    Deliver,
+    DropOutput,
+    Effect,
+    EndRequest,
+    Estimated,
+    Grant,
+    Refuse,
+    Revoke,
+    Tell,
+)
+from qlm_core.ledger.row import Row
+from qlm_core.ledger.table import TRANSITIONS, Step
+from qlm_core.messages import (
+    AnnounceDone,
+    Arrived,
+    AttemptEnded,
+    Ended,
+    FirstToken,
+    Pulled,
+    Returned,
+    ReturnReason,
+)
+from qlm_core.model import AgentId, Phase, RequestId
+from qlm_core.outcome import FinishReason, PullRefusal, ShedReason
+
+# Ended ids that are still told apart from unknown ones when an agent asks for them.
+_ENDED_IDS_KEPT = 4096
+
+
+class Ledger:
+    """The request ledger of one gateway.
+
+    Args:
+        agent_grace_s: how long a disconnected agent may take to come back to its attempts.
+        attempts_max: a request fails when it has lost this many attempts.
+        first_attempt: attempt numbers start here; a restarted gateway passes a value above every
+            number that it may have given before.
+    """
+
+    def __init__(
+        self, *, agent_grace_s: float = 1.0, attempts_max: int = 10, first_attempt: int = 1
+    ):
+        self._agent_grace_s = agent_grace_s
+        self._attempts_max = max(1, attempts_max)
+        self._first_attempt = first_attempt
+        self._rows: dict[RequestId, Row] = {}
+        self._held: dict[AgentId, dict[RequestId, None]] = {}
+        self._missing: dict[AgentId, float] = {}
+        self._expiries: list[tuple[float, int, RequestId]] = []
+        self._ended_ids: dict[RequestId, None] = {}
+        self._numbers = 0
+        self._now_s = float("-inf")
+        self._counts = {phase: 0 for phase in Phase if not phase.terminal}
+        self._handlers: dict[type, Callable[[Any], list[Effect]]] = {
+            ev.Submitted: self._submitted,
+            ev.PullAsked: self._pull_asked,
+            ev.ChunkCame: self._chunk_came,
+            ev.AttemptFinished: self._attempt_finished,
+            ev.AttemptCameBack: self._attempt_came_back,
+            ev.AgentConnected: self._agent_connected,
+            ev.AgentDisconnected: self._agent_disconnected,
+            ev.CancelAsked: self._cancel_asked,
+            ev.FailAsked: self._fail_asked,
+            ev.ShedOrdered: self._shed_ordered,
+            ev.EstimateCame: self._estimate_came,
+            ev.OutputWatched: self._output_watched,
+            ev.OutputPinned: self._output_pinned,
+            ev.SolverConnected: self._solver_connected,
+            ev.Woken: self._woken,
+        }
+
+    # ---------------------------------------------------------------- what a driver needs
+
+    def handle(self, event: ev.Event, *, now_s: float) -> list[Effect]:
+        """Take one event to completion and say what to do, in order. Time never goes back."""
+        assert now_s >= self._now_s, f"time went back from {self._now_s} to {now_s}"
+        self._now_s = now_s
+        return self._handlers[type(event)](event)
+
+    @property
+    def wakeup_s(self) -> float | None:
+        """When to send `Woken`, if ever."""
+        due = [*self._missing.values(), *(expiry for expiry, _, _ in self._expiries[:1])]
+        return min(due, default=None)
+
+    def row(self, id: RequestId) -> Row | None:
+        """The row of an open request; read only."""
+        return self._rows.get(id)
+
+    def newest(self) -> Iterator[Row]:
+        """Open rows, latest submission first; read only, and only until the next event."""
+        return reversed(self._rows.values())
+
+    def count(self, phase: Phase) -> int:
+        """Open requests in a phase."""
+        return self._counts.get(phase, 0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    # ---------------------------------------------------------------- clients
+
+    def _submitted(self, event: ev.Submitted) -> list[Effect]:
+        meta = event.request
+        if meta.id in self._rows or meta.id in self._ended_ids:
+            return []
+        self._numbers += 1
+        self._rows[meta.id] = Row(
+            meta=meta,
+            number=self._numbers,
+            durable=event.durable,
+            resumable=event.resumable,
+            watched=event.watched,
+            expires_s=event.expires_s,
+            attempt=self._first_attempt - 1,
+        )
+        self._counts[Phase.WAITING] += 1
+        heapq.heappush(self._expiries, (event.expires_s, self._numbers, meta.id))
+        if len(self._expiries) > 2 * len(self._rows) + 64:
+            # Ended requests leave their entry behind; rebuilding now and then keeps this linear.
+            self._expiries = [
+                (row.expires_s, row.number, row.meta.id) for row in self._rows.values()
+            ]
+            heapq.heapify(self._expiries)
+        return [Tell(Arrived(meta))]
+
+    def _cancel_asked(self, event: ev.CancelAsked) -> list[Effect]:
+        row = self._rows.get(event.id)
+        if row is None:
+            return []
+        return self._end(row, Step.CANCEL, FinishReason.CANCELLED.value)
+
+    def _fail_asked(self, event: ev.FailAsked) -> list[Effect]:
+        row = self._rows.get(event.id)
+        return [] if row is None else self._fail(row, event.reason)
+
+    def _output_watched(self, event: ev.OutputWatched) -> list[Effect]:
+        row = self._rows.get(event.id)
+        if row is not None:
+            row.watched = True
+        return []
+
+    def _output_pinned(self, event: ev.OutputPinned) -> list[Effect]:
+        row = self._rows.get(event.id)
+        if row is not None:
+            row.resumable = False
+        return []
+
+    # ---------------------------------------------------------------- solver
+
+    def _solver_connected(self, event: ev.SolverConnected) -> list[Effect]:  # noqa: ARG002
+        effects: list[Effect] = []
+        for row in self._rows.values():
+            effects.append(Tell(Arrived(replace(row.meta, produced_tokens=row.output_tokens))))
+            if row.agent is not None:
+                effects.append(Tell(Pulled(row.meta.id, row.agent)))
+        effects.append(Tell(AnnounceDone()))
+        return effects
+
+    def _estimate_came(self, event: ev.EstimateCame) -> list[Effect]:
+        row = self._rows.get(event.id)
+        if row is None:
+            return []
+        if row.estimate is None:
+            row.estimate = event.estimate
+        return [Estimated(event.id, event.estimate)]
+
+    def _shed_ordered(self, event: ev.ShedOrdered) -> list[Effect]:
+        row = self._rows.get(event.id)
+        return [] if row is None else self._end(row, Step.SHED, event.reason.value)
+
+    # ---------------------------------------------------------------- agents
+
+    def _pull_asked(self, event: ev.PullAsked) -> list[Effect]:
+        effects: list[Effect] = []
+        for id in event.ids:
+            row = self._rows.get(id)
+            if row is None:
+                done = id in self._ended_ids
+                reason = PullRefusal.DONE if done else PullRefusal.UNKNOWN
+                effects.append(Refuse(event.agent, id, reason))
+            elif not self._move(row, Step.GRANT):
+                effects.append(Refuse(event.agent, id, PullRefusal.TAKEN))
+            else:
+                effects += self._grant(row, event.agent)
+        return effects
+
+    def _grant(self, row: Row, agent: AgentId) -> list[Effect]:
+        row.attempt += 1
+        row.attempts += 1
+        row.agent = agent
+        if row.pulled_s is None:
+            row.pulled_s = self._now_s
+        self._held.setdefault(agent, {})[row.meta.id] = None
+        grant = Grant(agent, row.meta.id, row.attempt, row.produced_tokens)
+        return [grant, Tell(Pulled(row.meta.id, agent))]
+
+    def _chunk_came(self, event: ev.ChunkCame) -> list[Effect]:
+        chunk = event.chunk
+        row = self._rows.get(chunk.id)
+        if row is None or row.attempt != chunk.attempt or row.agent != event.agent:
+            return [Revoke(event.agent, chunk.id, chunk.attempt)]
+        row.chunks += 1
+        if not chunk.tokens:
+            return [Deliver(chunk)]
+        row.attempt_tokens += chunk.tokens
+        if row.phase is Phase.PULLED:
+            self._move(row, Step.OUTPUT)
+            if row.first_token_s is None:
+                row.first_token_s = self._now_s
+                first = FirstToken(chunk.id, self._now_s - row.meta.arrival_s)
+                return [Deliver(chunk), Tell(first)]
+        return [Deliver(chunk)]
+
+    def _attempt_finished(self, event: ev.AttemptFinished) -> list[Effect]:
+        end = event.end
+        row = self._current(event.agent, end.id, end.attempt)
+        if row is None:
+            return []
+        self._release(row)
+        if end.finish_reason == FinishReason.ERROR.value:
+            reason = FinishReason.ERROR.value
+            error = end.error or "the engine refused the request without a reason"
+            return self._end(row, Step.FAIL, reason, engine=end, error=error)
+        return self._end(row, Step.FINISH, end.finish_reason, engine=end)
+
+    def _attempt_came_back(self, event: ev.AttemptCameBack) -> list[Effect]:
+        returned = event.returned
+        row = self._current(event.agent, returned.id, returned.attempt)
+        if row is None:
+            return []
+        if returned.reason is ReturnReason.EVICTED:
+            row.evictions += 1
+        return self._return(row, lost=returned.reason is ReturnReason.ENGINE_LOST)
+
+    def _agent_connected(self, event: ev.AgentConnected) -> list[Effect]:
+        self._missing.pop(event.agent, None)
+        effects: list[Effect] = []
+        going_on: dict[RequestId, None] = {}
+        for run in event.running:
+            row = self._current(event.agent, run.id, run.attempt)
+            if row is not None and row.chunks == run.chunks_sent:
+                going_on[run.id] = None
+            else:
+                effects.append(Revoke(event.agent, run.id, run.attempt))
+        for id in list(self._held.get(event.agent, ())):
+            if id not in going_on:
+                effects += self._return(self._rows[id], lost=True)
+        return effects
+
+    def _agent_disconnected(self, event: ev.AgentDisconnected) -> list[Effect]:
+        if self._held.get(event.agent):
+            self._missing[event.agent] = self._now_s + self._agent_grace_s
+        return []
+
+    # ---------------------------------------------------------------- time
+
+    def _woken(self, event: ev.Woken) -> list[Effect]:  # noqa: ARG002
+        effects: list[Effect] = []
+        for agent, due_s in list(self._missing.items()):
+            if due_s <= self._now_s:
+                del self._missing[agent]
+                for id in list(self._held.get(agent, ())):
+                    effects += self._return(self._rows[id], lost=True)
+        while self._expiries and self._expiries[0][0] <= self._now_s:
+            _, number, id = heapq.heappop(self._expiries)
+            row = self._rows.get(id)
+            if row is not None and row.number == number:
+                effects += self._end(row, Step.EXPIRE, ShedReason.TTL_EXPIRED.value)
+        return effects
+
+    # ---------------------------------------------------------------- shared steps
+
+    def _current(self, agent: AgentId, id: RequestId, attempt: int) -> Row | None:
+        """The row that this agent's attempt still holds, if it does."""
+        row = self._rows.get(id)
+        if row is None or row.attempt != attempt or row.agent != agent:
+            return None
+        return row
+
+    def _move(self, row: Row, step: Step) -> bool:
+        phase = TRANSITIONS.get((row.phase, step))
+        if phase is None:
+            return False
+        self._counts[row.phase] -= 1
+        if not phase.terminal:
+            self._counts[phase] += 1
+        row.phase = phase
+        return True
+
+    def _release(self, row: Row) -> None:
+        """Take the row from its agent."""
+        if row.agent is None:
+            return
+        held = self._held[row.agent]
+        del held[row.meta.id]
+        if not held:
+            del self._held[row.agent]
+        row.agent = None
+
+    def _return(self, row: Row, *, lost: bool) -> list[Effect]:
+        """An attempt stopped early: continue, start over, finish or fail."""
+        id = row.meta.id
+        self._release(row)
+        row.losses += lost
+        if row.losses >= self._attempts_max:
+            return self._fail(row, f"lost with {row.losses} agents or engines")
+        effects: list[Effect] = []
+        produced = row.output_tokens
+        if row.resumable:
+            if produced >= row.meta.max_output_tokens:
+                # All tokens are here; only the word that it was over is missing.
+                return self._end(row, Step.FINISH, FinishReason.LENGTH.value)
+        elif not row.watched:
+            effects.append(DropOutput(id))
+            row.first_token_s = None
+            produced = 0
+        elif produced:
+            cause = "its engine was lost" if lost else "it was evicted"
+            return self._fail(row, f"{cause}, and output like this cannot be continued")
+        self._move(row, Step.RETURN)
+        row.produced_tokens = produced
+        row.attempt_tokens = row.chunks = 0
+        return [*effects, Tell(Returned(id, produced))]
+
+    def _fail(self, row: Row, error: str) -> list[Effect]:
+        return self._end(row, Step.FAIL, FinishReason.ERROR.value, error=error)
+
+    def _end(
+        self,
+        row: Row,
+        step: Step,
+        reason: str,
+        *,
+        engine: AttemptEnded | None = None,
+        error: str = "",
+    ) -> list[Effect]:
+        """Move to a terminal phase, if that is legal, and let go of the row."""
+        if not self._move(row, step):
+            return []
+        id = row.meta.id
+        effects: list[Effect] = []
+        if row.agent is not None:
+            effects.append(Revoke(row.agent, id, row.attempt))
+            self._release(row)
+        del self._rows[id]
+        self._ended_ids[id] = None
+        if len(self._ended_ids) > _ENDED_IDS_KEPT:
+            del self._ended_ids[next(iter(self._ended_ids))]
+        record = row.end_record(row.phase, reason, now_s=self._now_s, engine=engine, error=error)
+        ended = Ended(id, row.phase, record.prompt_tokens, record.output_tokens)
+        return [*effects, Tell(ended), EndRequest(id, record, row.durable)]

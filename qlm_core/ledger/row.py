@@ -1,0 +1,94 @@
+"""One open request as the ledger holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlm_core.ledger.effects import EndRecord
+from qlm_core.messages import AttemptEnded
+from qlm_core.model import AgentId, Estimate, Phase, RequestMeta
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """The state of one open request. Only the ledger changes it.
+
+    Attributes:
+        number: counts submissions, so later rows have higher numbers.
+        attempt: number of the current attempt, or of the last one while waiting.
+        agent: who holds the current attempt; None while waiting.
+        chunks: chunks received of the current attempt.
+        produced_tokens: output of earlier attempts that the current one continues.
+        attempt_tokens: output of the current attempt.
+        losses: attempts that ended because an engine or agent was lost.
+        pulled_s: when it was first granted.
+    """
+
+    meta: RequestMeta
+    number: int
+    durable: bool
+    resumable: bool
+    watched: bool
+    expires_s: float
+    attempt: int
+    phase: Phase = Phase.WAITING
+    agent: AgentId | None = None
+    chunks: int = 0
+    produced_tokens: int = 0
+    attempt_tokens: int = 0
+    attempts: int = 0
+    losses: int = 0
+    evictions: int = 0
+    pulled_s: float | None = None
+    first_token_s: float | None = None
+    estimate: Estimate | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """Output of all attempts that the client has or will have."""
+        return self.produced_tokens + self.attempt_tokens
+
+    def end_record(
+        self,
+        phase: Phase,
+        reason: str,
+        *,
+        now_s: float,
+        engine: AttemptEnded | None = None,
+        error: str = "",
+    ) -> EndRecord:
+        """The terminal record, with latencies measured from arrival at the gateway."""
+        arrival_s = self.meta.arrival_s
+        output_tokens = self.output_tokens
+        prompt_tokens = self.meta.prompt_tokens
+        if engine is not None and engine.output_tokens:
+            output_tokens = self.produced_tokens + engine.output_tokens
+        if engine is not None and engine.prompt_tokens > self.produced_tokens:
+            # The engine saw what earlier attempts produced as part of its prompt.
+            prompt_tokens = engine.prompt_tokens - self.produced_tokens
+        ttft_s = tpot_s = None
+        if self.first_token_s is not None:
+            ttft_s = self.first_token_s - arrival_s
+            if output_tokens > 1:
+                tpot_s = (now_s - self.first_token_s) / (output_tokens - 1)
+        e2e_s = now_s - arrival_s
+        # An answer without a single token is in time when its end is.
+        attained = phase is Phase.FINISHED and self.meta.slo.met_by(
+            ttft_s=e2e_s if ttft_s is None else ttft_s, tpot_s=tpot_s, e2e_s=e2e_s
+        )
+        return EndRecord(
+            phase=phase,
+            reason=reason,
+            error=error,
+            error_status=engine.error_status if engine is not None else 0,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            queue_s=None if self.pulled_s is None else self.pulled_s - arrival_s,
+            ttft_s=ttft_s,
+            tpot_s=tpot_s,
+            e2e_s=e2e_s,
+            attained=attained,
+            attempts=self.attempts,
+            evictions=self.evictions,
+            estimate=self.estimate,
+        )

@@ -1,0 +1,70 @@
+"""Token counts of a request body before any tokenizer has seen it.
+
+The gateway holds no tokenizer: a prompt given as token ids is counted exactly, text is estimated from
+its size in UTF-8. Everything that needs the figure before the engine reports the real one (admission,
+estimator, simulated engine) uses these functions, so they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+BYTES_PER_TOKEN = 4
+
+# /v1/completions generates this much where the client sets no limit (OpenAI's API reference).
+COMPLETION_DEFAULT_LIMIT = 16
+
+
+def text_tokens(text: str) -> int:
+    """Estimated tokens of a text: a token for every four bytes, rounded up."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+
+
+def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
+    """Prompt tokens of an OpenAI request body, at least 1.
+
+    Token ids count exactly, text by `text_tokens`. A list of prompts counts as the sum of its parts.
+    Parts that are not text (images, audio) are not counted.
+    """
+    if chat:
+        return max(1, text_tokens("".join(chat_texts(body.get("messages")))))
+    return max(1, _completion_tokens(body.get("prompt")))
+
+
+def output_limit(body: Mapping[str, Any], *, chat: bool) -> int | None:
+    """The client's limit on output tokens, or None where only the model's length limits it."""
+    if chat:
+        limit = body.get("max_completion_tokens")
+        limit = body.get("max_tokens") if limit is None else limit
+    else:
+        limit = body.get("max_tokens")
+        limit = COMPLETION_DEFAULT_LIMIT if limit is None else limit
+    return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
+
+
+def is_token_ids(prompt: object) -> bool:
+    """Whether a completion prompt is one list of token ids."""
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], int)
+
+
+def chat_texts(messages: object) -> Iterator[str]:
+    """Every piece of text in the messages of a chat request, in order."""
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            for part in content:
+                if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                    yield part["text"]
+
+
+def _completion_tokens(prompt: object) -> int:
+    if isinstance(prompt, str):
+        return text_tokens(prompt)
+    if is_token_ids(prompt):
+        return len(prompt)  # type: ignore[arg-type]
+    if isinstance(prompt, list):
+        return sum(max(1, _completion_tokens(part)) for part in prompt)
+    return 0

@@ -1,0 +1,305 @@
+"""The ledger's rules, one by one."""
+
+import pytest
+
+from qlm_core import ledger as lg
+from qlm_core.messages import (
+    AnnounceDone,
+    Arrived,
+    Attempt,
+    AttemptEnded,
+    AttemptReturned,
+    Chunk,
+    Ended,
+    FirstToken,
+    Pulled,
+    Returned,
+    ReturnReason,
+)
+from qlm_core.model import (
+    AgentId,
+    Estimate,
+    GatewayId,
+    ModelName,
+    Phase,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
+from qlm_core.outcome import PullRefusal, ShedReason
+
+A, B = AgentId("a"), AgentId("b")
+R = RequestId("r")
+
+
+def meta(id: str = "r", *, arrival_s: float = 0.0, limit: int = 100) -> RequestMeta:
+    return RequestMeta(
+        id=RequestId(id),
+        gateway=GatewayId("g"),
+        model=ModelName("m"),
+        slo_class="interactive",
+        slo=Slo(ttft_s=10.0, tpot_s=1.0),
+        prompt_tokens=7,
+        max_output_tokens=limit,
+        arrival_s=arrival_s,
+    )
+
+
+class Clocked:
+    """A ledger with a hand-driven clock."""
+
+    def __init__(self, **options: float) -> None:
+        self.ledger = lg.Ledger(**options)  # type: ignore[arg-type]
+        self.now_s = 0.0
+
+    def __call__(self, event: lg.Event, at: float | None = None) -> list[lg.Effect]:
+        self.now_s = self.now_s if at is None else at
+        return self.ledger.handle(event, now_s=self.now_s)
+
+    def submit(self, **options: object) -> list[lg.Effect]:
+        options = {"request": meta(arrival_s=self.now_s), "expires_s": 1000.0} | options
+        return self(lg.Submitted(**options))  # type: ignore[arg-type]
+
+    def chunk(self, attempt: int = 1, agent: AgentId = A, tokens: int = 1) -> list[lg.Effect]:
+        return self(lg.ChunkCame(agent, Chunk(R, attempt, b"{}", tokens)))
+
+
+def record(effects: list[lg.Effect]) -> lg.EndRecord:
+    ends = [effect for effect in effects if isinstance(effect, lg.EndRequest)]
+    assert len(ends) == 1
+    return ends[0].record
+
+
+def returned(attempt: int, reason: ReturnReason = ReturnReason.EVICTED) -> lg.Event:
+    return lg.AttemptCameBack(A, AttemptReturned(R, attempt, reason))
+
+
+def test_a_request_runs_from_submission_to_its_record() -> None:
+    drive = Clocked()
+    assert drive.submit() == [lg.Tell(Arrived(meta()))]
+    assert drive(lg.PullAsked(A, (R,)), at=1.0) == [lg.Grant(A, R, 1, 0), lg.Tell(Pulled(R, A))]
+    drive.now_s = 2.0
+    first = drive.chunk(tokens=2)
+    assert first == [lg.Deliver(Chunk(R, 1, b"{}", 2)), lg.Tell(FirstToken(R, 2.0))]
+    drive.now_s = 3.0
+    assert drive.chunk() == [lg.Deliver(Chunk(R, 1, b"{}", 1))]
+    effects = drive(lg.AttemptFinished(A, AttemptEnded(R, 1, "stop", 9, 3)), at=4.0)
+    assert lg.Tell(Ended(R, Phase.FINISHED, 9, 3)) in effects
+    end = record(effects)
+    assert (end.phase, end.reason, end.attained) == (Phase.FINISHED, "stop", True)
+    assert (end.prompt_tokens, end.output_tokens) == (9, 3)
+    assert (end.queue_s, end.ttft_s, end.tpot_s, end.e2e_s) == (1.0, 2.0, 1.0, 4.0)
+    assert len(drive.ledger) == 0
+
+
+def test_a_late_first_token_misses_the_target() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)), at=1.0)
+    drive.now_s = 10.5
+    drive.chunk()
+    assert not record(drive(lg.AttemptFinished(A, AttemptEnded(R, 1, "stop", 9, 1)))).attained
+
+
+def test_an_evicted_request_continues_after_what_it_produced() -> None:
+    drive = Clocked()
+    drive.submit(watched=True)
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=5)
+    assert drive(returned(1)) == [lg.Tell(Returned(R, 5))]
+    assert drive(lg.PullAsked(B, (R,)))[0] == lg.Grant(B, R, 2, 5)
+    again = drive.chunk(2, B)
+    assert again == [lg.Deliver(Chunk(R, 2, b"{}", 1))]
+    end = record(drive(lg.AttemptFinished(B, AttemptEnded(R, 2, "stop", 12, 1))))
+    # The second engine saw the five tokens as part of its prompt; they count once, as output.
+    assert (end.prompt_tokens, end.output_tokens, end.evictions, end.attempts) == (7, 6, 1, 2)
+
+
+def test_output_that_cannot_be_continued_starts_over_only_unseen() -> None:
+    drive = Clocked()
+    drive.submit(resumable=False)
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=5)
+    assert drive(returned(1)) == [lg.DropOutput(R), lg.Tell(Returned(R, 0))]
+    assert drive(lg.PullAsked(A, (R,)))[0] == lg.Grant(A, R, 2, 0)
+    drive(lg.OutputWatched(R))
+    drive.chunk(2)
+    end = record(drive(returned(2, ReturnReason.ENGINE_LOST)))
+    assert end.phase is Phase.FAILED
+    assert "cannot be continued" in end.error
+
+
+def test_a_pinned_request_fails_when_its_agent_is_lost() -> None:
+    drive = Clocked()
+    drive.submit(watched=True)
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk()
+    drive(lg.OutputPinned(R))
+    drive(lg.AgentDisconnected(A), at=1.0)
+    assert record(drive(lg.Woken(), at=2.0)).phase is Phase.FAILED
+
+
+def test_a_return_with_every_token_out_is_a_finish() -> None:
+    drive = Clocked()
+    drive.submit(request=meta(limit=3))
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=3)
+    end = record(drive(returned(1, ReturnReason.ENGINE_LOST)))
+    assert (end.phase, end.reason, end.output_tokens) == (Phase.FINISHED, "length", 3)
+
+
+def test_a_refused_request_fails_with_the_engines_words() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    said = AttemptEnded(R, 1, "error", error="bad grammar", error_status=400)
+    end = record(drive(lg.AttemptFinished(A, said)))
+    assert (end.phase, end.error, end.error_status) == (Phase.FAILED, "bad grammar", 400)
+
+
+def test_pulls_are_refused_with_their_reason() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    assert drive(lg.PullAsked(B, (R, RequestId("x")))) == [
+        lg.Refuse(B, R, PullRefusal.TAKEN),
+        lg.Refuse(B, RequestId("x"), PullRefusal.UNKNOWN),
+    ]
+    drive(lg.CancelAsked(R))
+    assert drive(lg.PullAsked(B, (R,))) == [lg.Refuse(B, R, PullRefusal.DONE)]
+
+
+@pytest.mark.parametrize(("attempt", "agent"), [(0, A), (2, A), (1, B)])
+def test_output_of_another_attempt_is_revoked(attempt: int, agent: AgentId) -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    assert drive.chunk(attempt, agent) == [lg.Revoke(agent, R, attempt)]
+    assert drive(lg.AttemptFinished(agent, AttemptEnded(R, attempt, "stop"))) == []
+    assert drive(lg.AttemptCameBack(agent, AttemptReturned(R, attempt, ReturnReason.EVICTED))) == []
+
+
+def test_an_agent_that_comes_back_in_time_goes_on() -> None:
+    drive = Clocked(agent_grace_s=1.0)
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk()
+    drive(lg.AgentDisconnected(A), at=5.0)
+    assert drive.ledger.wakeup_s == 6.0
+    assert drive(lg.AgentConnected(A, (Attempt(R, 1, 1),)), at=5.5) == []
+    assert drive(lg.Woken(), at=6.0) == []
+    assert drive.chunk()[0] == lg.Deliver(Chunk(R, 1, b"{}", 1))
+
+
+def test_an_agent_that_lost_chunks_on_the_way_is_revoked() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=4)
+    drive(lg.AgentDisconnected(A))
+    back = drive(lg.AgentConnected(A, (Attempt(R, 1, 2),)))
+    assert back == [lg.Revoke(A, R, 1), lg.Tell(Returned(R, 4))]
+
+
+def test_what_an_agent_does_not_report_waits_again() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive(lg.AgentDisconnected(A))
+    assert drive(lg.AgentConnected(A)) == [lg.Tell(Returned(R, 0))]
+
+
+def test_the_grace_ends() -> None:
+    drive = Clocked(agent_grace_s=1.0)
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive(lg.AgentDisconnected(A))
+    assert drive(lg.Woken(), at=0.9) == []
+    assert drive(lg.Woken(), at=1.0) == [lg.Tell(Returned(R, 0))]
+    # The agent turns up after all: its attempt is history.
+    assert drive(lg.AgentConnected(A, (Attempt(R, 1),))) == [lg.Revoke(A, R, 1)]
+
+
+def test_lost_attempts_are_bounded_and_evictions_are_not() -> None:
+    drive = Clocked(attempts_max=2)
+    drive.submit()
+    for attempt in range(1, 6):
+        drive(lg.PullAsked(A, (R,)))
+        assert drive(returned(attempt)) == [lg.Tell(Returned(R, 0))]
+    drive(lg.PullAsked(A, (R,)))
+    assert drive(returned(6, ReturnReason.ENGINE_LOST)) == [lg.Tell(Returned(R, 0))]
+    drive(lg.PullAsked(A, (R,)))
+    assert record(drive(returned(7, ReturnReason.ENGINE_LOST))).phase is Phase.FAILED
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_cancel_works_in_every_phase(steps: int) -> None:
+    drive = Clocked()
+    drive.submit()
+    if steps >= 1:
+        drive(lg.PullAsked(A, (R,)))
+    if steps >= 2:
+        drive.chunk()
+    effects = drive(lg.CancelAsked(R))
+    assert (lg.Revoke(A, R, 1) in effects) is (steps > 0)
+    assert record(effects).phase is Phase.CANCELLED
+    assert drive(lg.CancelAsked(R)) == []
+
+
+def test_the_solver_sheds_only_what_waits() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    assert drive(lg.ShedOrdered(R, ShedReason.SATURATED)) == []
+    drive(returned(1))
+    end = record(drive(lg.ShedOrdered(R, ShedReason.SATURATED)))
+    assert (end.phase, end.reason) == (Phase.SHED, "rejected-saturated")
+
+
+def test_the_time_to_live_ends_in_any_phase() -> None:
+    drive = Clocked()
+    drive.submit(expires_s=5.0)
+    assert drive.ledger.wakeup_s == 5.0
+    drive(lg.PullAsked(A, (R,)))
+    effects = drive(lg.Woken(), at=5.0)
+    assert effects[0] == lg.Revoke(A, R, 1)
+    assert record(effects).reason == "rejected-ttl-expired"
+    assert drive.ledger.wakeup_s is None
+
+
+def test_a_solver_hears_everything_on_connection() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive.submit(request=meta("s"))
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=3)
+    facts = [effect.fact for effect in drive(lg.SolverConnected()) if isinstance(effect, lg.Tell)]
+    kinds = [type(fact) for fact in facts]
+    assert kinds == [Arrived, Pulled, Arrived, AnnounceDone]
+    assert isinstance(facts[0], Arrived)
+    assert facts[0].request.produced_tokens == 3
+
+
+def test_the_first_estimate_is_the_one_on_record() -> None:
+    drive = Clocked()
+    drive.submit()
+    early = Estimate(mean_s=1.0, p50_s=1.0, p90_s=2.0, p99_s=3.0)
+    late = Estimate(mean_s=9.0, p50_s=9.0, p90_s=9.0, p99_s=9.0)
+    assert drive(lg.EstimateCame(R, early)) == [lg.Estimated(R, early)]
+    drive(lg.EstimateCame(R, late))
+    assert record(drive(lg.CancelAsked(R))).estimate == early
+
+
+def test_restored_requests_get_higher_attempt_numbers() -> None:
+    drive = Clocked(first_attempt=3 << 16)
+    drive.submit()
+    assert drive(lg.PullAsked(A, (R,)))[0] == lg.Grant(A, R, 3 << 16, 0)
+
+
+def test_expiry_entries_of_ended_requests_do_not_pile_up() -> None:
+    drive = Clocked()
+    for number in range(2_000):
+        id = RequestId(f"r{number}")
+        drive.submit(request=meta(id))
+        drive(lg.CancelAsked(id))
+    assert len(drive.ledger._expiries) < 200
