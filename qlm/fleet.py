@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from qlm import config_file, ports
 from qlm.supervisor import ChildSpec, Log, Supervisor
 from qlm_core.config import Config
 
@@ -43,3 +48,71 @@ class PrefixedLog:
 
     def __call__(self, name: str, line: str) -> None:
         print(f"{name:<{self._width}} | {line}", file=sys.stderr, flush=True)
+
+
+def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The default fleet on free loopback ports with its store in `folder`, and overrides on top."""
+    solver, metrics, http, grpc = ports.free_addresses(4)
+    return config_file.override(
+        Config(),
+        [
+            f"solver.listen={solver}",
+            f"solver.metrics_listen={metrics}",
+            f"gateway.http_listen={http}",
+            f"gateway.grpc_listen={grpc}",
+            f"gateway.solver={solver}",
+            f"gateway.store.path={folder / 'qlm.sqlite'}",
+            "gateway.drain_s=0",
+            f"agents.*.solver={solver}",
+            "agents.*.drain_s=0",
+            *overrides,
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A fleet that runs: its configuration and the supervisor of its processes."""
+
+    config: Config
+    supervisor: Supervisor
+
+    @property
+    def url(self) -> str:
+        """Where its gateway serves HTTP."""
+        return f"http://{self.config.gateway.http_listen}"
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config, folder: Path) -> AsyncIterator[Running]:
+    """Run a fleet while the block runs; its log goes to `folder` and its end is shown on failure."""
+    file = folder / "config.yaml"
+    file.write_text(config_file.to_yaml(config, redact=False))
+    log = _LogFile(folder / "log.txt")
+    try:
+        async with supervisor(config, ["--config", str(file)], log=log) as started:
+            yield Running(config=config, supervisor=started)
+    except BaseException:
+        log.show_end()
+        raise
+    finally:
+        log.close()
+
+
+class _LogFile:
+    """Takes the lines that children log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("w", encoding="utf-8")
+
+    def __call__(self, name: str, line: str) -> None:
+        self._file.write(f"{name} | {line}\n")
+
+    def show_end(self, lines: int = 20) -> None:
+        self._file.flush()
+        for line in self._path.read_text().splitlines()[-lines:]:
+            print(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,105 @@
+"""`qlm demo`: a fleet of simulated GPUs of its own, a minute of mixed requests, and the report.
+
+Everything is temporary: free ports, a store in a temporary folder, processes that end with the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qlm.replay import Target
+    from qlm.report import Report
+    from qlm_core.config import Config
+    from qlm_core.sim.workload import WorkloadRequest
+
+ARRIVALS_S = 60.0
+SEED = 7
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser("demo", help="show the whole system at work for about a minute")
+    parser.add_argument("--backend", default="auto", help="solver backend (default: %(default)s)")
+    parser.add_argument("--transport", choices=("http", "grpc"), default="http")
+    parser.add_argument(
+        "--seconds", type=float, default=ARRIVALS_S, help="how long requests arrive"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start, send, report; status 1 when a request was lost."""
+    import asyncio
+    import tempfile
+
+    import uvloop
+    from rich.console import Console
+
+    from qlm import fleet, render, replay
+
+    with tempfile.TemporaryDirectory(prefix="qlm-demo-") as name:
+        folder = Path(name)
+        config = fleet.temporary_config(folder, [f"solver.backend={args.backend}"])
+        requests = workload(args.seconds)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(_demonstrate(config, folder, args.transport, requests))
+        console = Console()
+        console.print()
+        render.print_report(report, replay.slos_of(config), console)
+    return 1 if report.fates["lost"] else 0
+
+
+def workload(seconds: float) -> list[WorkloadRequest]:
+    """A mixed workload that keeps three GPUs busy: chats, urgent batches and a night's batch."""
+    from qlm_core.sim.workload import Mix, Stream, generate
+
+    both = Mix((("mistral-7b", 0.6), ("vicuna-13b", 0.4)))
+    rates = (("interactive", 4.0), ("batch-1", 3.0), ("batch-2", 3.0))
+    streams = [
+        Stream(
+            slo_class=name,
+            models=both,
+            rate_rps=rate_rps,
+            cv=2.0 if name == "interactive" else 1.0,
+            until_s=seconds,
+            max_tokens=1024,
+        )
+        for name, rate_rps in rates
+    ]
+    return list(generate(streams, seed=SEED))
+
+
+async def _demonstrate(
+    config: Config, folder: Path, transport: str, requests: list[WorkloadRequest]
+) -> Report:
+    from qlm import fleet, load, replay
+
+    url = f"http://{config.gateway.http_listen}"
+    target = replay.Target(
+        url=url,
+        grpc_address=config.gateway.grpc_listen,
+        transport=transport,
+        metrics_urls=replay.metrics_urls(config, url),
+    )
+    bodies = load.Bodies(
+        model_len={name: model.max_model_len for name, model in config.models.items()}
+    )
+    print("Starting a solver, a gateway and three agents with simulated GPUs ...", flush=True)
+    async with fleet.running(config, folder):
+        _introduce(config, target, requests)
+        report, _ = await replay.measured(
+            requests, target, slos=replay.slos_of(config), bodies=bodies
+        )
+        return report
+
+
+def _introduce(config: Config, target: Target, requests: list[WorkloadRequest]) -> None:
+    for agent in config.agents:
+        print(f"  {agent.name:<8} {agent.gpu:<5} serves {', '.join(agent.models)}")
+    print(f"  OpenAI-compatible at {target.url}/v1, gRPC at {target.grpc_address}")
+    last_s = requests[-1].arrival_s if requests else 0.0
+    print(
+        f"Sending {len(requests)} requests of three SLO classes within {last_s:.0f} s", flush=True
+    )
