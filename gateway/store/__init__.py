@@ -1,0 +1,25 @@
+"""Where durable requests survive a crash: a narrow interface, and what stands behind it."""
+
+from __future__ import annotations
+
+from gateway.store.base import Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.memory import MemoryStore
+from gateway.store.sqlite import SqliteStore
+from qlm_core.config import StoreConfig
+
+__all__ = [
+    "MemoryStore",
+    "SqliteStore",
+    "Store",
+    "StoreError",
+    "StoredEnd",
+    "StoredRequest",
+    "make_store",
+]
+
+
+def make_store(config: StoreConfig) -> Store:
+    """The store that the configuration names, not opened yet."""
+    if config.kind == "memory":
+        return MemoryStore()
+    return SqliteStore(config.path, commit_interval_s=config.commit_interval_s, fsync=config.fsync)

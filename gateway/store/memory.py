@@ -1,0 +1,65 @@
+"""A store that forgets: for benchmarks and tests, with the manners of the durable one."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from gateway.store.base import StoredEnd, StoredRequest
+from qlm_core.model import RequestId
+
+# Ended requests beyond this many are dropped, oldest first: memory is the scarcer room.
+ENDED_MAX = 20_000
+
+
+class MemoryStore:
+    """Durable for as long as the object lives."""
+
+    def __init__(self, *, ended_max: int = ENDED_MAX) -> None:
+        self._ended_max = ended_max
+        self._starts = 0
+        self._requests: dict[RequestId, StoredRequest] = {}
+        self._ends: dict[RequestId, StoredEnd] = {}
+        self._keys: dict[str, RequestId] = {}
+
+    async def open(self) -> int:
+        self._starts += 1
+        return self._starts
+
+    async def add(self, request: StoredRequest) -> RequestId:
+        key = request.idempotency_key
+        if key and self._keys.setdefault(key, request.id) != request.id:
+            return self._keys[key]
+        self._requests[request.id] = request
+        return request.id
+
+    async def end(self, end: StoredEnd) -> bool:
+        if end.id not in self._requests or end.id in self._ends:
+            return False
+        self._requests[end.id] = replace(self._requests[end.id], body=b"")
+        self._ends[end.id] = end
+        if len(self._ends) > self._ended_max:
+            self._forget(next(iter(self._ends)))
+        return True
+
+    async def open_requests(self) -> list[StoredRequest]:
+        waiting = [request for id, request in self._requests.items() if id not in self._ends]
+        return sorted(waiting, key=lambda request: request.arrived_at)
+
+    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
+        request = self._requests.get(id)
+        return None if request is None else (request, self._ends.get(id))
+
+    async def sweep(self, ended_before: float) -> int:
+        old = [id for id, end in self._ends.items() if end.ended_at < ended_before]
+        for id in old:
+            self._forget(id)
+        return len(old)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def _forget(self, id: RequestId) -> None:
+        del self._ends[id]
+        request = self._requests.pop(id)
+        if request.idempotency_key:
+            del self._keys[request.idempotency_key]

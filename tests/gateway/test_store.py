@@ -1,0 +1,161 @@
+"""One contract for every store, and what only the durable one can show."""
+
+import asyncio
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.store import MemoryStore, SqliteStore, Store, StoredEnd, StoredRequest, StoreError
+from qlm_core.errors import QlmError
+from qlm_core.ledger import EndRecord
+from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
+
+
+def request(id: str, *, arrived_at: float = 1.0, key: str = "") -> StoredRequest:
+    return StoredRequest(
+        id=RequestId(id),
+        chat=True,
+        model=ModelName("m"),
+        slo_class="interactive",
+        slo=Slo(ttft_s=20.0, e2e_s=3.0),
+        prompt_tokens=3,
+        max_output_tokens=9,
+        tenant="t",
+        service_tier="default",
+        body=b'{"messages": []}',
+        arrived_at=arrived_at,
+        expires_at=99.0,
+        idempotency_key=key,
+    )
+
+
+def end(id: str, *, ended_at: float = 2.0) -> StoredEnd:
+    record = EndRecord(
+        phase=Phase.FINISHED,
+        reason="stop",
+        prompt_tokens=3,
+        output_tokens=4,
+        queue_s=0.1,
+        ttft_s=0.2,
+        tpot_s=None,
+        e2e_s=0.5,
+        attained=True,
+        attempts=1,
+        evictions=0,
+        estimate=Estimate(mean_s=1.0, p50_s=1.0, p90_s=2.0, p99_s=3.0),
+    )
+    return StoredEnd(id=RequestId(id), ended_at=ended_at, record=record, answer=b'{"x": 1}')
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = MemoryStore() if request.param == "memory" else SqliteStore(str(tmp_path / "q"))
+    assert await made.open() == 1
+    yield made
+    await made.close()
+
+
+async def test_what_is_added_is_found(store: Store) -> None:
+    assert await store.add(request("a")) == "a"
+    assert await store.find(RequestId("a")) == (request("a"), None)
+    assert await store.find(RequestId("b")) is None
+
+
+async def test_open_requests_come_in_order_of_arrival(store: Store) -> None:
+    for id, arrived_at in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
+        await store.add(request(id, arrived_at=arrived_at))
+    await store.end(end("c"))
+    assert [found.id for found in await store.open_requests()] == ["b", "a"]
+
+
+async def test_a_request_ends_once(store: Store) -> None:
+    await store.add(request("a"))
+    assert await store.end(end("a")) is True
+    assert await store.end(end("a", ended_at=9.0)) is False
+    assert await store.end(end("unknown")) is False
+    found = await store.find(RequestId("a"))
+    assert found == (replace(request("a"), body=b""), end("a"))
+
+
+async def test_an_idempotency_key_names_one_request(store: Store) -> None:
+    both = await asyncio.gather(store.add(request("a", key="k")), store.add(request("b", key="k")))
+    assert both == ["a", "a"]
+    assert await store.add(request("c")) == "c"
+    assert await store.add(request("d")) == "d"
+    await store.end(end("a"))
+    assert await store.add(request("e", key="k")) == "a"
+
+
+async def test_sweeping_takes_old_ends_only(store: Store) -> None:
+    for id in "abc":
+        await store.add(request(id, key=f"key-{id}"))
+    await store.end(end("a", ended_at=1.0))
+    await store.end(end("b", ended_at=5.0))
+    assert await store.sweep(ended_before=3.0) == 1
+    assert await store.find(RequestId("a")) is None
+    assert await store.find(RequestId("b")) is not None
+    assert [found.id for found in await store.open_requests()] == ["c"]
+    assert await store.add(request("again", key="key-a")) == "again"
+
+
+async def test_memory_keeps_a_bounded_number_of_ends() -> None:
+    store = MemoryStore(ended_max=2)
+    for id in "abc":
+        await store.add(request(id))
+        await store.end(end(id))
+    assert await store.find(RequestId("a")) is None
+    assert await store.find(RequestId("c")) is not None
+
+
+async def test_everything_survives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "q.sqlite"
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.add(request("a"))
+    await store.add(request("b"))
+    await store.end(end("b"))
+    await store.close()
+    again = SqliteStore(str(path), fsync=True)
+    assert await again.open() == 2
+    assert await again.open_requests() == [request("a")]
+    found = await again.find(RequestId("b"))
+    assert found is not None
+    assert found[1] == end("b")
+    await again.close()
+
+
+async def test_the_file_is_private_and_exclusive(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    store = SqliteStore(str(path))
+    await store.open()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(QlmError, match="another gateway has it open"):
+        await SqliteStore(str(path)).open()
+    await store.close()
+
+
+async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(QlmError, match="schema version 99"):
+        await SqliteStore(str(path)).open()
+
+
+async def test_a_failing_store_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    store = SqliteStore(str(path))
+    await store.open()
+    other = sqlite3.connect(path)
+    other.execute("DROP TABLE requests")
+    other.close()
+    with pytest.raises(StoreError, match="no such table"):
+        await store.add(request("a"))
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.add(request("a"))
