@@ -51,11 +51,12 @@ class PrefixedLog:
 
 
 def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The default fleet on free loopback ports with its store in `folder`, and overrides on top."""
+    """The default fleet with overrides, on free loopback ports, its store in `folder`."""
     solver, metrics, http, grpc = ports.free_addresses(4)
     return config_file.override(
         Config(),
         [
+            *overrides,
             f"solver.listen={solver}",
             f"solver.metrics_listen={metrics}",
             f"gateway.http_listen={http}",
@@ -65,7 +66,6 @@ def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
             "gateway.drain_s=0",
             f"agents.*.solver={solver}",
             "agents.*.drain_s=0",
-            *overrides,
         ],
     )
 

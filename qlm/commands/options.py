@@ -41,12 +41,22 @@ def config_arguments(args: argparse.Namespace) -> list[str]:
     return again
 
 
-def add_endpoint(parser: argparse.ArgumentParser) -> None:
-    """`--url`: the gateway's HTTP address; None means the configured one."""
+def add_grpc(parser: argparse.ArgumentParser) -> None:
+    """`--address` and `--api-key`: the gateway's gRPC address; the configured one by default."""
+    parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
+    parser.add_argument("--api-key", default=None, help="bearer key (default: $QLM_API_KEY)")
+
+
+def address_of(args: argparse.Namespace) -> str:
+    """The gateway's gRPC address."""
+    return args.address or config_of(args).gateway.grpc_listen
+
+
+def add_http(parser: argparse.ArgumentParser) -> None:
+    """`--url`: the gateway's HTTP address; the configured one by default."""
     parser.add_argument(
         "--url", help="gateway, for example http://127.0.0.1:7400 (default: config)"
     )
-    parser.add_argument("--api-key", default=None, help="bearer key (default: $QLM_API_KEY)")
 
 
 def url_of(args: argparse.Namespace) -> str:

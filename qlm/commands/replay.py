@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of class and model")
     parser.add_argument("--transport", choices=("http", "grpc"), default="http")
-    options.add_endpoint(parser)
-    parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
+    options.add_http(parser)
+    options.add_grpc(parser)
     parser.add_argument("--concurrency-limit", type=int, default=10_000, metavar="N")
     parser.add_argument("--max-tokens", type=int, default=2048, help="the clients' output limit")
     parser.add_argument(
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     url = options.url_of(args)
     target = replay.Target(
         url=url,
-        grpc_address=args.address or config.gateway.grpc_listen,
+        grpc_address=options.address_of(args),
         transport=args.transport,
         api_key=options.key_of(args),
         metrics_urls=replay.metrics_urls(config, url),

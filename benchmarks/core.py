@@ -1,0 +1,185 @@
+"""Costs of the core: an arrival and a waiting request at the Manager, a first plan, imports.
+
+Run by `qlm bench core`. One process, no network; each figure stands beside its target.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from benchmarks.figures import Figure
+from qlm_core.config import Config
+from qlm_core.manager import Manager
+from qlm_core.manager.events import AgentJoined, AgentReported, GatewayJoined, GatewaySaid
+from qlm_core.messages import AgentHello, AnnounceDone, Arrived, GatewayHello
+from qlm_core.model import AgentId, GatewayId, InstanceState, ModelName, RequestId, RequestMeta
+from qlm_core.planning import Problem, greedy
+from qlm_core.profile_catalog import find_profile
+
+WAITING = 100_000
+MEASURED = 5_000
+AGENTS = 10
+STEP_S = 1e-3
+REPORT_EVERY = 1_000
+MODELS = ("mistral-7b", "vicuna-13b")
+GATEWAY = GatewayId("gateway-0")
+
+
+def measure() -> list[Figure]:
+    """All figures of the core."""
+    return [*_manager(), *_first_plan(), *_imports()]
+
+
+def _manager() -> list[Figure]:
+    config = Config()
+    classes = tuple(config.slo_class(name) for name in config.slo_classes)
+    manager = Manager(config.solver, classes, now_s=0.0)
+    manager.handle(GatewayJoined(GatewayHello(GATEWAY, "127.0.0.1:1")), now_s=0.0)
+    for number in range(AGENTS):
+        profiles = tuple(find_profile(model, "a100") for model in MODELS)
+        hello = AgentHello(
+            agent=AgentId(f"agent-{number}"),
+            gpu="a100",
+            profiles=profiles,
+            epoch=0,
+            state=InstanceState(ready=True, awake_model=ModelName(MODELS[number % 2])),
+        )
+        manager.handle(AgentJoined(hello), now_s=0.0)
+    manager.handle(GatewaySaid(GATEWAY, AnnounceDone()), now_s=0.0)
+    rng = Random(0)
+
+    def arrive(number: int, now_s: float) -> float:
+        slo_class = classes[rng.choices(range(3), (0.3, 0.3, 0.4))[0]]
+        request = RequestMeta(
+            id=RequestId(f"req-{number:016d}"),
+            gateway=GATEWAY,
+            model=ModelName(MODELS[rng.random() < 0.4]),
+            slo_class=slo_class.name,
+            slo=slo_class.slo,
+            prompt_tokens=rng.randint(20, 2_000),
+            max_output_tokens=1_024,
+            arrival_s=now_s,
+        )
+        started = time.perf_counter()
+        manager.handle(GatewaySaid(GATEWAY, Arrived(request)), now_s=now_s)
+        return time.perf_counter() - started
+
+    def renew_leases(now_s: float) -> None:
+        for number in range(AGENTS):
+            state = InstanceState(ready=True, awake_model=ModelName(MODELS[number % 2]))
+            manager.handle(AgentReported(AgentId(f"agent-{number}"), state), now_s=now_s)
+
+    gc.collect()
+    before = _resident_bytes()
+    for number in range(WAITING):
+        arrive(number, number * STEP_S)
+        if number % REPORT_EVERY == 0:
+            renew_leases(number * STEP_S)
+    gc.collect()
+    grown = _resident_bytes() - before
+    costs = sorted(arrive(WAITING + n, (WAITING + n) * STEP_S) for n in range(MEASURED))
+    return [
+        Figure(
+            name=f"manager, per arrival at {WAITING} waiting, mean",
+            value=statistics.fmean(costs) * 1e6,
+            unit="us",
+            most=50.0,
+        ),
+        Figure(
+            name="manager, per arrival, p99", value=costs[int(0.99 * len(costs))] * 1e6, unit="us"
+        ),
+        Figure(
+            name="manager, memory per waiting request",
+            value=grown / WAITING,
+            unit="bytes",
+            most=1_024.0,
+        ),
+        Figure(name="manager, groups at the end", value=len(manager.groups), unit=""),
+    ]
+
+
+def _first_plan() -> list[Figure]:
+    problem = random_problem(groups=100, queues=10, seed=1)
+    costs = []
+    for _ in range(5):
+        started = time.perf_counter()
+        greedy(problem)
+        costs.append(time.perf_counter() - started)
+    return [
+        Figure(name="first plan 100x10, first call", value=costs[0] * 1e3, unit="ms"),
+        Figure(
+            name="first plan 100x10", value=statistics.median(costs) * 1e3, unit="ms", most=10.0
+        ),
+    ]
+
+
+def random_problem(*, groups: int, queues: int, seed: int) -> Problem:
+    """A fleet of two classes of GPU and four models with the given numbers of groups and queues."""
+    rng = np.random.default_rng(seed)
+    models, classes = 4, 2
+    base_s = rng.uniform(2.0, 40.0, size=groups)
+    swap_s = rng.uniform(3.0, 15.0, size=(classes, models + 1, models))
+    for model in range(models):
+        swap_s[:, model, model] = 0.0
+    return Problem(
+        group_model=rng.integers(0, models, size=groups),
+        group_requests=rng.integers(1, 256, size=groups),
+        group_weight=rng.choice([1.0, 2.0, 4.0], size=groups),
+        due_s=rng.choice([20.0, 60.0, 3600.0], size=groups) * rng.uniform(0.2, 1.0, size=groups),
+        duration_s=np.stack([base_s, 3.0 * base_s], axis=1),
+        queue_class=np.arange(queues) % classes,
+        loaded_model=rng.integers(0, models, size=queues),
+        busy_s=rng.uniform(0.0, 10.0, size=queues),
+        swap_s=swap_s,
+        alpha=30.0,
+    )
+
+
+def _imports() -> list[Figure]:
+    return [
+        Figure(
+            name="import qlm_core",
+            value=_wall_s([sys.executable, "-c", "import qlm_core"]) - _bare_s(),
+            unit="s",
+            most=0.3,
+        ),
+        Figure(
+            name="import qlm_core.manager",
+            value=_wall_s([sys.executable, "-c", "import qlm_core.manager"]) - _bare_s(),
+            unit="s",
+            most=0.3,
+        ),
+        Figure(
+            name="qlm --help",
+            value=_wall_s([sys.executable, "-m", "qlm", "--help"]),
+            unit="s",
+            most=0.5,
+        ),
+    ]
+
+
+def _bare_s() -> float:
+    return _wall_s([sys.executable, "-c", "pass"])
+
+
+def _wall_s(command: list[str]) -> float:
+    walls = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        walls.append(time.perf_counter() - started)
+    return statistics.median(walls)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

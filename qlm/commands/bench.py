@@ -1,0 +1,45 @@
+"""`qlm bench`: measurements of the data plane, the core and the planner, each figure beside its target."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    from qlm.commands import bench_planner
+
+    parser = subparsers.add_parser("bench", help="measure the data plane, the core or the planner")
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    dataplane = subjects.add_parser("dataplane", help="requests and tokens through all processes")
+    dataplane.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    core = subjects.add_parser("core", help="arrivals, memory, the first plan, imports")
+    for subject in (dataplane, core):
+        subject.add_argument("--json", action="store_true", help="print one JSON object")
+    bench_planner.add_parser(subjects)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; status 1 when a target is missed."""
+    if args.subject == "planner":
+        from qlm.commands import bench_planner
+
+        return bench_planner.run(args)
+    subject, figures = _of_checkout(args.subject), _of_checkout("figures")
+    options = {"seconds": args.seconds} if args.subject == "dataplane" else {}
+    measured = subject.measure(**options)
+    print(figures.to_json(measured) if args.json else figures.show(measured))
+    return 1 if any(figure.met is False for figure in measured) else 0
+
+
+def _of_checkout(name: str) -> Any:
+    from qlm_core.errors import QlmError
+
+    try:
+        return importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        raise QlmError(
+            f"benchmarks: {error}. Benchmarks are part of the repository; run from a checkout."
+        ) from None
