@@ -53,9 +53,8 @@ class ReplanConfig(Section, frozen=True, kw_only=True):
     """When the planner runs. It never runs on the request path."""
 
     min_interval_s: float = 0.1
-    late_probability: float = 0.1
-    drift_ratio: float = 0.25
     period_s: float = 5.0
+    bound_period_s: float = 30.0
 
 
 class ObjectiveConfig(Section, frozen=True, kw_only=True):
@@ -168,6 +167,7 @@ class SimEngineConfig(Section, frozen=True, kw_only=True):
 
     time_scale: float = 1.0
     zero_delay: bool = False
+    stream_interval_s: float = 0.1
     seed: int = 0
 
 
@@ -243,6 +243,9 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     reconnect_s_max: float = 2.0
     drain_s: float = 30.0
     message_bytes_max: int = 16_777_216
+    host_memory_bytes: int = 137_438_953_472
+    gateway_grace_s: float = 30.0
+    backlog_events_max: int = 200_000
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

@@ -42,9 +42,13 @@ class PlannerPool(Protocol):
         problem: Problem,
         *,
         warm: Plan,
+        prove: bool,
         on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
-        """The best plan within the configured budget. Never raises for a backend's failure."""
+        """The best plan within the configured budget, and with `prove` a bound on how good one can be.
+
+        Never raises for a backend's failure.
+        """
 
 
 class Driver:
@@ -123,7 +127,9 @@ class Driver:
                 self.post(PlanImproved(order.solve, plan))
 
         try:
-            result = await self._pool.solve(order.problem, warm=order.warm, on_improvement=improved)
+            result = await self._pool.solve(
+                order.problem, warm=order.warm, prove=order.prove, on_improvement=improved
+            )
         except QlmError as error:
             log.warning("solve failed", extra={"solve": order.solve, "reason": str(error)})
             result = PlanResult(

@@ -69,15 +69,19 @@ class ConfiguredPlanner:
         problem: Problem,
         *,
         warm: Plan,
+        prove: bool,
         on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
-        """The best plan within the configured budget. Never raises for a backend's failure."""
+        """The best plan within the configured budget, and with `prove` a bound on how good one can be.
+
+        Never raises for a backend's failure.
+        """
         result = await self._pool.solve(
             problem,
             backend=self._config.backend,
             formulation=self._config.formulation,
             budget_s=self._config.budget_s,
-            background_budget_s=self._config.background_budget_s,
+            background_budget_s=self._config.background_budget_s if prove else 0.0,
             warm=warm,
             seed=self._config.seed,
             on_improvement=on_improvement,

@@ -115,11 +115,15 @@ class TellAgent:
 
 @dataclass(frozen=True, slots=True)
 class StartSolve:
-    """Look for a better plan than `warm`; answered by `PlanFinished` with the same number."""
+    """Look for a better plan than `warm`; answered by `PlanFinished` with the same number.
+
+    With `prove`, go on after the search and find out how far from optimal the best plan can be.
+    """
 
     solve: int
     problem: Problem
     warm: Plan
+    prove: bool = False
 
 
 Effect = TellGateway | TellAgent | StartSolve

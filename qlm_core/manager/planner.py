@@ -55,6 +55,7 @@ class Planner:
         "_config",
         "_estimators",
         "_pending",
+        "_proved_s",
         "_solving",
         "_started_s",
         "_weights",
@@ -72,6 +73,7 @@ class Planner:
         self._pending = False
         self._solving: Snapshot | None = None
         self._started_s = float("-inf")
+        self._proved_s = float("-inf")
         self.in_force: PlanInForce | None = None
         self.solves = 0
         self.adopted = 0
@@ -145,7 +147,10 @@ class Planner:
         warm = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
         self.solves += 1
         self._solving = snapshot
-        return StartSolve(self.solves, snapshot.problem, warm)
+        prove = now_s - self._proved_s >= self._config.replan.bound_period_s
+        if prove:
+            self._proved_s = now_s
+        return StartSolve(self.solves, snapshot.problem, warm, prove)
 
     def consider(self, solve: int, plan: Plan, view: View, *, now_s: float) -> Queues | None:
         """Adopt `plan` if it is still better; return the queues to put in force, or None."""

@@ -139,8 +139,8 @@ def _move_costs(
 ) -> Floats:
     # A started group has prefixes cached where it ran; moving the rest of it should need a reason.
     started = np.array([group.started for group in groups], np.bool_)
-    costs: Floats = objective.move * waiting * np.where(started, 4.0, 1.0)
-    return costs
+    factor = np.where(started, 4.0, 1.0)
+    return (objective.move * waiting * factor).astype(np.float64)
 
 
 def _all_models(agents: Iterable[Agent]) -> dict[ModelName, None]:

@@ -46,7 +46,12 @@ class InlinePlanner:
     """Plans greedily on the spot."""
 
     async def solve(
-        self, problem: Problem, *, warm: Plan, on_improvement: Callable[[Plan, float], None]
+        self,
+        problem: Problem,
+        *,
+        warm: Plan,
+        prove: bool,
+        on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
         """One greedy plan."""
         plan = greedy(problem)
