@@ -1,1 +1,5 @@
-"""The agent daemon: one per serving instance, with the engines that it can drive."""
+"""Agents: the daemon beside each serving instance, and the engines that it can wrap."""
+
+from agents.daemon import serve
+
+__all__ = ["serve"]

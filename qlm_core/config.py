@@ -274,10 +274,13 @@ def _default_classes() -> dict[str, SloClassConfig]:
 
 
 def _default_agents() -> tuple[AgentConfig, ...]:
+    both = ("mistral-7b", "vicuna-13b")
     return (
-        AgentConfig(name="a100-0", gpu="a100", models=("mistral-7b", "vicuna-13b")),
-        AgentConfig(name="a100-1", gpu="a100", models=("mistral-7b", "vicuna-13b")),
-        AgentConfig(name="a10-0", gpu="a10", models=("mistral-7b",)),
+        AgentConfig(name="a100-0", gpu="a100", models=both, metrics_listen="127.0.0.1:7492"),
+        AgentConfig(name="a100-1", gpu="a100", models=both, metrics_listen="127.0.0.1:7493"),
+        AgentConfig(
+            name="a10-0", gpu="a10", models=("mistral-7b",), metrics_listen="127.0.0.1:7494"
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from qlm_core.messages import (
     AttemptEnded,
     AttemptReturned,
+    Chunk,
     Payload,
     Pull,
     QueueUpdate,
@@ -22,14 +23,8 @@ from qlm_core.model import GatewayId, InstanceState, ModelName, ModelTier, Reque
 # --------------------------------------------------------------------------- events of an engine
 
 
-@dataclass(frozen=True, slots=True)
-class JobOutput:
-    """Some output of a job: one OpenAI chunk object as JSON (without `id`), and its output tokens."""
-
-    id: RequestId
-    attempt: int
-    data: bytes
-    tokens: int
+# Output of a job travels on as it is: one OpenAI chunk object as JSON (without `id`), and its tokens.
+JobOutput = Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +145,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Start a job on the engine."""
+    """Start a job on the engine; `gateway` is where its output goes."""
 
+    gateway: GatewayId
     job: Payload
 
 

@@ -424,7 +424,7 @@ class Executor:
                 continue
             if not batch.can_start(item):
                 break
-            self._effects.append(e.Submit(batch.start(item)))
+            self._effects.append(e.Submit(item.ref.gateway, batch.start(item)))
             self._pace.resize(len(batch.running), self._now_s)
 
     def _relieve(self) -> None:

@@ -82,7 +82,7 @@ class Adversary(RuleBasedStateMachine):
                     for id in ids:
                         assert self.groups[self.refs[id].group].model == self.awake
                         self.asked[id] = None
-                case Submit(job):
+                case Submit(_, job):
                     assert job.model == self.awake
                     assert not self.left
                     assert self.granted[job.id, job.attempt] == "open"

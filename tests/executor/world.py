@@ -113,7 +113,7 @@ class World:
                     self.returned.append(back)
                 case Send(_, AttemptEnded() as end):
                     self.ended.append(end)
-                case Submit(job):
+                case Submit(_, job):
                     self.submitted.append(job.id)
                 case Abort(id, _):
                     self.aborted.append(id)

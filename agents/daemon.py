@@ -1,0 +1,168 @@
+"""The agent daemon: one engine, one executor, a link to the solver and one to each gateway.
+
+Cancelling `serve` drains: nothing new is pulled, what runs may finish for `drain_s`, the rest goes back to its
+gateways. Cancelling it again ends the drain at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from agents.driver import Driver
+from agents.engines import make_engine
+from agents.gateway_link import GatewayLink
+from agents.metrics import AgentCollector
+from agents.solver_link import SolverLink
+from qlm_core.config import AgentConfig, Config, parse_address
+from qlm_core.errors import QlmError
+from qlm_core.executor import Drain, Executor
+from qlm_core.messages import Gateways
+from qlm_core.model import GatewayId
+
+log = logging.getLogger("qlm.agent")
+
+_DRAIN_CHECK_S = 0.2
+
+
+async def serve(
+    config: Config, agent: AgentConfig, *, ready: Callable[[], None] | None = None
+) -> None:
+    """Run an agent until cancelled.
+
+    Args:
+        ready: called once the engine serves its first model.
+
+    Raises:
+        QlmError: the engine cannot be started, or an address cannot be listened on.
+    """
+    daemon = Daemon(config, agent)
+    try:
+        await daemon.start()
+        log.info("agent ready", extra={"agent": agent.name, "engine": agent.engine.kind})
+        if ready is not None:
+            ready()
+        await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError:
+        log.info("agent drains", extra={"agent": agent.name, "longest_s": agent.drain_s})
+        await daemon.drain()
+    finally:
+        await daemon.close()
+        log.info("agent stopped", extra={"agent": agent.name})
+
+
+class Daemon:
+    """The parts of one agent, and their order of coming and going."""
+
+    def __init__(self, config: Config, agent: AgentConfig) -> None:
+        self._config = config
+        self._agent = agent
+        self.engine = make_engine(config, agent)
+        self.solver = SolverLink(agent, self._set_gateways)
+        self.gateways: dict[GatewayId, GatewayLink] = {}
+        self.driver: Driver | None = None
+        self._metrics: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Start the engine, then dial. Raises QlmError."""
+        pending: list[object] = []
+        driver: Driver | None = None
+
+        def listen(event: object) -> None:
+            if driver is None:
+                pending.append(event)
+            else:
+                driver.post(event)  # type: ignore[arg-type]
+
+        await self.engine.start(listen)
+        agent = self._agent
+        executor = Executor(
+            self.engine.profiles,
+            agent.executor,
+            class_ttft_s={name: one.ttft_s for name, one in self._config.slo_classes.items()},
+            report_interval_s=agent.report_interval_s,
+        )
+        self.driver = driver = Driver(
+            executor, self.engine, clock=time.monotonic, report=self.solver.report
+        )
+        for event in pending:
+            listen(event)
+        if agent.metrics_listen:
+            self._metrics = await _serve_metrics(driver, agent)
+        self.solver.start(driver)
+
+    async def drain(self) -> None:
+        """Let what runs finish, as long as it may and somebody can take its output."""
+        driver = self.driver
+        if driver is None:
+            return
+        driver.post(Drain(driver.now_s() + self._agent.drain_s))
+        while not driver.drained.is_set():
+            if not any(link.connected for link in self.gateways.values()):
+                driver.post(Drain(driver.now_s()))
+                return
+            try:
+                await asyncio.wait_for(driver.drained.wait(), _DRAIN_CHECK_S)
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """Hand back what is left, hang up and stop the engine."""
+        driver = self.driver
+        if driver is not None:
+            driver.post(Drain(driver.now_s()))
+            driver.close()
+        for link in self.gateways.values():
+            await link.close()
+        await self.solver.close()
+        if self._metrics is not None:
+            await self._metrics.cleanup()
+        await self.engine.stop()
+
+    def _set_gateways(self, gateways: Gateways) -> None:
+        """Dial gateways that are new. One that is no longer named stays until its stream ends by itself."""
+        driver = self.driver
+        assert driver is not None
+        for gateway, address in gateways.addresses:
+            known = self.gateways.get(gateway)
+            if known is not None and known.address == address:
+                continue
+            if known is not None:
+                known.move(address)
+                continue
+            self.gateways[gateway] = link = GatewayLink(gateway, address, self._agent, driver)
+            driver.links[gateway] = link
+
+
+async def _serve_metrics(driver: Driver, agent: AgentConfig) -> web.AppRunner:
+    """Serve /metrics on the agent's event loop, since its state may be read nowhere else.
+
+    Raises:
+        QlmError: the address cannot be listened on.
+    """
+    where = f"agents.{agent.name}.metrics_listen"
+    host, port = parse_address(agent.metrics_listen, where)
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(driver))
+
+    async def answer(_request: web.Request) -> web.Response:
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        return web.Response(body=generate_latest(registry), headers=headers)
+
+    app = web.Application()
+    app.router.add_get("/metrics", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise QlmError(
+            f"{where}: cannot listen on {agent.metrics_listen} ({error.strerror}). Choose another port."
+        ) from error
+    return runner

@@ -1,0 +1,331 @@
+"""A simulated engine: continuous batching from a profile, in real or scaled time, with deterministic output.
+
+The text of each token follows from the request's id and the token's index alone, so a stream that was
+interrupted can be checked for gaps and repeats. How much a request produces is, in this order:
+`qlm_sim.output_tokens` of its body, `max_tokens` where it says `ignore_eos`, or a draw from a log-normal
+distribution seeded by its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from agents.engines.base import Listener
+from agents.engines.tiers import Tiers
+from qlm_core.config import AgentConfig, Config
+from qlm_core.executor import EngineReady, JobDone, JobOutput, JobRefused
+from qlm_core.messages import Payload
+from qlm_core.model import ModelName, ModelTier, RequestId
+from qlm_core.profile import EngineProfile
+from qlm_core.profile_catalog import find_profile
+from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
+from qlm_core.tokens import output_limit, prompt_tokens
+
+# Log-normal output lengths: the median and spread of a conversation trace (Azure LLM inference trace 2023).
+_MEDIAN_OUTPUT_TOKENS = 130.0
+_OUTPUT_SIGMA = 0.9
+
+
+def token_text(id: str, index: int) -> str:
+    """The text of the token at `index` of a request's output, from 0."""
+    return f" {crc32(id.encode()) & 0xFFFF:04x}.{index}"
+
+
+def sampled_output_tokens(id: str, seed: int) -> int:
+    """The output length of a request that says nothing about it."""
+    draw = random.Random(f"{seed}/{id}").lognormvariate(0.0, _OUTPUT_SIGMA)
+    return max(1, round(_MEDIAN_OUTPUT_TOKENS * draw))
+
+
+def scaled(profile: EngineProfile, time_scale: float) -> EngineProfile:
+    """The profile of an engine that runs so many times faster."""
+    iteration = profile.iteration
+    return replace(
+        profile,
+        iteration=replace(
+            iteration,
+            base_ms=iteration.base_ms / time_scale,
+            per_token_ms=iteration.per_token_ms / time_scale,
+            per_sequence_ms=iteration.per_sequence_ms / time_scale,
+            per_context_token_ms=iteration.per_context_token_ms / time_scale,
+            per_attention_pair_ms=iteration.per_attention_pair_ms / time_scale,
+        ),
+        host_overhead_ms=profile.host_overhead_ms / time_scale,
+        cold_s=profile.cold_s / time_scale,
+        wake_s=profile.wake_s / time_scale,
+        sleep_s=profile.sleep_s / time_scale,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A job, its output in all (earlier attempts included), and how much of it is out."""
+
+    id: RequestId
+    attempt: int
+    chat: bool
+    prompt_tokens: int
+    total_tokens: int
+    earlier_tokens: int
+    finish_reason: str
+    emitted: int = 0
+
+
+class SimEngine:
+    """One simulated serving instance."""
+
+    def __init__(self, config: Config, agent: AgentConfig) -> None:
+        section = agent.engine.sim
+        self._seed = section.seed
+        self._zero_delay = section.zero_delay
+        self._interval_s = section.stream_interval_s
+        self._profiles = {
+            ModelName(model): scaled(find_profile(model, agent.gpu), section.time_scale)
+            for model in agent.models
+        }
+        self._max_model_len = {
+            ModelName(model): config.models[model].max_model_len for model in agent.models
+        }
+        self._tiers = Tiers(self._profiles.values(), agent.host_memory_bytes)
+        self._listener: Listener | None = None
+        self._jobs: dict[str, _Job] = {}
+        self._batch: ContinuousBatch | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._streamed_s = 0.0
+        self._swap: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    @property
+    def profiles(self) -> tuple[EngineProfile, ...]:
+        """The catalogue's profiles, in scaled time."""
+        return tuple(self._profiles.values())
+
+    async def start(self, listener: Listener) -> None:
+        """Wake the first model; the others sleep as far as host memory goes."""
+        self._listener = listener
+        for model in self._profiles:
+            if self._tiers.fits(model):
+                self._tiers.set(model, ModelTier.ASLEEP)
+        self._wake(next(iter(self._profiles)))
+
+    async def stop(self) -> None:
+        """End everything."""
+        for task in (self._swap, self._warming):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._jobs.clear()
+        self._batch = None
+
+    def submit(self, job: Payload) -> None:
+        """Run a job of the awake model."""
+        try:
+            made = self._job(job)
+        except msgspec.MsgspecError as error:
+            self._later(JobRefused(job.id, job.attempt, 400, f"body: {error}"))
+            return
+        length = self._max_model_len[job.model]
+        if made.prompt_tokens >= length:
+            problem = f"prompt: {made.prompt_tokens} tokens leave no room in {length}. Shorten it."
+            self._later(JobRefused(job.id, job.attempt, 400, problem))
+            return
+        if self._zero_delay:
+            self._jobs[job.id] = made
+            asyncio.get_running_loop().call_soon(self._answer_at_once, made)
+            return
+        assert self._batch is not None, "no model is awake"
+        now_s = time.monotonic()
+        try:
+            self._batch.add(
+                job.id,
+                prompt_tokens=made.prompt_tokens + made.earlier_tokens,
+                output_tokens=made.total_tokens - made.earlier_tokens,
+                now_s=now_s,
+            )
+        except ValueError as error:
+            self._later(JobRefused(job.id, job.attempt, 400, str(error)))
+            return
+        self._jobs[job.id] = made
+        self._schedule()
+
+    def abort(self, id: RequestId, attempt: int) -> None:
+        """Take a job off the engine."""
+        job = self._jobs.get(id)
+        if job is None or job.attempt != attempt:
+            return
+        del self._jobs[id]
+        if self._batch is not None and id in self._batch:
+            now_s = time.monotonic()
+            self._report(self._batch.advance(now_s))
+            if id in self._batch:
+                self._batch.abort(id, now_s=now_s)
+            self._schedule()
+
+    def swap(self, model: ModelName) -> None:
+        """Put the awake model to sleep and wake another."""
+        self._swap = asyncio.create_task(self._change(model))
+
+    def warm(self, models: tuple[ModelName, ...]) -> None:
+        """Load models into host memory, the next first."""
+        if self._warming is not None:
+            self._warming.cancel()
+        self._warming = asyncio.create_task(self._load(models))
+
+    def kv_used_tokens(self) -> int:
+        """Tokens in the simulated KV cache."""
+        return self._batch.kv_used_tokens if self._batch is not None else 0
+
+    # ------------------------------------------------------------------- models
+
+    async def _change(self, model: ModelName) -> None:
+        awake = self._tiers.awake
+        profile = self._profiles[model]
+        pause_s = 0.0
+        self._batch = None
+        if awake is not None:
+            pause_s += self._profiles[awake].sleep_s
+            self._tiers.set(awake, ModelTier.ASLEEP)
+        for dropped in self._tiers.to_drop(model):
+            self._tiers.set(dropped, ModelTier.COLD)
+        pause_s += profile.wake_s if self._tiers[model] is ModelTier.ASLEEP else profile.cold_s
+        await asyncio.sleep(0.0 if self._zero_delay else pause_s)
+        self._wake(model)
+
+    async def _load(self, models: tuple[ModelName, ...]) -> None:
+        for model in models:
+            if self._tiers[model] is not ModelTier.COLD:
+                continue
+            for dropped in self._tiers.to_drop(model, keep=models):
+                if dropped in models and models.index(dropped) < models.index(model):
+                    return
+                self._tiers.set(dropped, ModelTier.COLD)
+            if not self._tiers.fits(model):
+                return
+            profile = self._profiles[model]
+            await asyncio.sleep(max(0.0, profile.cold_s - profile.wake_s))
+            if self._tiers[model] is ModelTier.COLD:
+                self._tiers.set(model, ModelTier.ASLEEP)
+
+    def _wake(self, model: ModelName) -> None:
+        self._tiers.set(model, ModelTier.AWAKE)
+        self._batch = ContinuousBatch(self._profiles[model])
+        self._batch.advance(time.monotonic())
+        self._tell(EngineReady(model, self._tiers.as_tuple()))
+
+    # ------------------------------------------------------------------- jobs
+
+    def _job(self, job: Payload) -> _Job:
+        body: dict[str, Any] = msgspec.json.decode(job.body, type=dict[str, Any])
+        prompt = prompt_tokens(body, chat=job.chat)
+        limit = output_limit(body, chat=job.chat)
+        room = max(1, self._max_model_len[job.model] - prompt)
+        most = room if limit is None else max(1, min(limit, room))
+        wish = body.get("qlm_sim")
+        if isinstance(wish, dict) and isinstance(wish.get("output_tokens"), int):
+            natural = max(1, wish["output_tokens"])
+        elif body.get("ignore_eos"):
+            natural = most
+        else:
+            natural = sampled_output_tokens(job.id, self._seed)
+        total = max(min(natural, most), job.produced_tokens + 1)
+        return _Job(
+            id=job.id,
+            attempt=job.attempt,
+            chat=job.chat,
+            prompt_tokens=prompt,
+            total_tokens=total,
+            earlier_tokens=job.produced_tokens,
+            finish_reason="length" if natural >= most else "stop",
+        )
+
+    def _answer_at_once(self, job: _Job) -> None:
+        if self._jobs.get(job.id) is not job:
+            return
+        for produced in range(1, job.total_tokens - job.earlier_tokens + 1):
+            self._emit(job, produced)
+        self._finish(job)
+
+    def _emit(self, job: _Job, produced: int) -> None:
+        """Send what the job has produced and not yet sent."""
+        fresh = produced - job.emitted
+        if fresh <= 0:
+            return
+        first = job.earlier_tokens + job.emitted
+        text = "".join([token_text(job.id, index) for index in range(first, first + fresh)])
+        job.emitted = produced
+        last = job.earlier_tokens + produced >= job.total_tokens
+        reason = f'"{job.finish_reason}"' if last else "null"
+        # The text is ASCII without quotes or backslashes, so it is its own JSON.
+        if job.chat:
+            role = '"role":"assistant",' if first == 0 else ""
+            choice = f'"delta":{{{role}"content":"{text}"}}'
+        else:
+            choice = f'"text":"{text}"'
+        data = f'{{"choices":[{{"index":0,{choice},"finish_reason":{reason}}}]}}'
+        self._tell(JobOutput(job.id, job.attempt, data.encode(), fresh))
+
+    def _finish(self, job: _Job) -> None:
+        del self._jobs[job.id]
+        self._tell(JobDone(job.id, job.attempt, job.finish_reason, job.prompt_tokens, job.emitted))
+
+    # ------------------------------------------------------------------- time
+
+    def _schedule(self) -> None:
+        """Wake when the batch changes next, or when the next tokens are due to be streamed."""
+        batch = self._batch
+        if batch is None:
+            return
+        due_s = batch.next_event_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_s is None:
+            return
+        due_s = min(due_s, max(self._streamed_s + self._interval_s, batch.next_iteration_s or 0.0))
+        delay_s = max(0.0, due_s - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        batch = self._batch
+        if batch is None:
+            return
+        now_s = time.monotonic()
+        self._report(batch.advance(now_s))
+        if now_s - self._streamed_s >= self._interval_s and self._batch is batch:
+            self._streamed_s = now_s
+            for id, produced in list(batch.progress()):
+                job = self._jobs.get(id)
+                if job is not None:
+                    self._emit(job, produced)
+        if self._timer is None:
+            self._schedule()
+
+    def _report(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            job = self._jobs.get(outcome.request_id)
+            if job is None:
+                continue
+            if outcome.kind is OutcomeKind.FIRST_TOKEN:
+                self._emit(job, outcome.output_tokens)
+            elif outcome.kind is OutcomeKind.FINISHED:
+                self._emit(job, outcome.output_tokens)
+                self._finish(job)
+
+    def _tell(self, event: JobOutput | JobDone | JobRefused | EngineReady) -> None:
+        if self._listener is not None:
+            self._listener(event)
+
+    def _later(self, event: JobRefused) -> None:
+        asyncio.get_running_loop().call_soon(self._tell, event)

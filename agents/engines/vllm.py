@@ -1,0 +1,233 @@
+"""An engine of `vllm serve` processes, one per model, of which one is awake.
+
+At the start every model that fits into host memory is loaded once and put to sleep, the first one stays awake; so a
+swap is a sleep and a wake. Models that do not fit are started and stopped. A process that dies is restarted with
+growing pauses if it was the awake one, else it counts as cold. Jobs go over the same request path as for any
+OpenAI-compatible server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import replace
+
+from agents.engines.base import Listener
+from agents.engines.openai import assumed_profile
+from agents.engines.tiers import Tiers
+from agents.engines.vllm_server import Server, ServerError
+from agents.streams import Backoff
+from qlm_core.config import AgentConfig, Config
+from qlm_core.executor import EngineDown, EngineReady, SwapFailed
+from qlm_core.messages import Payload
+from qlm_core.model import ModelName, ModelTier, RequestId
+from qlm_core.profile import EngineProfile
+
+log = logging.getLogger("qlm.engine")
+
+_WATCH_S = 0.5
+_RESTART_PAUSE_S_MAX = 60.0
+# Where an engine does not say how much fits.
+_KV_CACHE_TOKENS_ASSUMED = 200_000
+# Agents that say they have this GPU run on the CPU, where sleeping moves no memory and its flag is refused.
+CPU = "cpu"
+
+
+class VllmEngine:
+    """One serving instance made of vLLM servers."""
+
+    def __init__(self, config: Config, agent: AgentConfig) -> None:
+        self._section = agent.engine.vllm
+        self._gpu = agent.gpu
+        self._host_memory_bytes = agent.host_memory_bytes
+        self._servers = {
+            ModelName(model): Server(
+                ModelName(model),
+                settings=config.models[model],
+                section=self._section,
+                port=self._section.port_base + index,
+                agent=agent.name,
+                can_sleep=agent.gpu != CPU,
+            )
+            for index, model in enumerate(agent.models)
+        }
+        self._kv_cache_tokens = dict.fromkeys(self._servers, self._section.kv_cache_tokens)
+        self._tiers = Tiers(self.profiles, agent.host_memory_bytes)
+        self._listener: Listener | None = None
+        self._awake: Server | None = None
+        # Starting, stopping, sleeping and waking happen one at a time.
+        self._control = asyncio.Lock()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._stopping = False
+
+    @property
+    def profiles(self) -> tuple[EngineProfile, ...]:
+        """The catalogue's profile where there is one, with the capacity and swap times measured here."""
+        return tuple(self._profile(server) for server in self._servers.values())
+
+    async def start(self, listener: Listener) -> None:
+        """Load every model that fits, keep the first awake. Raises QlmError if one does not start."""
+        self._listener = listener
+        first, *others = self._servers.values()
+        self._tiers = Tiers(self.profiles, self._host_memory_bytes)
+        self._tiers.set(first.model, ModelTier.ASLEEP)
+        try:
+            if self._section.sleep_mode:
+                for server in others:
+                    if self._tiers.fits(server.model):
+                        await self._start_server(server)
+                        await server.sleep()
+                        self._tiers.set(server.model, ModelTier.ASLEEP)
+            await self._start_server(first)
+        except ServerError:
+            await self.stop()
+            raise
+        self._serve(first)
+        self._spawn(self._keep_watch())
+
+    async def stop(self) -> None:
+        """End all processes. Idempotent."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await asyncio.gather(*(server.stop() for server in self._servers.values()))
+        self._awake = None
+
+    def submit(self, job: Payload) -> None:
+        """Run a job of the awake model."""
+        self._servers[job.model].connection.submit(job)
+
+    def abort(self, id: RequestId, attempt: int) -> None:
+        """Close a job's connection, which frees its memory within an iteration or two."""
+        for server in self._servers.values():
+            server.connection.abort(id, attempt)
+
+    def swap(self, model: ModelName) -> None:
+        """Put the awake model to sleep and wake another, or restart where sleeping is not possible."""
+        self._spawn(self._swap(self._servers[model]))
+
+    def warm(self, models: tuple[ModelName, ...]) -> None:
+        """Nothing can be loaded while another model has the GPU; what sleeps is decided at swaps."""
+
+    def kv_used_tokens(self) -> int:
+        """Left to the agent's own count: the engine's gauge lags and freezes while it sleeps."""
+        return 0
+
+    # ------------------------------------------------------------------- models
+
+    def _profile(self, server: Server) -> EngineProfile:
+        tokens = self._kv_cache_tokens[server.model] or _KV_CACHE_TOKENS_ASSUMED
+        known = assumed_profile(
+            server.model,
+            self._gpu,
+            max_num_seqs=self._section.max_num_seqs,
+            kv_cache_tokens=tokens,
+        )
+        return replace(
+            known,
+            weights_bytes=server.weights_bytes() or known.weights_bytes,
+            cold_s=server.cold_s or known.cold_s,
+            sleep_s=server.sleep_s or known.sleep_s,
+            wake_s=server.wake_s or known.wake_s,
+        )
+
+    async def _start_server(self, server: Server) -> None:
+        assert self._listener is not None
+        await server.start(self._listener)
+        if not self._section.kv_cache_tokens:
+            self._kv_cache_tokens[server.model] = await server.kv_cache_tokens()
+
+    def _serve(self, server: Server) -> None:
+        assert self._listener is not None
+        self._awake = server
+        self._tiers.set(server.model, ModelTier.AWAKE)
+        self._listener(EngineReady(server.model, self._tiers.as_tuple()))
+
+    async def _swap(self, server: Server) -> None:
+        assert self._listener is not None
+        before = self._awake
+        async with self._control:
+            try:
+                if before is not None and before is not server:
+                    self._awake = None
+                    await self._set_aside(before)
+                for dropped in self._tiers.to_drop(server.model):
+                    await self._servers[dropped].stop()
+                    self._tiers.set(dropped, ModelTier.COLD)
+                await self._raise(server)
+            except ServerError as error:
+                await server.stop()
+                self._tiers.set(server.model, ModelTier.COLD)
+                self._listener(SwapFailed(server.model, str(error)))
+                self._listener(EngineDown(str(error)))
+                await self._recover(before or server)
+                return
+            self._serve(server)
+
+    async def _set_aside(self, server: Server) -> None:
+        """Free the GPU of a model."""
+        if self._section.sleep_mode and server.running:
+            await server.sleep()
+            self._tiers.set(server.model, ModelTier.ASLEEP)
+        else:
+            await server.stop()
+            self._tiers.set(server.model, ModelTier.COLD)
+
+    async def _raise(self, server: Server) -> None:
+        """Bring a model to where it serves, from wherever it is."""
+        if server.running and await server.healthy():
+            if server is not self._awake:
+                await server.wake()
+            return
+        await server.stop()
+        await self._start_server(server)
+
+    # ------------------------------------------------------------------- crashes
+
+    async def _keep_watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if self._control.locked():
+                continue
+            async with self._control:
+                for server in self._servers.values():
+                    if (
+                        self._tiers[server.model] is not ModelTier.COLD
+                        and not await server.healthy()
+                    ):
+                        await self._lost(server)
+
+    async def _lost(self, server: Server) -> None:
+        """A process is gone: what ran on it is lost, and the awake one comes back."""
+        assert self._listener is not None
+        log.error("vllm died", extra={"model": server.model})
+        self._tiers.set(server.model, ModelTier.COLD)
+        server.connection.lose_all()
+        if server is not self._awake:
+            await server.stop()
+            return
+        self._awake = None
+        self._listener(EngineDown(f"{server.model}: the vLLM process died"))
+        await self._recover(server)
+
+    async def _recover(self, server: Server) -> None:
+        """Bring a model back, with growing pauses, for as long as it takes."""
+        pauses = Backoff(_RESTART_PAUSE_S_MAX, first_s=self._section.restart_backoff_s)
+        while not self._stopping:
+            try:
+                await self._raise(server)
+            except ServerError as error:
+                log.error("vllm restart failed", extra={"reason": str(error)})
+                await server.stop()
+                await asyncio.sleep(pauses.pause_s())
+            else:
+                self._serve(server)
+                return
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))

@@ -1,0 +1,246 @@
+"""One `vllm serve` process: its command line, its start, its sleep, its death.
+
+The process listens on loopback only, in a session of its own, and dies with its agent. Facts of vLLM's that this
+relies on: `/health` answers 503 once the engine core is dead; a sleeping server says so only in `/is_sleeping` and
+lets requests hang; after waking, only a real request shows that it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import aiohttp
+
+from agents.engines.base import Listener
+from agents.engines.openai import Connection
+from qlm_core.config import ModelConfig, VllmEngineConfig
+from qlm_core.errors import QlmError
+from qlm_core.model import ModelName
+
+log = logging.getLogger("qlm.engine")
+
+_POLL_S = 0.25
+_HEALTH_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 120.0
+_CONTROL_TIMEOUT_S = 120.0
+_PR_SET_PDEATHSIG = 1
+_LOGS = Path("run")
+
+_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+_NoAnswer = (OSError, TimeoutError, aiohttp.ClientError)
+
+
+class ServerError(QlmError):
+    """A server did not start, or did not do what it was told."""
+
+
+class Server:
+    """A server for one model.
+
+    Attributes:
+        cold_s, sleep_s, wake_s: how long the last start, sleep and wake took; 0 before the first.
+    """
+
+    def __init__(
+        self,
+        model: ModelName,
+        *,
+        settings: ModelConfig,
+        section: VllmEngineConfig,
+        port: int,
+        agent: str,
+        can_sleep: bool,
+    ) -> None:
+        self.model = model
+        self.cold_s = self.sleep_s = self.wake_s = 0.0
+        self.connection = Connection(f"http://127.0.0.1:{port}", served={model: model})
+        self._section = section
+        self._settings = settings
+        self._port = port
+        self._log_path = _LOGS / f"{agent}-{model}.log".replace("/", "_")
+        self._can_sleep = can_sleep
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    def command(self) -> list[str]:
+        """The command line."""
+        section, settings = self._section, self._settings
+        line = [*section.command, settings.path or self.model]
+        line += ["--host", "127.0.0.1", "--port", str(self._port)]
+        line += ["--served-model-name", self.model]
+        line += ["--max-model-len", str(settings.max_model_len)]
+        line += ["--max-num-seqs", str(section.max_num_seqs)]
+        line += ["--scheduling-policy", "priority"]
+        if section.sleep_mode and self._can_sleep:
+            line.append("--enable-sleep-mode")
+        return [*line, *section.args]
+
+    async def start(self, listener: Listener) -> None:
+        """Start the process and wait until it has answered a request. Raises ServerError."""
+        begun_s = time.monotonic()
+        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"} | self._section.env
+        command = self.command()
+        with _open_log(self._log_path) as output:
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                raise ServerError(
+                    f"cannot run {command[0]!r} ({error.strerror}). Install vLLM or correct "
+                    "engine.vllm.command."
+                ) from error
+        log.info("vllm starts", extra={"model": self.model, "pid": self._process.pid})
+        self.connection.open(listener)
+        try:
+            async with asyncio.timeout(self._section.start_timeout_s):
+                await self._wait_until_healthy()
+        except TimeoutError:
+            await self.stop()
+            raise ServerError(
+                f"{self.model}: not ready within {self._section.start_timeout_s} s; see "
+                f"{self._log_path}. Raise engine.vllm.start_timeout_s if it only needs longer."
+            ) from None
+        except ServerError:
+            await self.stop()
+            raise
+        await self._probe()
+        self.cold_s = time.monotonic() - begun_s
+
+    async def stop(self) -> None:
+        """End the process, by force if it takes too long. Idempotent."""
+        await self.connection.close()
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(self._section.stop_timeout_s):
+                    await process.wait()
+            except TimeoutError:
+                log.warning("vllm killed", extra={"model": self.model, "pid": process.pid})
+        # Its session may hold an engine core that outlived it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        self._process = None
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory (level 1). Raises ServerError."""
+        begun_s = time.monotonic()
+        await self._order("/sleep?level=1")
+        if not await self._is_sleeping():
+            raise ServerError(f"{self.model}: told to sleep, but stays awake")
+        self.sleep_s = time.monotonic() - begun_s
+
+    async def wake(self) -> None:
+        """Bring the weights back, then the KV cache, and see that it works. Raises ServerError."""
+        begun_s = time.monotonic()
+        await self._order("/wake_up?tags=weights")
+        await self._order("/wake_up?tags=kv_cache")
+        if await self._is_sleeping():
+            raise ServerError(f"{self.model}: told to wake up, but sleeps on")
+        await self._probe()
+        self.wake_s = time.monotonic() - begun_s
+
+    async def healthy(self) -> bool:
+        """Whether process and engine core are alive."""
+        if not self.running:
+            return False
+        try:
+            status, _ = await self.connection.get("/health", timeout_s=_HEALTH_TIMEOUT_S)
+        except TimeoutError:
+            # A server that is merely busy answers late; a dead one answers at once or not at all.
+            return self.running
+        except _NoAnswer:
+            return False
+        return status == 200
+
+    async def kv_cache_tokens(self) -> int:
+        """KV capacity as the engine reports it, 0 if it does not."""
+        status, text = await self.connection.get("/metrics", timeout_s=_HEALTH_TIMEOUT_S)
+        found = _CACHE_INFO.search(text.decode()) if status == 200 else None
+        if found is None:
+            return 0
+        labels = dict(_LABEL.findall(found["labels"]))
+        if labels.get("kv_cache_size_tokens", "").isdigit():
+            return int(labels["kv_cache_size_tokens"])
+        blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+        return int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else 0
+
+    def weights_bytes(self) -> int:
+        """Size of the weights on disk, 0 if they do not lie in a folder here."""
+        folder = Path(self._settings.path)
+        if not self._settings.path or not folder.is_dir():
+            return 0
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    async def _wait_until_healthy(self) -> None:
+        while not await self.healthy():
+            if not self.running:
+                code = self._process.returncode if self._process is not None else None
+                raise ServerError(
+                    f"{self.model}: 'vllm serve' ended with code {code}; see {self._log_path}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _probe(self) -> None:
+        problem = await self.connection.probe(self.model, timeout_s=_PROBE_TIMEOUT_S)
+        if problem:
+            raise ServerError(f"{self.model}: the first request failed ({problem})")
+
+    async def _order(self, path: str) -> None:
+        try:
+            status, answer = await self.connection.post(path, {}, timeout_s=_CONTROL_TIMEOUT_S)
+        except _NoAnswer as error:
+            raise ServerError(f"{self.model}: {path}: no answer ({error!r})") from error
+        if status != 200:
+            raise ServerError(f"{self.model}: {path}: HTTP {status} {answer[:200]!r}")
+
+    async def _is_sleeping(self) -> bool:
+        try:
+            _, answer = await self.connection.get("/is_sleeping", timeout_s=_CONTROL_TIMEOUT_S)
+        except _NoAnswer as error:
+            raise ServerError(f"{self.model}: /is_sleeping: no answer ({error!r})") from error
+        return b"true" in answer
+
+
+def _open_log(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """What a child does first: ask to be ended when its parent is."""
+    # The library is loaded before the fork: only the call itself is safe after it.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask

@@ -1,0 +1,228 @@
+"""The link to one gateway: one work stream, dialled again whenever it breaks.
+
+What is to be sent accumulates in an outbox that outlives streams; a stream takes all of it as one message
+whenever it is free. A new stream begins with the attempts that are still here, each with the number of chunks
+sent so far, and repeats the ends that may have been lost with the old stream. A gateway that stays away too long is
+forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+import grpc
+import msgspec
+
+from agents.driver import Driver, Run
+from agents.streams import WRITTEN, Backoff, open_channel
+from protos import wire
+from protos.outbox import Outbox
+from protos.qlm.v1 import work_service_pb2 as work_pb
+from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
+from qlm_core.config import AgentConfig
+from qlm_core.executor import GatewayLost, GatewayUp, Granted
+from qlm_core.messages import (
+    Attempt,
+    AttemptEnded,
+    AttemptReturned,
+    Chunk,
+    Payload,
+    Pull,
+    WorkHello,
+)
+from qlm_core.model import AgentId, GatewayId, RequestId
+from qlm_core.resume import resumable
+
+log = logging.getLogger("qlm.agent")
+
+_WorkCall = grpc.aio.StreamStreamCall[work_pb.WorkRequest, work_pb.WorkResponse]
+_End = AttemptEnded | AttemptReturned
+_Outgoing = Chunk | Pull | _End
+
+# Ends that a broken stream may have swallowed: the newest ones sent within this time.
+_REPEATED_S = 10.0
+_REPEATED_MAX = 2048
+# A gateway has this long to end its side once the agent has sent all.
+_HANG_UP_S = 2.0
+
+
+class GatewayLink:
+    """Talks to one gateway for as long as the agent lives."""
+
+    def __init__(
+        self, gateway: GatewayId, address: str, agent: AgentConfig, driver: Driver
+    ) -> None:
+        self.gateway = gateway
+        self.address = address
+        self.connected = False
+        self._agent = agent
+        self._driver = driver
+        self._outbox = self._new_outbox()
+        # Ended attempts whose end is not sent yet, and ends that were sent lately.
+        self._ending: dict[RequestId, Run] = {}
+        self._ends: deque[tuple[float, _End, int]] = deque(maxlen=_REPEATED_MAX)
+        self._forget: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._task = asyncio.create_task(self._run(), name=f"gateway {gateway}")
+
+    def put(self, event: _Outgoing) -> None:
+        """Send an event, in order, when the stream allows."""
+        self._outbox.put(event)
+        if isinstance(event, AttemptEnded | AttemptReturned):
+            run = self._driver.runs.get(event.id)
+            if run is None or run.attempt != event.attempt:
+                run = Run(event.id, event.attempt, self)
+            self._ending[event.id] = run
+
+    async def close(self) -> None:
+        """Send what is left, then hang up."""
+        self._closing = True
+        self._outbox.close()
+        if not self.connected:
+            self._task.cancel()
+        if self._forget is not None:
+            self._forget.cancel()
+        await asyncio.wait([self._task], timeout=_HANG_UP_S)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def move(self, address: str) -> None:
+        """The gateway has come back elsewhere: dial there from now on."""
+        self.address = address
+
+    async def _run(self) -> None:
+        backoff = Backoff(self._agent.reconnect_s_max)
+        while not self._closing:
+            async with open_channel(
+                self.address, message_bytes_max=self._agent.message_bytes_max
+            ) as channel:
+                try:
+                    await self._session(work_grpc.WorkServiceStub(channel).Work(WRITTEN), backoff)
+                except (grpc.aio.AioRpcError, wire.WireError) as error:
+                    log.log(
+                        logging.WARNING if self.connected else logging.DEBUG,
+                        "gateway stream broke",
+                        extra={"gateway": self.gateway, "reason": _reason(error)},
+                    )
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if self._closing or (task is not None and task.cancelling()):
+                        raise
+                finally:
+                    self._lost()
+            if not self._closing:
+                await asyncio.sleep(backoff.pause_s())
+
+    async def _session(self, call: _WorkCall, backoff: Backoff) -> None:
+        """One stream from its hello to its end. Raises when it breaks."""
+        hello, repeated = self._hello()
+        try:
+            await call.write(wire.work_to_wire([hello, *repeated]))
+            self._joined()
+            backoff.reset()
+            writer = asyncio.create_task(self._write(call))
+            try:
+                await self._read(call)
+            finally:
+                writer.cancel()
+                await asyncio.wait([writer])
+                if not writer.cancelled() and writer.exception() is not None:
+                    log.debug("writer ended", extra={"reason": repr(writer.exception())})
+        finally:
+            call.cancel()
+
+    def _hello(self) -> tuple[WorkHello, list[_End]]:
+        """What is still here of this gateway's, and the ends to repeat."""
+        runs = [run for run in self._driver.runs.values() if run.link is self]
+        going_on = [
+            Attempt(run.id, run.attempt, run.chunks_sent) for run in (*runs, *self._ending.values())
+        ]
+        held = [
+            Attempt(item.ref.id, item.attempt)
+            for item in self._driver.executor.batch.held.values()
+            if item.ref.gateway == self.gateway
+        ]
+        since_s = self._driver.now_s() - _REPEATED_S
+        repeated = [(end, sent) for sent_s, end, sent in self._ends if sent_s >= since_s]
+        over = [Attempt(end.id, end.attempt, sent) for end, sent in repeated]
+        hello = WorkHello(AgentId(self._agent.name), (*going_on, *held, *over))
+        return hello, [end for end, _ in repeated]
+
+    async def _read(self, call: _WorkCall) -> None:
+        async for message in call:
+            for order in wire.work_orders_from_wire(message):
+                if isinstance(order, Payload):
+                    self._driver.post(Granted(self.gateway, order, _resumable(order)))
+                else:
+                    self._driver.post(order)
+
+    async def _write(self, call: _WorkCall) -> None:
+        while events := await self._outbox.take():
+            self._count(events)
+            await call.write(wire.work_to_wire(events))
+        if self._closing:
+            await call.done_writing()
+        else:
+            # Too much has piled up: what is missing cannot be made good, so start anew.
+            self._give_up("backlog")
+            call.cancel()
+
+    def _count(self, events: list[_Outgoing]) -> None:
+        """Note what goes out with the next message."""
+        runs, ending = self._driver.runs, self._ending
+        for event in events:
+            if type(event) is Chunk:
+                run = runs.get(event.id) or ending.get(event.id)
+                if run is not None and run.attempt == event.attempt:
+                    run.chunks_sent += 1
+            elif isinstance(event, AttemptEnded | AttemptReturned):
+                run = ending.pop(event.id, None)
+                sent = run.chunks_sent if run is not None else 0
+                self._ends.append((self._driver.now_s(), event, sent))
+
+    def _joined(self) -> None:
+        if self._forget is not None:
+            self._forget.cancel()
+            self._forget = None
+        self.connected = True
+        log.info("gateway joined", extra={"gateway": self.gateway, "address": self.address})
+        self._driver.post(GatewayUp(self.gateway))
+
+    def _lost(self) -> None:
+        if not self.connected:
+            return
+        self.connected = False
+        self._driver.post(GatewayLost(self.gateway))
+        if not self._closing:
+            loop = asyncio.get_running_loop()
+            self._forget = loop.call_later(
+                self._agent.gateway_grace_s, self._give_up, "away too long"
+            )
+
+    def _give_up(self, reason: str) -> None:
+        """Forget the gateway's attempts: nobody can take their output."""
+        log.warning("attempts given up", extra={"gateway": self.gateway, "reason": reason})
+        self._driver.post(GatewayLost(self.gateway, forget=True))
+        self._outbox = self._new_outbox()
+        self._ends.clear()
+        self._ending.clear()
+
+    def _new_outbox(self) -> Outbox[_Outgoing]:
+        return Outbox(limit=self._agent.backlog_events_max)
+
+
+def _resumable(job: Payload) -> bool:
+    """Whether a job could be continued elsewhere; one with an unreadable body ends at the engine anyway."""
+    try:
+        return resumable(msgspec.json.decode(job.body, type=dict[str, Any]), chat=job.chat)
+    except msgspec.MsgspecError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)

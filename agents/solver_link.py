@@ -1,0 +1,124 @@
+"""The link to the solver: a hello, reports up, queue updates and gateway addresses down; dialled again for ever.
+
+Without a solver the agent goes on from its window, so nothing here is waited for. Only the newest report matters;
+an older one that could not be sent is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from agents.driver import Driver
+from agents.streams import WRITTEN, Backoff, open_channel
+from protos import wire
+from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
+from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
+from qlm_core.config import AgentConfig
+from qlm_core.messages import AgentHello, Gateways
+from qlm_core.model import AgentId, InstanceState
+
+log = logging.getLogger("qlm.agent")
+
+_SessionCall = grpc.aio.StreamStreamCall[
+    agent_pb.AgentSessionRequest, agent_pb.AgentSessionResponse
+]
+
+
+class SolverLink:
+    """Talks to the solver for as long as the agent lives.
+
+    Args:
+        gateways: told which gateways there are, on every change.
+    """
+
+    def __init__(self, agent: AgentConfig, gateways: Callable[[Gateways], None]) -> None:
+        self.connected = False
+        self._agent = agent
+        self._gateways = gateways
+        self._newest: InstanceState | None = None
+        self._due = asyncio.Event()
+        self._driver: Driver | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, driver: Driver) -> None:
+        """Begin to dial."""
+        self._driver = driver
+        self._task = asyncio.create_task(self._run(driver), name="solver")
+
+    def report(self, state: InstanceState) -> None:
+        """Send a report, in place of any older one that still waits."""
+        self._newest = state
+        self._due.set()
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, driver: Driver) -> None:
+        backoff = Backoff(self._agent.reconnect_s_max)
+        while True:
+            async with open_channel(
+                self._agent.solver, message_bytes_max=self._agent.message_bytes_max
+            ) as channel:
+                stub = agent_grpc.AgentSessionServiceStub(channel)
+                try:
+                    await self._session(stub.AgentSession(WRITTEN), driver, backoff)
+                except grpc.aio.AioRpcError as error:
+                    log.log(
+                        logging.WARNING if self.connected else logging.DEBUG,
+                        "solver session broke",
+                        extra={"reason": f"{error.code().name}: {error.details()}"},
+                    )
+                except wire.WireError as error:
+                    log.error("solver sent what cannot be read", extra={"reason": str(error)})
+                finally:
+                    self.connected = False
+            await asyncio.sleep(backoff.pause_s())
+
+    async def _session(self, call: _SessionCall, driver: Driver, backoff: Backoff) -> None:
+        """One session from its hello to its end. Raises when it breaks."""
+        try:
+            await call.write(wire.agent_message_to_wire(self._hello(driver)))
+            reporter = asyncio.create_task(self._send_reports(call))
+            try:
+                async for message in call:
+                    if not self.connected:
+                        self.connected = True
+                        backoff.reset()
+                        log.info("solver joined", extra={"address": self._agent.solver})
+                    order = wire.agent_order_from_wire(message, driver.now_s())
+                    if isinstance(order, Gateways):
+                        self._gateways(order)
+                    else:
+                        driver.post(order)
+            finally:
+                reporter.cancel()
+                await asyncio.wait([reporter])
+                if not reporter.cancelled() and reporter.exception() is not None:
+                    log.debug("reporter ended", extra={"reason": repr(reporter.exception())})
+        finally:
+            call.cancel()
+
+    def _hello(self, driver: Driver) -> AgentHello:
+        return AgentHello(
+            agent=AgentId(self._agent.name),
+            gpu=self._agent.gpu,
+            profiles=driver.engine.profiles,
+            epoch=driver.executor.window.epoch,
+            state=driver.executor.instance_state(),
+        )
+
+    async def _send_reports(self, call: _SessionCall) -> None:
+        self._newest = None
+        while True:
+            while self._newest is None:
+                self._due.clear()
+                await self._due.wait()
+            state, self._newest = self._newest, None
+            await call.write(wire.agent_message_to_wire(state))

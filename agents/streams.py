@@ -1,0 +1,51 @@
+"""What every stream that an agent dials has in common: channel options, and when to try again."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import grpc
+
+# A peer that vanished without a word is noticed within this time.
+_KEEPALIVE_MS = 5_000
+_KEEPALIVE_TIMEOUT_MS = 3_000
+_FIRST_RETRY_S = 0.05
+
+# Given to a call in place of its requests: they are written, not iterated.
+WRITTEN: Any = None
+
+
+def open_channel(address: str, *, message_bytes_max: int) -> grpc.aio.Channel:
+    """A channel of one connection, which notices a dead peer. A new attempt takes a new channel."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", message_bytes_max),
+            ("grpc.max_send_message_length", message_bytes_max),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )
+
+
+class Backoff:
+    """Growing, jittered pauses between attempts to connect."""
+
+    def __init__(self, longest_s: float, *, first_s: float = _FIRST_RETRY_S) -> None:
+        self._longest_s = longest_s
+        self._first_s = first_s
+        self._next_s = first_s
+        self._random = random.Random()
+
+    def reset(self) -> None:
+        """A connection stood: begin with short pauses again."""
+        self._next_s = self._first_s
+
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt."""
+        pause_s = min(self._next_s, self._longest_s)
+        self._next_s = min(2 * pause_s, self._longest_s)
+        return pause_s * self._random.uniform(0.5, 1.0)

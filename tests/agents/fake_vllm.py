@@ -1,0 +1,155 @@
+"""A stand-in for `vllm serve`: the same command line, endpoints and ways to fail, and tokens at a steady pace.
+
+Run as a program it takes the place of vLLM below the `vllm` engine; in process it is the server of the
+`openai` engine's tests. Token i of an answer is " t<i>", counted on from a resumed prompt. A prompt with one of these
+words makes it misbehave: `refuse` (HTTP 400), `busy` (503), `break` (an error event, then [DONE]), `cut` (the
+connection ends in the middle), `die` (the process ends).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+
+from aiohttp import web
+
+TOKEN_S = 0.004
+
+
+class FakeServer:
+    """The server's state and handlers."""
+
+    def __init__(self, model: str, *, dev_mode: bool = True) -> None:
+        self.model = model
+        self.awake = asyncio.Event()
+        self.awake.set()
+        self.bodies: list[dict[str, object]] = []
+        self.open = 0
+        self.healthy = True
+        self.app = web.Application()
+        routes = self.app.router
+        routes.add_get("/health", self.health)
+        routes.add_get("/metrics", self.metrics)
+        routes.add_post("/v1/completions", self.generate)
+        routes.add_post("/v1/chat/completions", self.generate)
+        routes.add_post("/tokenize", self.tokenize)
+        if dev_mode:
+            routes.add_post("/sleep", self.sleep)
+            routes.add_post("/wake_up", self.wake)
+            routes.add_get("/is_sleeping", self.is_sleeping)
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.healthy else 503)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        info = 'block_size="16",kv_cache_size_tokens="32768",num_gpu_blocks="2048"'
+        return web.Response(text=f"vllm:cache_config_info{{{info}}} 1.0\n")
+
+    async def sleep(self, request: web.Request) -> web.Response:
+        assert request.query["level"] == "1"
+        self.awake.clear()
+        return web.json_response({})
+
+    async def wake(self, request: web.Request) -> web.Response:
+        if request.query["tags"] == "kv_cache":
+            self.awake.set()
+        return web.json_response({})
+
+    async def is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": not self.awake.is_set()})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return web.json_response({"tokens": list(range(len(body["prompt"].split())))})
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        chat = "messages" in body
+        prompt = body["messages"][-1]["content"] if chat else str(body["prompt"])
+        if body["model"] != self.model:
+            return self.error(404, f"The model `{body['model']}` does not exist.")
+        if "refuse" in prompt:
+            return self.error(400, "This prompt is refused.")
+        if "busy" in prompt:
+            return self.error(503, "The engine is currently busy.")
+        count = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        first = len(re.findall(r" t\d+", prompt))
+        if not body.get("stream"):
+            return web.json_response({"choices": [{"text": " t0", "finish_reason": "length"}]})
+        tokens = range(first, first + count)
+        return await self.stream(request, prompt, tokens, chat=chat)
+
+    def error(self, status: int, message: str) -> web.Response:
+        return web.json_response({"error": {"message": message, "code": status}}, status=status)
+
+    async def stream(
+        self, request: web.Request, prompt: str, tokens: range, *, chat: bool
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self.open += 1
+        try:
+            if chat:
+                await self.event(response, {"delta": {"role": "assistant", "content": ""}}, 0)
+            for index, token in enumerate(tokens):
+                await self.awake.wait()
+                await asyncio.sleep(TOKEN_S)
+                if index == 2 and "break" in prompt:
+                    await response.write(b'data: {"error": {"message": "x", "code": 500}}\n\n')
+                    break
+                if index == 2 and "cut" in prompt:
+                    assert request.transport is not None
+                    request.transport.close()
+                    return response
+                if index == 2 and "die" in prompt:
+                    os._exit(1)
+                text = f" t{token}"
+                part: dict[str, object] = {"delta": {"content": text}} if chat else {"text": text}
+                part["finish_reason"] = "length" if index == len(tokens) - 1 else None
+                await self.event(response, part, index + 1)
+            else:
+                usage = {"prompt_tokens": 7 + tokens.start, "completion_tokens": len(tokens)}
+                await self.write(response, {"id": "x", "choices": [], "usage": usage})
+            await response.write(b"data: [DONE]\n\n")
+        finally:
+            self.open -= 1
+        return response
+
+    async def event(
+        self, response: web.StreamResponse, choice: dict[str, object], produced: int
+    ) -> None:
+        usage = {"prompt_tokens": 7, "completion_tokens": produced}
+        choices = [{"index": 0, **choice}]
+        await self.write(response, {"id": "x", "choices": choices, "usage": usage})
+
+    async def write(self, response: web.StreamResponse, event: object) -> None:
+        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("serve", choices=["serve"])
+    parser.add_argument("path")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--scheduling-policy")
+    parser.add_argument("--enable-sleep-mode", action="store_true")
+    options = parser.parse_args()
+    if options.path == "does-not-load":
+        sys.exit(3)
+    server = FakeServer(
+        options.served_model_name, dev_mode=os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
+    )
+    web.run_app(server.app, host=options.host, port=options.port, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()
