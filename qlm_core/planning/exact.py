@@ -1,0 +1,225 @@
+"""The exact planner: search for a plan, price a bound, and close the gap by set partitioning.
+
+Three stages share the time: the search (which also collects columns), the ascent of the bound (which adds
+the sequences it prices), and a choice among columns by a partition solver that the caller passes in. If
+every column that a better plan could use fits in memory, the choice proves its plan optimal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+
+import numpy as np
+
+from qlm_core.planning.bound import Ascent, Priced, Pricing, ascend, reach_of, removal_prices
+from qlm_core.planning.columns import Column, PartitionSolver, all_routes, partition_of
+from qlm_core.planning.pins import Folded, fold_pins
+from qlm_core.planning.problem import Problem
+from qlm_core.planning.result import Limits, PlanResult, Termination
+from qlm_core.planning.score import Plan, evaluate
+from qlm_core.planning.search import Clock, OnImprovement, search
+
+ENUMERATE_GROUPS = 48
+"""Problems of up to so many groups are worth trying to prove optimal."""
+
+_MOST_COLUMNS = 20_000
+_COLLECT_QUEUES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolbox:
+    """What the exact planner is given from outside."""
+
+    clock: Clock
+    kernels: ModuleType | None = None
+    """Compiled search kernels, if there are any."""
+    pricing: ModuleType | None = None
+    """Compiled pricing kernels, if there are any."""
+    partition: PartitionSolver | None = None
+    on_improvement: OnImprovement | None = None
+    on_bound: Callable[[float], None] | None = None
+    search_share: float = field(default=0.3)
+    """Share of the time that goes to the search before the first bound, on small problems less."""
+
+
+def solve_exact(
+    problem: Problem,
+    limits: Limits,
+    *,
+    seed: int,
+    tools: Toolbox,
+    start: Plan | None = None,
+    duals: Sequence[float] = (),
+) -> PlanResult:
+    """The best plan and the best bound within the limit; `duals` start the bound where another ended.
+
+    Needs a limit on wall time: the ascent of the bound is paced by the clock.
+    """
+    return _Exact(problem, limits, seed, tools).go(start, duals)
+
+
+class _Exact:
+    def __init__(self, problem: Problem, limits: Limits, seed: int, tools: Toolbox):
+        self.begin_s = tools.clock()
+        self.problem = problem
+        self.limits = limits
+        self.seed = seed
+        self.tools = tools
+        self.folded: Folded = fold_pins(problem)
+        self.columns: dict[Column, None] = {}
+        self.history: list[tuple[float, float]] = []
+        self.best: PlanResult | None = None
+
+    def go(self, start: Plan | None, duals: Sequence[float]) -> PlanResult:
+        small = self.folded.problem.groups <= ENUMERATE_GROUPS
+        share = 0.15 if small else self.tools.search_share
+        found = self._search(share * self.limits.wall_s, start)
+        if found.lower_bound is not None:
+            return self._finish(found, found.lower_bound, None)
+        ascent = self._ascend(found, duals, 0.5 if small else 0.75)
+        bound = ascent.bound + self.folded.constant
+        if self.tools.on_bound is not None:
+            self.tools.on_bound(bound)
+        if small and self._open(bound) and self._left_s() > 0:
+            bound = max(bound, self._enumerate(ascent, bound))
+        if self._open(bound) and not small and self._left_s() > 0.05:
+            self._choose_columns()
+        if self._open(bound) and self._left_s() > 0.01:
+            self._search(self._left_s(), self._best_plan())
+        return self._finish(self._best_result(), bound, ascent)
+
+    def _best_result(self) -> PlanResult:
+        assert self.best is not None
+        return self.best
+
+    def _best_plan(self) -> Plan:
+        plan = self._best_result().plan
+        assert plan is not None
+        return plan
+
+    def _left_s(self) -> float:
+        return self.limits.wall_s - (self.tools.clock() - self.begin_s)
+
+    def _open(self, bound: float) -> bool:
+        objective = self._best_result().objective
+        return objective - bound > 1e-7 * max(1.0, abs(objective))
+
+    def _search(self, wall_s: float, start: Plan | None) -> PlanResult:
+        result = search(
+            self.problem,
+            replace(self.limits, wall_s=wall_s),
+            seed=self.seed,
+            clock=self.tools.clock,
+            start=start,
+            compiled=self.tools.kernels,
+            on_improvement=self._improved,
+        )
+        self.seed += 1
+        if self.best is None or result.objective < self.best.objective:
+            self.best = result
+        return self.best
+
+    def _improved(self, plan: Plan, objective: float) -> None:
+        known = self.history[-1][1] if self.history else np.inf
+        self._collect(self.folded.fold(plan))
+        if objective < known - 1e-9 * abs(known):
+            self.history.append((self.tools.clock() - self.begin_s, objective))
+            if self.tools.on_improvement is not None:
+                self.tools.on_improvement(plan, objective)
+
+    def _collect(self, plan: Plan) -> None:
+        if len(self.columns) < _MOST_COLUMNS:
+            for queue, groups in enumerate(plan):
+                if groups:
+                    self.columns[Column(queue, groups)] = None
+
+    def _collect_paths(self, priced: Priced) -> None:
+        if len(self.columns) < _MOST_COLUMNS:
+            for queue, path in enumerate(priced.paths):
+                groups = tuple(path.tolist())
+                if groups and len(dict.fromkeys(groups)) == len(groups):
+                    self.columns[Column(queue, groups)] = None
+
+    def _ascend(self, found: PlanResult, duals: Sequence[float], share: float) -> Ascent:
+        problem = self.folded.problem
+        plan = self.folded.fold(self._best_plan())
+        score = evaluate(problem, plan)
+        self.pricing = Pricing(problem, self.tools.pricing, reach_of(problem, score))
+        if len(duals) == self.problem.groups:
+            prices = np.maximum(0.0, np.array(duals, np.float64)[self.folded.numbers])
+        else:
+            prices = 0.9 * removal_prices(problem, plan)
+        until_s = share * max(0.0, self._left_s())
+        begin_s = self.tools.clock()
+        collect = problem.queues <= _COLLECT_QUEUES and self.tools.partition is not None
+        return ascend(
+            self.pricing,
+            prices,
+            score.objective,
+            keep_going=lambda: self.tools.clock() - begin_s < until_s,
+            on_priced=self._collect_paths if collect else None,
+        )
+
+    def _enumerate(self, ascent: Ascent, bound: float) -> float:
+        """Try to prove the best choice among all columns that matter; returns the proven bound."""
+        if self.tools.partition is None:
+            return bound
+        upper = self._best_result().objective - self.folded.constant
+        columns = all_routes(self.folded.problem, self.pricing, ascent.prices, upper)
+        if columns is None:
+            self._choose_columns()
+            return bound
+        plan = self.folded.fold(self._best_plan())
+        known = dict.fromkeys(columns)
+        for queue, groups in enumerate(plan):
+            known[Column(queue, groups)] = None
+        partition = partition_of(self.folded.problem, known)
+        picked = self.tools.partition(partition, max(0.02, self._left_s()), plan)
+        if picked.plan is not None:
+            self._offer(self.folded.restore(picked.plan))
+        if picked.termination is Termination.OPTIMAL:
+            # No column outside the list can be in a better plan: the best of the list is the best.
+            return self._best_result().objective
+        if picked.bound is not None:
+            return min(
+                max(bound, picked.bound + self.folded.constant), upper + self.folded.constant
+            )
+        return bound
+
+    def _choose_columns(self) -> None:
+        """Put a better plan together from the columns that search and bound have come across."""
+        if self.tools.partition is None or not self.columns:
+            return
+        partition = partition_of(self.folded.problem, self.columns)
+        plan = self.folded.fold(self._best_plan())
+        picked = self.tools.partition(partition, 0.5 * self._left_s(), plan)
+        if picked.plan is not None:
+            self._offer(self.folded.restore(picked.plan))
+
+    def _offer(self, plan: Plan) -> None:
+        best = self._best_result()
+        objective = evaluate(self.problem, plan).objective
+        if objective < best.objective - 1e-9 * max(1.0, abs(best.objective)):
+            self.best = replace(best, plan=plan, objective=objective)
+            self._improved(plan, objective)
+
+    def _finish(self, found: PlanResult, bound: float, ascent: Ascent | None) -> PlanResult:
+        duals: tuple[float, ...] = ()
+        values: tuple[float, ...] = ()
+        if ascent is not None:
+            spread = np.zeros(self.problem.groups)
+            spread[self.folded.numbers] = ascent.prices
+            duals, values = tuple(spread.tolist()), tuple(ascent.queue_values.tolist())
+        bound = min(bound, found.objective)
+        closed = found.objective - bound <= 1e-7 * max(1.0, abs(found.objective))
+        return replace(
+            found,
+            lower_bound=found.objective if closed else bound,
+            termination=Termination.OPTIMAL if closed else Termination.LIMIT,
+            wall_s=self.tools.clock() - self.begin_s,
+            history=tuple(self.history),
+            duals=duals,
+            queue_values=values,
+        )

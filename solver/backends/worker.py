@@ -1,0 +1,158 @@
+"""A backend process: reads orders from standard input, writes reports to standard output.
+
+The kernels compile (or load from the cache on disk) in a thread beside the orders; until they are ready
+the interpreted ones serve, so that compiling never delays a plan. Whatever libraries print goes to
+standard error: the reports have the real standard output to themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+import numpy as np
+
+from qlm_core.errors import QlmError
+from qlm_core.planning import Limits, Plan, PlanResult, Problem, Termination
+from qlm_core.planning.bound import Pricing
+from qlm_core.planning.columns import all_routes
+from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
+from qlm_core.planning.search import search
+from solver.backends import is_available, load, row_of
+from solver.backends.order import (
+    FRAME_BYTES_MAX,
+    Bounded,
+    Improved,
+    Order,
+    Ready,
+    Report,
+    done_of,
+    pack,
+    problem_from_wire,
+    read_order,
+)
+from solver.backends.report import Desk, failure
+
+
+class Worker:
+    """One process's loop; the pool kills it when it is late."""
+
+    def __init__(self, orders: BinaryIO, reports: BinaryIO):
+        self._orders = orders
+        self._reports = reports
+        self._writing = threading.Lock()
+        self._compiled = False
+
+    def run(self) -> None:
+        """Serve until the orders end."""
+        threading.Thread(target=self._compile, daemon=True).start()
+        self._tell(Ready(compiled=False))
+        while (order := self._next()) is not None:
+            self._serve(order)
+
+    def _next(self) -> Order | None:
+        head = self._orders.read(4)
+        size = int.from_bytes(head, "big")
+        if len(head) < 4 or size > FRAME_BYTES_MAX:
+            return None
+        return read_order(self._orders.read(size))
+
+    def _tell(self, report: Report) -> None:
+        with self._writing:
+            self._reports.write(pack(report))
+            self._reports.flush()
+
+    def _compile(self) -> None:
+        """Run every kernel once on a tiny problem."""
+        kernels, pricing_kernels = compiled_kernels(), compiled_pricing()
+        if kernels is None or pricing_kernels is None:
+            return
+        problem = _tiny_problem()
+        for start in (None, ((0, 1), (2,))):
+            search(
+                problem, Limits(work=20_000), seed=0, clock=_no_clock, start=start, compiled=kernels
+            )
+        pricing = Pricing(problem, pricing_kernels, 20.0)
+        all_routes(problem, pricing, np.ones(3), 100.0)
+        self._compiled = True
+        self._tell(Ready(compiled=True))
+
+    def _serve(self, order: Order) -> None:
+        begin_s = time.perf_counter()
+        problem = problem_from_wire(order.problem)
+        solve = None
+        if is_available(order.backend):
+            solve = load(order.backend)
+        setup_s = time.perf_counter() - begin_s
+        begin_s = time.perf_counter()
+
+        def improved(plan: Plan, objective: float) -> None:
+            at_s = time.perf_counter() - begin_s
+            self._tell(Improved(number=order.number, plan=plan, objective=objective, at_s=at_s))
+
+        desk = Desk(
+            clock=time.perf_counter,
+            kernels=compiled_kernels() if self._compiled else None,
+            pricing=compiled_pricing() if self._compiled else None,
+            on_improvement=improved,
+            on_bound=lambda bound: self._tell(Bounded(number=order.number, bound=bound)),
+        )
+        result: PlanResult
+        if solve is None:
+            library = row_of(order.backend).library
+            result = failure(order.backend, Termination.UNAVAILABLE, f"{library} is not installed")
+        else:
+            try:
+                result = solve(problem, order, desk)
+            except (
+                QlmError,
+                ArithmeticError,
+                LookupError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as e:
+                # A library's surprise is this backend's failure, not the process's.
+                result = failure(order.backend, Termination.ERROR, f"{type(e).__name__}: {e}")
+        done = done_of(order.number, result)
+        self._tell(_with_setup(done, setup_s))
+
+
+def _with_setup(done: Report, setup_s: float) -> Report:
+    import msgspec
+
+    return msgspec.structs.replace(done, setup_s=done.setup_s + setup_s)  # type: ignore[union-attr]
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
+def _tiny_problem() -> Problem:
+    return Problem(
+        group_model=np.array([0, 1, 0]),
+        group_requests=np.array([1, 2, 3]),
+        group_weight=np.ones(3),
+        due_s=np.array([1.0, 2.0, 3.0]),
+        duration_s=np.array([[1.0], [2.0], [3.0]]),
+        queue_class=np.array([0, 0]),
+        loaded_model=np.array([0, -1]),
+        busy_s=np.array([0.0, 1.0]),
+        swap_s=np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]]),
+    )
+
+
+def main() -> None:
+    """Entry of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    Worker(sys.stdin.buffer, reports).run()
+
+
+if __name__ == "__main__":
+    main()
