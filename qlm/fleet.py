@@ -52,11 +52,11 @@ class PrefixedLog:
 
 def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The default fleet with overrides, on free loopback ports, its store in `folder`."""
-    solver, metrics, http, grpc = ports.free_addresses(4)
+    config = config_file.override(Config(), overrides)
+    solver, metrics, http, grpc, *agents = ports.free_addresses(4 + len(config.agents))
     return config_file.override(
-        Config(),
+        config,
         [
-            *overrides,
             f"solver.listen={solver}",
             f"solver.metrics_listen={metrics}",
             f"gateway.http_listen={http}",
@@ -66,6 +66,7 @@ def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
             "gateway.drain_s=0",
             f"agents.*.solver={solver}",
             "agents.*.drain_s=0",
+            *(f"agents[{i}].metrics_listen={address}" for i, address in enumerate(agents)),
         ],
     )
 

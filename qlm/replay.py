@@ -17,8 +17,8 @@ from qlm_core.errors import QlmError, Unavailable
 from qlm_core.model import Slo
 from qlm_core.sim.workload import WorkloadRequest
 
-EVICTIONS = "qlm_evictions_total"
-SWAPS = "qlm_model_swaps_total"
+EVICTIONS = ("qlm_agent_returned_total", 'reason="evicted"')
+SWAPS = ("qlm_agent_swaps_total", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,9 @@ async def measured(
     return report, outcomes
 
 
-def _grown(before: dict[str, float], after: dict[str, float], name: str) -> int | None:
+def _grown(
+    before: list[scrape.Sample], after: list[scrape.Sample], metric: tuple[str, str]
+) -> int | None:
     """How much a counter grew; None where nobody publishes it. A restart begins at 0 again."""
-    if name not in after:
-        return None
-    return round(max(after[name] - before.get(name, 0.0), 0.0))
+    end = scrape.total(after, *metric)
+    return None if end is None else round(max(end - (scrape.total(before, *metric) or 0.0), 0.0))

@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
-def sums(text: str) -> dict[str, float]:
-    """The sum over all labels of each sample name in a Prometheus text exposition."""
-    totals: dict[str, float] = {}
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of a Prometheus text exposition; `labels` as written, without the braces."""
+
+    name: str
+    labels: str
+    value: float
+
+
+def samples(text: str) -> list[Sample]:
+    """The samples of a Prometheus text exposition; lines that are none are left out."""
+    found = []
     for line in text.splitlines():
-        if not line or line.startswith("#"):
+        if line.startswith("#"):
             continue
-        name, _, value = line.partition("{")
-        if value:
-            value = value.rpartition("}")[2]
+        head, brace, rest = line.partition("{")
+        if brace:
+            labels, _, value = rest.rpartition("}")
         else:
-            name, _, value = line.partition(" ")
+            labels = ""
+            head, _, value = line.partition(" ")
         try:
-            totals[name] = totals.get(name, 0.0) + float(value.split()[0])
+            found.append(Sample(head, labels, float(value.split()[0])))
         except (ValueError, IndexError):
             continue
-    return totals
+    return found
 
 
-async def read(urls: Iterable[str]) -> dict[str, float]:
-    """The sums over several endpoints; one that does not answer is left out."""
+def total(found: Iterable[Sample], name: str, label: str = "") -> float | None:
+    """The sum of a metric over the series that have `label` (as key="value"); None of no series."""
+    values = [one.value for one in found if one.name == name and label in one.labels]
+    return sum(values) if values else None
+
+
+async def read(urls: Iterable[str]) -> list[Sample]:
+    """The samples of several endpoints; one that does not answer is left out."""
     import aiohttp
 
-    totals: dict[str, float] = {}
+    found: list[Sample] = []
     timeout = aiohttp.ClientTimeout(total=5.0)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         for url in urls:
             try:
                 async with session.get(url) as response:
-                    text = await response.text() if response.status == 200 else ""
+                    if response.status == 200:
+                        found += samples(await response.text())
             except (aiohttp.ClientError, TimeoutError):
                 continue
-            for name, value in sums(text).items():
-                totals[name] = totals.get(name, 0.0) + value
-    return totals
+    return found

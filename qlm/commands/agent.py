@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from agents.service import serve
+    from agents.daemon import serve
     from qlm import ports, service
 
     config = options.config_of(args)

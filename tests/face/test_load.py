@@ -112,8 +112,11 @@ async def test_times_are_on_the_clock_of_the_fleet() -> None:
 
 
 def test_metrics_are_summed_over_their_labels() -> None:
-    text = (
+    found = scrape.samples(
         "# HELP a_total x\n# TYPE a_total counter\n"
         'a_total{from="m{1}",to="b c"} 2.0\na_total{from="x"} 3\nb 1.5 1700000000\nc NaN-ish\n'
     )
-    assert scrape.sums(text) == {"a_total": 5.0, "b": 1.5}
+    assert scrape.total(found, "a_total") == 5.0
+    assert scrape.total(found, "a_total", 'from="x"') == 3.0
+    assert scrape.total(found, "b") == 1.5
+    assert scrape.total(found, "c") is None
