@@ -1,0 +1,13 @@
+"""Tests that need a real vLLM run only when asked for: `pytest -m vllm`."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "vllm" in config.option.markexpr:
+        return
+    asked_for = [item for item in items if item.get_closest_marker("vllm") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in asked_for])
+    items[:] = asked_for

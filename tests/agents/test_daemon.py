@@ -1,0 +1,202 @@
+"""The daemon over real gRPC: it serves, survives its peers, and leaves in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from agents import serve
+from agents.engines.sim import token_text
+from qlm_core.config import Config
+from qlm_core.errors import QlmError
+from tests.agents.harness import free_ports
+from tests.agents.peers import Peers
+
+
+def config_for(peers: Peers, **agent: object) -> Config:
+    section = {
+        "name": "a0",
+        "models": ["mistral-7b"],
+        "solver": peers.address("solver"),
+        "report_interval_s": 0.05,
+        "reconnect_s_max": 0.2,
+        "engine": {"kind": "sim", "sim": {"time_scale": 20.0, "stream_interval_s": 0.01}},
+    } | agent
+    return Config.from_mapping({"agents": [section]})
+
+
+@asynccontextmanager
+async def agent(config: Config) -> AsyncIterator[asyncio.Task[None]]:
+    ready = asyncio.Event()
+    task = asyncio.create_task(serve(config, config.agents[0], ready=ready.set))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.done()
+
+
+@pytest.fixture
+async def peers() -> AsyncIterator[Peers]:
+    made = Peers()
+    await made.start("solver")
+    await made.start("gateway")
+    yield made
+    await made.close()
+
+
+def expected(id: str, tokens: int) -> str:
+    return "".join(token_text(id, index) for index in range(tokens))
+
+
+async def begin(peers: Peers, *ids: str, tokens: int = 10) -> None:
+    """Let the agent join, and give it so much to do."""
+    await peers.solver.until(lambda: peers.solver.hellos)
+    peers.introduce()
+    for id in ids:
+        peers.gateway.add(id, tokens)
+    peers.queue(*ids)
+
+
+async def test_serves_a_queue_to_its_end(peers: Peers):
+    ids = [f"r{index}" for index in range(40)]
+    async with agent(config_for(peers)):
+        await begin(peers, *ids)
+        await peers.gateway.until(lambda: len(peers.gateway.ended) == 40)
+    assert {end.output_tokens for end in peers.gateway.ended.values()} == {10}
+    assert all(peers.gateway.text(id) == expected(id, 10) for id in ids)
+    hello = peers.solver.hellos[0]
+    assert hello.agent == "a0"
+    assert [profile.model for profile in hello.profiles] == ["mistral-7b"]
+    assert hello.state.ready
+    # Everything came in batches, not one by one.
+    assert len(peers.gateway.pulls) < 10
+    assert peers.gateway.messages < 200
+
+
+async def test_reports_what_runs(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=400)
+        solver = peers.solver
+        await solver.until(lambda: any(report.running for report in solver.reports))
+        running = next(report.running for report in solver.reports if report.running)
+        assert [one.id for one in running] == ["r"]
+        await solver.until(lambda: any(report.tokens_per_s > 0 for report in solver.reports))
+
+
+async def test_goes_on_without_a_solver_and_says_hello_again(peers: Peers):
+    async with agent(config_for(peers)):
+        ids = [f"r{index}" for index in range(30)]
+        await begin(peers, *ids, tokens=60)
+        await peers.gateway.until(lambda: len(peers.gateway.ended) >= 1)
+        await peers.stop("solver")
+        await peers.gateway.until(lambda: len(peers.gateway.ended) == 30)
+        await peers.start("solver")
+        await peers.solver.until(lambda: len(peers.solver.hellos) == 2)
+    assert peers.solver.hellos[1].epoch == 1
+
+
+async def test_a_broken_gateway_stream_loses_and_repeats_nothing(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=300)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        await peers.stop("gateway")
+        await peers.start("gateway")
+        await gateway.until(lambda: len(gateway.hellos) == 2)
+        [back] = gateway.hellos[1].running
+        assert (back.id, back.attempt) == ("r", 1)
+        if back.chunks_sent == len(gateway.chunks["r"]):
+            await gateway.until(lambda: "r" in gateway.ended)
+            assert gateway.text("r") == expected("r", 300)
+
+
+async def test_an_end_that_a_break_may_have_swallowed_is_repeated(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=5)
+        gateway = peers.gateway
+        await gateway.until(lambda: "r" in gateway.ended)
+        del gateway.ended["r"]
+        await peers.stop("gateway")
+        await peers.start("gateway")
+        await gateway.until(lambda: "r" in gateway.ended)
+        assert gateway.hellos[1].running[0].chunks_sent == len(gateway.chunks["r"])
+
+
+async def test_attempts_of_a_gateway_that_stays_away_are_given_up(peers: Peers):
+    async with agent(config_for(peers, gateway_grace_s=0.1)):
+        await begin(peers, "r", tokens=5000)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        await peers.stop("gateway")
+        await peers.solver.until(peers.solver.idle)
+        await peers.start("gateway")
+        await gateway.until(lambda: len(gateway.hellos) == 2)
+        assert gateway.hellos[1].running == ()
+
+
+async def test_a_revoked_attempt_stops(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", "s", tokens=400)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        gateway.revoke("r")
+        await gateway.until(lambda: "s" in gateway.ended)
+        assert "r" not in gateway.ended
+        await peers.solver.until(peers.solver.idle)
+
+
+async def test_a_drain_finishes_what_runs(peers: Peers):
+    async with agent(config_for(peers)) as task:
+        await begin(peers, "r", tokens=300)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        task.cancel()
+        await gateway.until(lambda: "r" in gateway.ended)
+        assert gateway.text("r") == expected("r", 300)
+        await asyncio.wait([task], timeout=10)
+        assert task.done()
+
+
+async def test_a_drain_that_takes_too_long_returns_the_rest(peers: Peers):
+    async with agent(config_for(peers, drain_s=0.1)) as task:
+        await begin(peers, "r", tokens=20_000)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        task.cancel()
+        await gateway.until(lambda: gateway.returned)
+        assert gateway.returned[0].reason.value == "draining"
+
+
+async def test_serves_metrics_and_never_logs_prompts(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    port = free_ports(1)
+    async with agent(config_for(peers, metrics_listen=f"127.0.0.1:{port}")):
+        await begin(peers, "r")
+        await peers.gateway.until(lambda: "r" in peers.gateway.ended)
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{port}/metrics") as response,
+        ):
+            text = await response.text()
+    assert "qlm_agent_finished_total 1.0" in text
+    assert 'qlm_agent_state{state="serving"} 1.0' in text
+    assert "hello" not in "".join(record.getMessage() for record in caplog.records)
+
+
+async def test_an_engine_that_is_not_there_is_a_clear_error(peers: Peers):
+    engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{free_ports(1)}"}}
+    config = config_for(peers, engine=engine)
+    with pytest.raises(QlmError, match=r"engine\.openai\.base_url: no server answers"):
+        await serve(config, config.agents[0])
