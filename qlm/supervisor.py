@@ -24,6 +24,7 @@ BACKOFF_LAST_S = 10.0
 STABLE_S = 30.0
 START_ATTEMPTS_MAX = 5
 EXIT_MISUSE = 2
+SUPERVISED = ("--supervised",)
 
 Log = Callable[[str, str], None]
 
@@ -162,7 +163,7 @@ class Supervisor:
 
     async def _run_once(self, child: _Child) -> int:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "qlm", *child.spec.arguments, "--supervised"),
+            *(sys.executable, "-m", "qlm", *child.spec.arguments, *SUPERVISED),
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,

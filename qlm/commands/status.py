@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("status", help="show queues, agents and attainment")
     parser.add_argument("--json", action="store_true", help="print the view as JSON")
     parser.add_argument("--watch", action="store_true", help="show it again every second")
+    options.add_http(parser)
     options.add_grpc(parser)
     options.add_config(parser)
 
@@ -57,7 +58,26 @@ def _view(args: argparse.Namespace) -> dict[str, Any]:
             timeout=dial.CALL_TIMEOUT_S,
         )
     view: dict[str, Any] = json.loads(answer.view_json)
-    return view
+    return view | {"attainment": _attainment(args)}
+
+
+def _attainment(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Ended requests and the share of them within targets, by class, as the gateway counts."""
+    import asyncio
+
+    from qlm import scrape
+
+    found = asyncio.run(scrape.read([f"{options.url_of(args)}/metrics"]))
+    shares = {}
+    for name in options.config_of(args).slo_classes:
+        label = f'slo_class="{name}"'
+        ended = scrape.total(found, "qlm_requests_total", label) or 0.0
+        dropped = [s for s in found if 'outcome="cancelled"' in s.labels]
+        ended -= scrape.total(dropped, "qlm_requests_total", label) or 0.0
+        if ended:
+            attained = scrape.total(found, "qlm_slo_attained_total", label) or 0.0
+            shares[name] = {"ended": ended, "attainment_ratio": attained / ended}
+    return shares
 
 
 def _picture(view: dict[str, Any]) -> RenderableType:
@@ -71,6 +91,12 @@ def _picture(view: dict[str, Any]) -> RenderableType:
     parts.append(
         Text(f"{view['waiting']} requests wait, {view['held']} are with agents; {_plan(view)}")
     )
+    if view["attainment"]:
+        shares = (
+            f"{name} {100 * one['attainment_ratio']:.1f} % of {one['ended']:.0f}"
+            for name, one in view["attainment"].items()
+        )
+        parts.append(Text(f"attained: {', '.join(shares)}"))
     return Group(*parts)
 
 

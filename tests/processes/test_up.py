@@ -1,0 +1,117 @@
+"""`qlm up` as a user runs it: it starts, says what is wrong in one line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qlm import config_file, fleet
+from qlm_core.config import Config
+
+AGENTS = "agents=[{name: one, gpu: a100, models: [mistral-7b]}]"
+WAIT_S = 60.0
+
+
+def write(config: Config, folder: Path) -> str:
+    file = folder / "config.yaml"
+    file.write_text(config_file.to_yaml(config, redact=False))
+    return str(file)
+
+
+@contextmanager
+def up(file: str) -> Iterator[subprocess.Popen[str]]:
+    """`qlm up`, serving."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlm", "up", "--config", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("QLM serves mistral-7b")
+        yield process
+    finally:
+        process.kill()
+        process.wait(WAIT_S)
+        process.stdout.close()
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process and theirs, down to the last."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def wait_until_gone(pids: list[int]) -> list[int]:
+    """Wait for the processes to end; returns those that did not."""
+    clock = threading.Event()
+    for _ in range(int(WAIT_S / 0.1)):
+        pids = [pid for pid in pids if alive(pid)]
+        if not pids:
+            return []
+        clock.wait(0.1)
+    return pids
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind(number: signal.Signals, tmp_path: Path) -> None:
+    with up(write(fleet.temporary_config(tmp_path, [AGENTS]), tmp_path)) as process:
+        family = children(process.pid)
+        # Solver, gateway and agent, and the solver's backend processes.
+        assert len(family) >= 3
+        os.kill(process.pid, number)
+        status = process.wait(WAIT_S)
+        assert status == (0 if number is not signal.SIGKILL else -number)
+        assert wait_until_gone(family) == []
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    config = fleet.temporary_config(tmp_path, [AGENTS])
+    file = write(config, tmp_path)
+    with up(file):
+        for command in (["up"], ["solver"], ["gateway"]):
+            second = subprocess.run(
+                [sys.executable, "-m", "qlm", *command, "--config", file],
+                capture_output=True,
+                text=True,
+                timeout=WAIT_S,
+            )
+            assert second.returncode == 2
+            assert second.stderr.count("\n") == 1
+            assert "cannot listen on 127.0.0.1:" in second.stderr
+            assert "set another address" in second.stderr
+
+
+def test_a_child_that_cannot_start_is_reported_by_its_own_words(tmp_path: Path) -> None:
+    config = fleet.temporary_config(
+        tmp_path, [AGENTS, "gateway.store.path=/proc/no/such/place.sqlite"]
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "qlm", "up", "--config", write(config, tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("qlm: error: ")
+    assert "/proc/no/such" in result.stderr.splitlines()[-1]
