@@ -1,6 +1,8 @@
 """House rules as tests: what review would otherwise have to remember."""
 
 import ast
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +91,44 @@ def lists(value: object) -> object:
 def test_config_yaml_spells_out_every_default() -> None:
     written = yaml.safe_load((ROOT / "config.yaml").read_text())
     assert lists(written) == lists(Config().to_mapping(redact=False))
+
+
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
+
+
+def commands_in(page: Path, program: str) -> list[list[str]]:
+    """The commands of a program that a page shows, in code blocks and in backticks."""
+    text = page.read_text().replace("\\\n", " ")
+    spans = re.findall(rf"`({program} (?=\S)[^`\n]+)`", text)
+    spans += re.findall(
+        rf"^(?:    |\t|\$ |)(?:\.venv/bin/)?({program} (?=\S)[^\n#]+)", text, flags=re.MULTILINE
+    )
+    return [shlex.split(span.split("  #")[0])[1:] for span in spans]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_documented_commands_exist(page: Path) -> None:
+    from qlm import __main__ as face
+
+    for words in commands_in(page, "qlm"):
+        if words[0] == "COMMAND":
+            continue
+        assert words[0] in face.COMMANDS, f"qlm {' '.join(words)}"
+        shown = subprocess.run(
+            [sys.executable, "-m", "qlm", words[0], "--help"], capture_output=True, text=True
+        ).stdout
+        for word in words[1:]:
+            if word.startswith("--") and words[0] not in ("bench", "config"):
+                assert word.partition("=")[0] in shown, f"qlm {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_documented_targets_and_links_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in commands_in(page, "make"):
+        target = next(word for word in words if "=" not in word)
+        if re.fullmatch(r"[a-z-]+", target):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
