@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format protos bench clean
+.PHONY: help run demo-vllm test check format protos bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
 run: $(VENV)/.runtime ## start a fleet of simulated GPUs, send it a minute of mixed requests, print the report
 	$(BIN)/qlm demo
+
+demo-vllm: $(VENV)/.runtime ## the same with agents on a real vLLM, on the CPU (2 GB of disk)
+	$(BIN)/python deploy/vllm-cpu/demo.py
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest

@@ -1,4 +1,4 @@
-"""The engine contract on a real vLLM, on a CPU: opt-in, after `deploy/vllm-cpu/prepare.sh`.
+"""The engine contract on a real vLLM, on a CPU: opt-in, after `deploy/vllm-cpu/prepare.py`.
 
     pytest -m vllm tests/agents
 
@@ -32,7 +32,7 @@ class RealVllmHarness(VllmHarness):
 async def test_the_contract_holds(monkeypatch: pytest.MonkeyPatch):
     python = ROOT / ".venv-vllm" / "bin" / "python"
     if not python.exists() or not all(path.is_dir() for path in MODELS.values()):
-        pytest.skip("no vLLM here; run deploy/vllm-cpu/prepare.sh first")
+        pytest.skip("no vLLM here; run deploy/vllm-cpu/prepare.py first")
     monkeypatch.chdir(ROOT)
     demo = yaml.safe_load((ROOT / "deploy" / "vllm-cpu" / "config.yaml").read_text())
     section = demo["agents"][0]["engine"]["vllm"]

@@ -1,0 +1,62 @@
+"""Installs a real vLLM for the CPU beside the project, and makes the tiny models that it serves.
+
+Needs about 2 GB of disk in .venv-vllm, and the same Python as the project. What is there already is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+ENVIRONMENT = ROOT / ".venv-vllm"
+PYTHON = ENVIRONMENT / "bin" / "python"
+MODELS = {
+    "tiny-llama": ["--architecture", "llama"],
+    "tiny-qwen": ["--architecture", "qwen2", "--heads", "2", "--seed", "1"],
+}
+
+
+def install() -> None:
+    """Make the environment, once for each state of the lock file."""
+    lock = HERE / "requirements.lock"
+    mark = ENVIRONMENT / ".installed"
+    if mark.exists() and mark.read_text() == lock.read_text():
+        return
+    print("installing vLLM for the CPU into .venv-vllm; a minute or two", flush=True)
+    if not PYTHON.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+    # Without dependencies: the lock is complete, and the resolver would add builds for a GPU.
+    _run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(lock))
+    _run(PYTHON, str(HERE / "shim.py"))
+    mark.write_text(lock.read_text())
+
+
+def make_models() -> None:
+    """Make what is missing of the tiny models."""
+    for name, options in MODELS.items():
+        folder = ROOT / "run" / "models" / name
+        if not (folder / "model.safetensors").exists():
+            print(f"making the model {name}", flush=True)
+            _run(PYTHON, str(HERE / "make_model.py"), str(folder), *options)
+
+
+def _run(*command: str | Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}: failed with status {done.returncode}")
+
+
+def main() -> None:
+    """Entry point."""
+    install()
+    make_models()
+
+
+if __name__ == "__main__":
+    main()
