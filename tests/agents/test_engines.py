@@ -1,0 +1,206 @@
+"""What is particular to single engines: how servers misbehave, how models swap, how processes die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from agents.engines import make_engine
+from agents.engines.sim import scaled, token_text
+from agents.engines.tiers import Tiers
+from qlm_core.errors import QlmError
+from qlm_core.executor import EngineDown, EngineReady, JobDone, JobLost, JobOutput, JobRefused
+from qlm_core.model import ModelName, ModelTier, RequestId
+from qlm_core.profile_catalog import find_profile
+from tests.agents.harness import (
+    Listening,
+    OpenAIHarness,
+    SimHarness,
+    VllmHarness,
+    config_of,
+    free_ports,
+)
+from tests.executor.world import profile
+
+
+class TestOpenAI:
+    @pytest.mark.parametrize(
+        ("prompt", "outcome"),
+        [
+            ("refuse", JobRefused),
+            ("busy", JobLost),
+            ("break", JobLost),
+            ("cut", JobLost),
+        ],
+    )
+    async def test_ways_to_fail(self, prompt: str, outcome: type):
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 10, prompt=prompt))
+            end = await harness.heard.end_of("a")
+            assert isinstance(end, outcome)
+            if isinstance(end, JobRefused):
+                assert (end.status, end.error) == (400, "This prompt is refused.")
+
+    async def test_bodies_pass_with_our_fields_set_and_theirs_kept(self):
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 3))
+            await harness.heard.end_of("a")
+            [body] = harness.server.bodies
+            assert body["stream"] is True
+            assert body["stream_options"]["include_usage"] is True
+            assert body["ignore_eos"] is True
+            assert body["model"] == "mistral-7b"
+
+    async def test_a_prompt_of_token_ids_is_continued_in_token_ids(self):
+        async with OpenAIHarness.started() as harness:
+            job = harness.job(
+                "a", 10, prompt=[5, 6, 7], attempt=2, resume_text=" t0 t1", produced_tokens=2
+            )
+            harness.engine.submit(job)
+            await harness.heard.end_of("a")
+            assert harness.server.bodies[0]["prompt"] == [5, 6, 7, 0, 1]
+            assert harness.server.bodies[0]["max_tokens"] == 8
+
+    async def test_a_chat_is_continued_as_the_assistants_last_message(self):
+        async with OpenAIHarness.started() as harness:
+            job = harness.job(
+                "a", 10, chat=True, attempt=2, resume_text="so far", produced_tokens=4
+            )
+            harness.engine.submit(job)
+            await harness.heard.end_of("a")
+            [body] = harness.server.bodies
+            assert body["messages"][-1] == {"role": "assistant", "content": "so far"}
+            assert body["continue_final_message"] is True
+            assert body["add_generation_prompt"] is False
+            assert body["max_tokens"] == 6
+            first = next(one for one in harness.heard.of("a") if isinstance(one, JobOutput))
+            assert b"role" not in first.data
+
+    async def test_an_abort_frees_the_server(self):
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 1000))
+            await harness.heard.until(JobOutput, id="a")
+            assert harness.server.open == 1
+            harness.engine.abort(RequestId("a"), 1)
+            async with asyncio.timeout(5):
+                while harness.server.open:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+    def test_more_than_one_model_is_refused(self):
+        engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:9"}}
+        config = config_of(("mistral-7b", "vicuna-13b"), engine)
+        with pytest.raises(QlmError, match="an openai engine serves one model"):
+            make_engine(config, config.agents[0])
+
+
+class TestVllm:
+    async def test_a_crash_is_followed_by_a_restart(self):
+        async with VllmHarness.started() as harness:
+            await harness.crash()
+            await harness.heard.until(EngineDown)
+            ready = (await harness.heard.until(EngineReady, 2))[-1]
+            assert isinstance(ready, EngineReady)
+            assert dict(ready.tiers)[ModelName("vicuna-13b")] is ModelTier.ASLEEP
+            harness.engine.submit(harness.job("a", 5))
+            assert isinstance(await harness.heard.end_of("a"), JobDone)
+
+    async def test_takes_its_capacity_and_swap_times_from_what_it_saw(self):
+        async with VllmHarness.started() as harness:
+            first, second = harness.engine.profiles
+            assert first.kv_cache_tokens == 32768
+            assert first.max_num_seqs == 16
+            assert 0 < first.cold_s < 10
+            assert 0 < second.sleep_s < 1
+
+    async def test_without_sleep_a_swap_restarts(self):
+        async with VllmHarness.started(sleep_mode=False) as harness:
+            harness.engine.swap(ModelName("vicuna-13b"))
+            ready = (await harness.heard.until(EngineReady, 2))[-1]
+            assert isinstance(ready, EngineReady)
+            assert dict(ready.tiers) == {
+                "mistral-7b": ModelTier.COLD,
+                "vicuna-13b": ModelTier.AWAKE,
+            }
+
+    async def test_a_model_that_does_not_load_is_a_clear_error(self):
+        command = VllmHarness.command
+        section = {"command": command, "port_base": free_ports(1), "max_num_seqs": 4}
+        config = config_of(
+            ("mistral-7b",),
+            {"kind": "vllm", "vllm": section},
+            paths={"mistral-7b": "does-not-load"},
+        )
+        engine = make_engine(config, config.agents[0])
+        with pytest.raises(QlmError, match="'vllm serve' ended with code 3; see run/"):
+            await engine.start(Listening())
+
+    async def test_a_command_that_is_not_there_is_a_clear_error(self):
+        section = {"command": ["no-such-vllm"], "port_base": free_ports(1)}
+        config = config_of(("mistral-7b",), {"kind": "vllm", "vllm": section})
+        engine = make_engine(config, config.agents[0])
+        with pytest.raises(QlmError, match=r"cannot run 'no-such-vllm'.*Install vLLM"):
+            await engine.start(Listening())
+
+    async def test_stop_leaves_no_process(self):
+        async with VllmHarness.started() as harness:
+            servers = harness.engine._servers.values()  # type: ignore[attr-defined]
+            pids = [server._process.pid for server in servers]
+        assert len(pids) == 2
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: ASYNC240
+        assert os.getpid() not in pids
+
+
+class TestSim:
+    def test_scaled_time_scales_every_duration(self):
+        real = find_profile("mistral-7b", "a100")
+        fast = scaled(real, 10.0)
+        kwargs = {"prefill_tokens": 500, "decode_batch": 20, "context_tokens": 9000}
+        assert fast.iteration_s(**kwargs) == pytest.approx(real.iteration_s(**kwargs) / 10)
+        assert fast.wake_s == pytest.approx(real.wake_s / 10)
+        assert fast.kv_cache_tokens == real.kv_cache_tokens
+
+    async def test_zero_delay_answers_at_once_with_a_chunk_for_each_token(self):
+        async with SimHarness.started(zero_delay=True) as harness:
+            harness.engine.submit(harness.job("a", 7))
+            await harness.heard.end_of("a")
+            assert [type(one) for one in harness.heard.of("a")] == [JobOutput] * 7 + [JobDone]
+
+    async def test_a_prompt_that_leaves_no_room_is_refused(self):
+        async with SimHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 7, prompt="word " * 4000))
+            end = await harness.heard.end_of("a")
+            assert isinstance(end, JobRefused)
+            assert "Shorten it" in end.error
+
+    def test_token_text_is_plain_json_text_and_differs_by_request(self):
+        assert token_text("a", 3) != token_text("b", 3)
+        assert all(char.isalnum() or char in " ." for char in token_text('any "id"', 12))
+
+
+class TestTiers:
+    def made(self, *sizes: int, limit: int) -> Tiers:
+        from dataclasses import replace
+
+        profiles = [
+            replace(profile(f"m{index}"), weights_bytes=size) for index, size in enumerate(sizes)
+        ]
+        return Tiers(profiles, limit)
+
+    def test_what_does_not_fit_makes_room_by_dropping_sleepers(self):
+        tiers = self.made(10, 10, 10, limit=20)
+        tiers.set(ModelName("m0"), ModelTier.AWAKE)
+        assert tiers.fits(ModelName("m1"))
+        tiers.set(ModelName("m1"), ModelTier.ASLEEP)
+        assert not tiers.fits(ModelName("m2"))
+        assert tiers.to_drop(ModelName("m2")) == ["m1"]
+
+    def test_what_comes_soonest_is_dropped_last(self):
+        tiers = self.made(10, 10, 10, 10, limit=30)
+        for name in ("m0", "m1", "m2"):
+            tiers.set(ModelName(name), ModelTier.ASLEEP)
+        keep = (ModelName("m1"), ModelName("m0"))
+        assert tiers.to_drop(ModelName("m3"), keep) == ["m2"]
+        tiers.set(ModelName("m2"), ModelTier.AWAKE)
+        assert tiers.to_drop(ModelName("m3"), keep) == ["m0"]
