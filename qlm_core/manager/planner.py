@@ -95,19 +95,17 @@ class Planner:
         """Whether a solve should start now."""
         if self._solving is not None:
             return False
-        since_s = now_s - self._started_s
-        if self._pending:
-            return since_s >= self._config.replan.min_interval_s
-        return since_s >= self._config.replan.period_s
+        return now_s >= self._next_start_s
 
     @property
     def wakeup_s(self) -> float | None:
         """When `due` may turn true by the passage of time alone."""
-        if self._solving is not None:
-            return None
+        return None if self._solving is not None else max(0.0, self._next_start_s)
+
+    @property
+    def _next_start_s(self) -> float:
         replan = self._config.replan
-        wait_s = replan.min_interval_s if self._pending else replan.period_s
-        return max(0.0, self._started_s + wait_s)
+        return self._started_s + (replan.min_interval_s if self._pending else replan.period_s)
 
     # ------------------------------------------------------------------ what
 

@@ -1,0 +1,61 @@
+"""The contract between the simulated world and whoever decides in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from qlm_core.config import ExecutorConfig, SolverConfig
+from qlm_core.manager.events import Effect, Event
+from qlm_core.model import RequestId, SloClass
+from qlm_core.sim.instance import EngineOptions
+
+
+class Brain(Protocol):
+    """Decides for the fleet: the Manager's contract."""
+
+    def handle(self, event: Event, *, now_s: float) -> list[Effect]:
+        """Take one event and say what to do."""
+
+    @property
+    def wakeup_s(self) -> float | None:
+        """When `handle(Wakeup())` is due; None while nothing is awaited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a brain is made from.
+
+    Attributes:
+        output_of: true output tokens of a request that has not ended; for clairvoyance only.
+    """
+
+    config: SolverConfig
+    classes: tuple[SloClass, ...]
+    output_of: Callable[[RequestId], int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A brain and what engines and executors under it can do.
+
+    Attributes:
+        about: one line for people.
+        takes_all: requests go to the engine's own queue at once.
+        executor_changes: settings of the executor that the policy implies.
+    """
+
+    name: str
+    about: str
+    build: Callable[[Context], Brain]
+    engine: EngineOptions = EngineOptions()
+    takes_all: bool = False
+    executor_changes: dict[str, Any] = field(default_factory=dict)
+
+    def executor(self, config: ExecutorConfig) -> ExecutorConfig:
+        """The executor's settings under this policy."""
+        return msgspec.structs.replace(config, **self.executor_changes)
