@@ -115,7 +115,8 @@ class BackendProcess:
         """Wait until the process takes orders (or has compiled its kernels); False if it never does."""
         event = self._compiled if compiled else self._ready
         try:
-            await asyncio.wait_for(event.wait(), START_S_MAX)
+            async with asyncio.timeout(START_S_MAX):
+                await event.wait()
         except TimeoutError:
             return False
         return self.pid is not None
@@ -128,7 +129,8 @@ class BackendProcess:
 
     async def next_report(self, timeout_s: float) -> Report | None:
         """The next report; None when the process has ended. Raises TimeoutError when it is late."""
-        return await asyncio.wait_for(self._reports.get(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await self._reports.get()
 
     async def stop(self) -> None:
         """End the process, at once."""

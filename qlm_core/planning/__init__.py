@@ -5,6 +5,7 @@ milliseconds; `search` improves; `bound` proves. Nothing here knows a solver lib
 process.
 """
 
+from qlm_core.planning.explain import Alternative, Explanation, capacity_values, explain
 from qlm_core.planning.insertion import greedy, repair
 from qlm_core.planning.instances import from_instance, plan_from_json, to_instance
 from qlm_core.planning.problem import (
@@ -18,6 +19,8 @@ from qlm_core.planning.score import Plan, Score, as_plan, check, evaluate
 
 __all__ = [
     "NOTHING_LOADED",
+    "Alternative",
+    "Explanation",
     "InvalidProblem",
     "Limits",
     "Plan",
@@ -29,8 +32,10 @@ __all__ = [
     "Termination",
     "UnplaceableGroup",
     "as_plan",
+    "capacity_values",
     "check",
     "evaluate",
+    "explain",
     "from_instance",
     "greedy",
     "plan_from_json",

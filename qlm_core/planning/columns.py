@@ -7,7 +7,7 @@ lists every column that a better plan could use, so that the best choice among t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from qlm_core.planning.result import Termination
 from qlm_core.planning.score import Plan, late_probability
 
 _MOST_ROUTES = 60_000
+_MOST_COLUMNS = 6_000
+"""More than this a MIP solver does not choose from in time."""
 _MOST_NODES = 3_000_000
 
 
@@ -102,44 +104,62 @@ PartitionSolver = Callable[[Partition, float, Plan | None], Picked]
 """(partition, seconds, a plan to start from) to a choice."""
 
 
-def partition_of(problem: Problem, columns: Iterable[Column]) -> Partition:
-    """The set-partitioning problem over some columns."""
+def partition_of(problem: Problem, columns: Mapping[Column, float | None]) -> Partition:
+    """The set-partitioning problem over some columns and, where known, their costs."""
     kept = tuple(column for column in columns if column.groups)
+    costs = [columns[column] for column in kept]
     lengths = [len(column.groups) + 1 for column in kept]
     rows = [row for column in kept for row in (*column.groups, problem.groups + column.queue)]
     return Partition(
         groups=problem.groups,
         queues=problem.queues,
         columns=kept,
-        cost=np.array([column_cost(problem, column) for column in kept]),
+        cost=np.array(
+            [
+                column_cost(problem, column) if cost is None else cost
+                for column, cost in zip(kept, costs, strict=True)
+            ]
+        ),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         rows=np.array(rows, np.int64),
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """Where the enumeration writes its routes."""
+
+    routes: Ints
+    lengths: Ints
+    costs: Floats
+
+
 def all_routes(
     problem: Problem, pricing: Pricing, prices: Floats, upper: float
-) -> list[Column] | None:
-    """Every column that a plan better than `upper` can use, or None if they are too many.
+) -> dict[Column, float] | None:
+    """Every column that a plan better than `upper` can use, with its cost; None if they are too many.
 
-    A plan costs the sum of the prices plus each queue's cost less prices, and no queue does better than
-    its value; so no queue of a better plan is more than upper - bound above its value. Of sequences of the
-    same groups only the cheapest is kept.
+    A plan costs the sum of the prices plus each queue's cost less prices, and no queue does better
+    than its value; so no queue of a better plan is more than upper - bound above its value. Of
+    sequences of the same groups only the cheapest is kept.
     """
     priced = pricing.price(prices)
     slack = upper - priced.bound + 1e-6 * max(1.0, abs(upper))
     if slack < 0:
-        return []
-    columns: list[Column] = []
-    routes = np.zeros(20 * _MOST_ROUTES, np.int64)
-    lengths = np.zeros(_MOST_ROUTES, np.int64)
+        return {}
+    columns: dict[Column, float] = {}
+    room = _Room(
+        routes=np.zeros(20 * _MOST_ROUTES, np.int64),
+        lengths=np.zeros(_MOST_ROUTES, np.int64),
+        costs=np.zeros(_MOST_ROUTES),
+    )
     for each in pricing.classes:
         for queue in each.queues.tolist():
             limit = float(priced.queue_values[queue]) + slack
-            count = _routes_of(problem, pricing, each, queue, prices, limit, routes, lengths)
-            if count < 0 or len(columns) > _MOST_ROUTES:
+            count = _routes_of(problem, pricing, each, queue, prices, limit, room)
+            if count < 0 or len(columns) > _MOST_COLUMNS:
                 return None
-            columns += _cheapest(problem, queue, routes, lengths[:count])
+            columns.update(_cheapest(problem.groups, queue, room, count))
     return columns
 
 
@@ -150,42 +170,48 @@ def _routes_of(
     queue: int,
     prices: Floats,
     limit: float,
-    routes: Ints,
-    lengths: Ints,
+    room: _Room,
 ) -> int:
     number = int(problem.queue_class[queue])
     groups = problem.groups
-    duration = problem.duration_s[:, number]
+    fits = np.isfinite(problem.duration_s[:, number])
+    duration = np.where(fits, problem.duration_s[:, number], 0.0)
     tick = pricing.tick_s
-    fits = np.isfinite(duration)
-    ticks = np.where(fits, np.floor(np.where(fits, duration, 0.0) / tick + 1e-6), -1)
+    ticks = np.where(fits, np.floor(duration / tick + 1e-6), -1).astype(np.int64)
     weight = problem.group_total_weight
     moved = (problem.home >= 0) & (problem.home != queue)
-    swap_ticks = np.floor(problem.swap_s[number] / tick + 1e-6).astype(np.int64)
+    swap_s = problem.swap_s[number].ravel()
+    swap_ticks = np.floor(swap_s / tick + 1e-6).astype(np.int64)
     loaded = int(problem.loaded_model[queue])
-    depth = groups + 2
+    deep = groups + 2
     found = pricing.kernels.enumerate_routes(
         int(pricing.busy[queue]), loaded if loaded >= 0 else problem.models, limit,
-        pricing.horizon, tick, problem.models, ticks.astype(np.int64), problem.group_model,
-        prices - np.where(moved, problem.move_cost, 0.0), problem.due_s - problem.tail_s[:, number],
+        pricing.horizon, tick, problem.models, ticks, problem.group_model, prices,
+        np.where(moved, problem.move_cost, 0.0), problem.due_s - problem.tail_s[:, number],
         problem.alpha * weight, problem.beta * weight, problem.eps * weight, problem.ramp_s,
-        swap_ticks.ravel(), (problem.kappa * problem.swap_s[number]).ravel(), each.value,
-        pricing.beyond(each, prices), np.zeros(groups, np.int64), np.zeros(depth, np.int64),
-        np.zeros(depth, np.int64), np.zeros(depth), np.zeros(depth, np.int64), _MOST_NODES,
-        routes, lengths,
+        swap_ticks, problem.kappa * swap_s, each.value, pricing.beyond(each, prices),
+        np.zeros(groups, np.int64), np.zeros(deep, np.int64), np.zeros(deep, np.int64),
+        np.zeros(deep), np.zeros(deep, np.int64), float(problem.busy_s[queue]), duration, swap_s,
+        np.zeros(deep), np.zeros(deep), _MOST_NODES, room.routes, room.lengths, room.costs,
     )  # fmt: skip
     return int(found)
 
 
-def _cheapest(problem: Problem, queue: int, routes: Ints, lengths: Ints) -> list[Column]:
-    best: dict[tuple[int, ...], tuple[float, Column]] = {}
-    flat = routes[: int(lengths.sum())].tolist()
-    at = 0
-    for length in lengths.tolist():
-        column = Column(queue, tuple(flat[at : at + length]))
-        at += length
-        cost = column_cost(problem, column)
-        members = tuple(sorted(column.groups))
-        if members not in best or cost < best[members][0]:
-            best[members] = (cost, column)
-    return [column for _, column in best.values()]
+def _cheapest(groups: int, queue: int, room: _Room, count: int) -> dict[Column, float]:
+    """The cheapest route for each set of groups."""
+    lengths = room.lengths[:count]
+    costs = room.costs[:count]
+    ends = np.cumsum(lengths)
+    members = np.zeros((count, groups), np.bool_)
+    flat = room.routes[: int(lengths.sum())]
+    members[np.repeat(np.arange(count), lengths), flat] = True
+    packed = np.packbits(members, axis=1)
+    keys = packed.view([("", packed.dtype)] * packed.shape[1]).ravel()
+    order = np.lexsort((np.arange(count), costs))
+    _, first = np.unique(keys[order], return_index=True)
+    columns: dict[Column, float] = {}
+    for route in order[first].tolist():
+        end = int(ends[route])
+        sequence = tuple(flat[end - int(lengths[route]) : end].tolist())
+        columns[Column(queue, sequence)] = float(costs[route])
+    return columns

@@ -15,6 +15,7 @@ import numpy as np
 
 from qlm_core.planning.bound import Ascent, Priced, Pricing, ascend, reach_of, removal_prices
 from qlm_core.planning.columns import Column, PartitionSolver, all_routes, partition_of
+from qlm_core.planning.explain import capacity_values
 from qlm_core.planning.pins import Folded, fold_pins
 from qlm_core.planning.problem import Problem
 from qlm_core.planning.result import Limits, PlanResult, Termination
@@ -24,8 +25,10 @@ from qlm_core.planning.search import Clock, OnImprovement, search
 ENUMERATE_GROUPS = 48
 """Problems of up to so many groups are worth trying to prove optimal."""
 
-_MOST_COLUMNS = 20_000
-_COLLECT_QUEUES = 64
+_CHOOSE_GROUPS = 128
+"""Up to so many groups, columns of the search and the bound are worth recombining."""
+
+_MOST_COLUMNS = 3_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ class _Exact:
             self.tools.on_bound(bound)
         if small and self._open(bound) and self._left_s() > 0:
             bound = max(bound, self._enumerate(ascent, bound))
-        if self._open(bound) and not small and self._left_s() > 0.05:
+        if self._open(bound) and not small and self._left_s() > 0.2:
             self._choose_columns()
         if self._open(bound) and self._left_s() > 0.01:
             self._search(self._left_s(), self._best_plan())
@@ -122,9 +125,9 @@ class _Exact:
         return self.best
 
     def _improved(self, plan: Plan, objective: float) -> None:
-        known = self.history[-1][1] if self.history else np.inf
         self._collect(self.folded.fold(plan))
-        if objective < known - 1e-9 * abs(known):
+        known = self.history[-1][1] if self.history else None
+        if known is None or objective < known - 1e-9 * abs(known):
             self.history.append((self.tools.clock() - self.begin_s, objective))
             if self.tools.on_improvement is not None:
                 self.tools.on_improvement(plan, objective)
@@ -153,7 +156,7 @@ class _Exact:
             prices = 0.9 * removal_prices(problem, plan)
         until_s = share * max(0.0, self._left_s())
         begin_s = self.tools.clock()
-        collect = problem.queues <= _COLLECT_QUEUES and self.tools.partition is not None
+        collect = problem.groups <= _CHOOSE_GROUPS and self.tools.partition is not None
         return ascend(
             self.pricing,
             prices,
@@ -172,9 +175,9 @@ class _Exact:
             self._choose_columns()
             return bound
         plan = self.folded.fold(self._best_plan())
-        known = dict.fromkeys(columns)
+        known: dict[Column, float | None] = dict(columns)
         for queue, groups in enumerate(plan):
-            known[Column(queue, groups)] = None
+            known.setdefault(Column(queue, groups), None)
         partition = partition_of(self.folded.problem, known)
         picked = self.tools.partition(partition, max(0.02, self._left_s()), plan)
         if picked.plan is not None:
@@ -190,11 +193,12 @@ class _Exact:
 
     def _choose_columns(self) -> None:
         """Put a better plan together from the columns that search and bound have come across."""
-        if self.tools.partition is None or not self.columns:
+        groups = self.folded.problem.groups
+        if self.tools.partition is None or not self.columns or groups > _CHOOSE_GROUPS:
             return
         partition = partition_of(self.folded.problem, self.columns)
         plan = self.folded.fold(self._best_plan())
-        picked = self.tools.partition(partition, 0.5 * self._left_s(), plan)
+        picked = self.tools.partition(partition, 0.3 * self._left_s(), plan)
         if picked.plan is not None:
             self._offer(self.folded.restore(picked.plan))
 
@@ -208,10 +212,12 @@ class _Exact:
     def _finish(self, found: PlanResult, bound: float, ascent: Ascent | None) -> PlanResult:
         duals: tuple[float, ...] = ()
         values: tuple[float, ...] = ()
+        capacity: tuple[float, ...] = ()
         if ascent is not None:
             spread = np.zeros(self.problem.groups)
             spread[self.folded.numbers] = ascent.prices
             duals, values = tuple(spread.tolist()), tuple(ascent.queue_values.tolist())
+            capacity = capacity_values(self.problem, duals, self.tools.pricing)
         bound = min(bound, found.objective)
         closed = found.objective - bound <= 1e-7 * max(1.0, abs(found.objective))
         return replace(
@@ -222,4 +228,5 @@ class _Exact:
             history=tuple(self.history),
             duals=duals,
             queue_values=values,
+            capacity_values=capacity,
         )

@@ -208,6 +208,7 @@ def enumerate_routes(
     ticks: Wholes,
     model_of: Wholes,
     price: Reals,
+    move: Reals,
     due: Reals,
     late: Reals,
     tardy: Reals,
@@ -222,14 +223,20 @@ def enumerate_routes(
     clock: Wholes,
     spent: Reals,
     upcoming: Wholes,
+    begin_s: float,
+    duration: Reals,
+    swap_s: Reals,
+    when_s: Reals,
+    paid: Reals,
     most_nodes: int,
     routes: Wholes,
     lengths: Wholes,
+    costs: Reals,
 ) -> int:
     """Every sequence without repeats whose cost less prices is at most the limit, depth first.
 
     The tables of `backward` bound what each prefix can still become. `ticks` is -1 for groups that do not
-    fit; row M of the swap tables is an empty GPU. Fills `routes` (flat) and `lengths`; returns how many,
+    fit; row M of the swap tables is an empty GPU. Fills `routes` (flat), `lengths` and exact `costs`; returns how many,
     or -1 if there is no room, or if it takes more than `most_nodes` steps.
     """
     groups = len(ticks)
@@ -239,9 +246,12 @@ def enumerate_routes(
     depth = 0
     clock[0] = tick
     spent[0] = 0.0
+    when_s[0] = begin_s
+    paid[0] = 0.0
     upcoming[0] = 0
     if limit >= 0.0:
         lengths[0] = 0
+        costs[0] = 0.0
         found = 1
     while depth >= 0:
         i = upcoming[depth]
@@ -258,17 +268,24 @@ def enumerate_routes(
             loaded = model_of[stack[depth - 1]]
         t = clock[depth]
         cost = spent[depth]
+        now = when_s[depth]
+        exact = paid[depth]
         own = model_of[i]
         if own != loaded:
             t += swap_ticks[loaded * models + own]
             cost += swap_cost[loaded * models + own]
+            now += swap_s[loaded * models + own]
+            exact += swap_cost[loaded * models + own]
         t += ticks[i]
+        now += duration[i]
         nodes += 1
         if nodes > most_nodes:
             for k in range(depth):
                 used[stack[k]] = 0
             return -1
-        cost += cost_at(t * tick_s, due[i], late[i], tardy[i], early[i], ramp[i]) - price[i]
+        cost += (
+            cost_at(t * tick_s, due[i], late[i], tardy[i], early[i], ramp[i]) + move[i] - price[i]
+        )
         onwards = beyond
         if t < horizon:
             onwards = value[own * horizon + t]
@@ -279,6 +296,9 @@ def enumerate_routes(
         depth += 1
         clock[depth] = t
         spent[depth] = cost
+        when_s[depth] = now
+        exact += move[i] + cost_at(now, due[i], late[i], tardy[i], early[i], ramp[i])
+        paid[depth] = exact
         upcoming[depth] = 0
         if cost <= limit:
             if found >= len(lengths) or filled + depth > len(routes):
@@ -289,5 +309,6 @@ def enumerate_routes(
                 routes[filled + k] = stack[k]
             filled += depth
             lengths[found] = depth
+            costs[found] = exact
             found += 1
     return found

@@ -32,9 +32,10 @@ class Quality(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When to stop: after so long by the caller's clock, after so much work, or both.
+    """When to stop: after so long by the caller's clock, or after so much work.
 
-    Work is counted in moves tried; only a limit on work makes a run repeatable.
+    Work is counted in moves tried. With a limit on work the run is paced by it and repeatable, and the
+    wall limit is only a last resort; without one the wall limit paces the run.
     """
 
     wall_s: float = math.inf
@@ -71,6 +72,8 @@ class PlanResult:
     """[N] price of each group under the bound, to start the next bound from."""
     queue_values: tuple[float, ...] = ()
     """[G] what each queue is worth under the bound (its reduced cost, <= 0)."""
+    capacity_values: tuple[float, ...] = ()
+    """[C] what one more instance of each class would save, by the duals."""
     detail: str = ""
     step_downs: tuple[StepDown, ...] = field(default=())
 

@@ -126,10 +126,10 @@ class _Run:
             cycle += 1
 
     def _moves_left(self, most: int) -> int:
-        left = math.inf if self.limits.work is None else self.limits.work - self.work
-        if self.limits.wall_s < math.inf:
-            left = min(left, (self.limits.wall_s - self._elapsed()) * self.rate_per_s)
-        return int(min(left, most))
+        if self.limits.work is not None:
+            late = self._elapsed() >= self.limits.wall_s
+            return 0 if late else min(self.limits.work - self.work, most)
+        return int(min((self.limits.wall_s - self._elapsed()) * self.rate_per_s, most))
 
     def _elapsed(self) -> float:
         return self.clock() - self.begin_s
@@ -140,7 +140,7 @@ class _Run:
         span_s = max(1e-9, min(moves / self.rate_per_s, self.limits.wall_s - begin_s))
         done = 0.0
         while done < 1.0:
-            timed = self.limits.wall_s < math.inf
+            timed = self.limits.work is None
             chunk = _CHUNK_WORK
             if timed:
                 chunk = max(200, int(self.rate_per_s * min(_CHUNK_S, span_s / 8)))
@@ -157,7 +157,7 @@ class _Run:
             else:
                 done = (self.work - begin_work) / moves
             self._tell()
-            if self.limits.work is not None and self.work >= self.limits.work:
+            if not timed and after_s >= self.limits.wall_s:
                 return
 
     def _chunk(self, moves: int, temperature: float, cooling: float, *, ruin: bool) -> None:

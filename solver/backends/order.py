@@ -85,6 +85,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     history: tuple[tuple[float, float], ...]
     duals: tuple[float, ...]
     queue_values: tuple[float, ...]
+    capacity_values: tuple[float, ...]
     detail: str
     step_downs: tuple[tuple[str, str, str], ...]
 
@@ -151,6 +152,7 @@ def done_of(number: int, result: PlanResult) -> Done:
         history=result.history,
         duals=result.duals,
         queue_values=result.queue_values,
+        capacity_values=result.capacity_values,
         detail=result.detail,
         step_downs=tuple(
             (step.backend, step.termination.value, step.reason) for step in result.step_downs
@@ -173,6 +175,7 @@ def result_of(done: Done) -> PlanResult:
         history=done.history,
         duals=done.duals,
         queue_values=done.queue_values,
+        capacity_values=done.capacity_values,
         detail=done.detail,
         step_downs=tuple(
             StepDown(backend=name, termination=Termination(how), reason=why)
