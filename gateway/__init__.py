@@ -1,1 +1,5 @@
-"""The gateway: front door, ledger of requests and durable store."""
+"""The gateway: the front door of the fleet, its ledger of requests and their durable store."""
+
+from gateway.service import Addresses, Gateway, serve
+
+__all__ = ["Addresses", "Gateway", "serve"]

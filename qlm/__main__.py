@@ -64,6 +64,8 @@ def _run(arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `qlm` with `arguments` (default: those of the process) and return the exit status."""
+    # gRPC's own remarks would stand between our structured log lines; its errors reach us as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except QlmError as error:

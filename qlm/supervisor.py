@@ -114,13 +114,12 @@ class Supervisor:
                 _send(child.process, number)
 
     async def _all_ready(self) -> None:
-        waits = [asyncio.create_task(child.ready.wait()) for child in self._children.values()]
-        everything = asyncio.gather(*waits)
+        everything = asyncio.gather(*(child.ready.wait() for child in self._children.values()))
         try:
             await asyncio.wait(
                 cast("list[asyncio.Future[object]]", [everything, *self._keepers]),
                 timeout=self._ready_timeout_s,
-                return_when=asyncio.FIRST_EXCEPTION,
+                return_when=asyncio.FIRST_COMPLETED,
             )
             for keeper in self._keepers:
                 if keeper.done():
@@ -131,9 +130,8 @@ class Supervisor:
                     f"{', '.join(late)}: not ready after {self._ready_timeout_s:g} s. See the log."
                 )
         finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, everything, return_exceptions=True)
+            everything.cancel()
+            await asyncio.gather(everything, return_exceptions=True)
 
     async def _keep(self, child: _Child) -> None:
         """Run the child again and again until told to stop or it is past help."""

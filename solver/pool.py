@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from qlm_core.config import SolverConfig
 from qlm_core.planning import (
     Plan,
@@ -211,16 +213,25 @@ class Pool:
             licence=self._licence,
             problem=problem_to_wire(problem),
         )
+        begin_s = time.perf_counter()
         for name in (backend, *row_of(backend).falls_back_to):
             if name not in available():
                 attempt.step_down(name, Termination.UNAVAILABLE, "its library is not installed")
                 continue
             result = await self._ask(name, order, attempt, wait_compiled=wait_compiled)
-            if result.plan is not None or attempt.plan is not None:
-                if result.plan is None:
-                    attempt.step_down(name, result.termination, result.detail)
+            if result.plan is not None:
                 return attempt.finish(result, name)
             attempt.step_down(name, result.termination, result.detail)
+            left_s = order.budget_s - (time.perf_counter() - begin_s - attempt.setup_s)
+            if attempt.plan is not None and left_s < 0.05:
+                return attempt.finish(result, name)
+            # Whoever comes next goes on from the best plan so far, in the time that is left.
+            order = msgspec.structs.replace(
+                order,
+                budget_s=max(0.05, left_s),
+                search_s=max(0.02, 0.4 * left_s),
+                warm=attempt.plan or order.warm,
+            )
         return await attempt.last_resort()
 
     async def _ask(
@@ -240,15 +251,7 @@ class Pool:
             # Building the model of a large problem is not the backend's fault: allow for it.
             patience_s = 1.25 * order.budget_s + GRACE_S + len(attempt.problem.group_model) / 500
             try:
-                await process.send(
-                    Order(
-                        **{
-                            **{f: getattr(order, f) for f in order.__struct_fields__},
-                            "number": number,
-                            "backend": name,
-                        }
-                    )
-                )
+                await process.send(msgspec.structs.replace(order, number=number, backend=name))
                 return await self._follow(process, number, patience_s, attempt)
             except TimeoutError:
                 await process.stop()

@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Describe the command."""
     parser = subparsers.add_parser("demo", help="show the whole system at work for about a minute")
     parser.add_argument("--backend", default="auto", help="solver backend (default: %(default)s)")
-    parser.add_argument("--transport", choices=("http", "grpc"), default="http")
+    parser.add_argument("--transport", choices=("http", "grpc"), default="grpc")
     parser.add_argument(
         "--seconds", type=float, default=ARRIVALS_S, help="how long requests arrive"
     )

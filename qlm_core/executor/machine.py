@@ -16,7 +16,6 @@ States and moves are in `states`. Work per event is O(1), except for checks of u
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
 from math import inf
@@ -24,11 +23,9 @@ from typing import Any
 
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
-from qlm_core.executor.batch import Batch, InFlight, charge, expected_output
-from qlm_core.executor.pace import Pace
+from qlm_core.executor.batch import charge
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
 from qlm_core.executor.urgency import LOOKAHEAD, need, victims
-from qlm_core.executor.window import Window
 from qlm_core.messages import (
     AttemptEnded,
     AttemptReturned,
@@ -46,15 +43,12 @@ from qlm_core.model import (
     ModelTier,
     QueuedGroup,
     RequestId,
-    RequestRef,
     RunningRequest,
 )
 from qlm_core.profile import EngineProfile
 
-# How many evicted requests are remembered, to bound how often each is evicted.
-_EVICTIONS_REMEMBERED = 4096
 # Least time between two checks of urgency.
-_CHECK_S = 0.05
+_CHECK_S_MIN = 0.05
 
 _S = ExecutorState
 
@@ -78,12 +72,14 @@ class Executor:
         report_interval_s: float,
     ) -> None:
         self.state = _S.DOWN
-        self.window = Window()
-        self.batch = Batch(1, 1)
+        self._attempts = Attempts(config, class_ttft_s)
+        self.window = self._attempts.window
+        self.batch = self._attempts.batch
         self._profiles = {ModelName(profile.model): profile for profile in profiles}
         self._config = config
-        self._class_ttft_s = dict(class_ttft_s)
         self._report_interval_s = report_interval_s
+        # New references and unmet needs are looked at this soon, well within the margin.
+        self._check_s = max(_CHECK_S_MIN, config.evict_margin_s / 4)
         self._awake: ModelName | None = None
         self._swapping_to: ModelName | None = None
         self._tiers: tuple[tuple[ModelName, ModelTier], ...] = ()
@@ -91,14 +87,12 @@ class Executor:
         self._passed_over: dict[ModelName, float] = {}
         self._started: GroupId | None = None
         self._starved = False
-        self._evictions: OrderedDict[RequestId, int] = OrderedDict()
         self._relief_s = 0.0
         self._hold_s = inf
         self._latest_swap: tuple[GroupId, float] | None = None
         self._empty_by_s = inf
         self._drain_deadline_s = inf
         self._prefill_s_per_token = 0.0
-        self._pace = Pace()
         self._report_s = 0.0
         self._now_s = 0.0
         self._effects: list[e.Effect] = []
@@ -125,13 +119,13 @@ class Executor:
     def handle(self, event: e.Event, *, now_s: float) -> list[e.Effect]:
         """Take one event in; returns what to do about it, in order. `now_s` never goes back."""
         assert now_s >= self._now_s, f"time went back from {self._now_s} to {now_s}"
-        self._now_s = now_s
         effects: list[e.Effect] = []
-        self._effects = effects
+        self._now_s = self._attempts.now_s = now_s
+        self._effects = self._attempts.effects = effects
         if self._handlers[type(event)](event):
             self._advance()
         if now_s >= self._report_s:
-            self._pace.roll(now_s)
+            self._attempts.pace.roll(now_s)
             self._report_s = now_s + self._report_interval_s
             effects.append(e.Report(self.instance_state()))
         return effects
@@ -172,8 +166,8 @@ class Executor:
                 ]
             ),
             kv_used_tokens=self.batch.resident_tokens,
-            tokens_per_s=self._pace.tokens_per_s,
-            mean_batch=self._pace.mean_batch,
+            tokens_per_s=self._attempts.pace.tokens_per_s,
+            mean_batch=self._attempts.pace.mean_batch,
             draining=self.state in (_S.LEAVING, _S.GONE),
         )
 
@@ -183,9 +177,10 @@ class Executor:
     def _on_queue(self, update: QueueUpdate) -> bool:
         if not self.window.apply(update, self.batch):
             return False
-        self._relief_s = 0.0
         self._latest_swap = None
+        self._relief_s = min(self._relief_s, self._now_s + self._check_s)
         if update.order is not None or update.snapshot:
+            self._relief_s = 0.0
             for group in self.window.order:
                 if group.model not in self._profiles:
                     self._passed_over[group.model] = inf
@@ -199,7 +194,7 @@ class Executor:
             if job.attempt <= item.attempt:
                 return False
             # The gateway gave our attempt up and made a newer one.
-            self._drop(item)
+            self._attempts.drop(item)
             ref = item.ref
         elif item is None:
             found = self.window.take(job.id)
@@ -209,13 +204,13 @@ class Executor:
                 return False
             ref = found
         if item is None or item.state is not AttemptState.PULLING:
-            item = self._ask(ref, job.model)
+            item = self._attempts.ask(ref, job.model)
         self.batch.hold(item, job)
         item.evictable = event.resumable
         if self.state in (_S.DOWN, _S.SWAPPING):
-            self._return(item, ReturnReason.ENGINE_LOST)
+            self._attempts.give_back(item, ReturnReason.ENGINE_LOST)
         elif self.state in (_S.LEAVING, _S.GONE):
-            self._return(item, ReturnReason.DRAINING)
+            self._attempts.give_back(item, ReturnReason.DRAINING)
         return True
 
     def _on_refused(self, event: Refused) -> bool:
@@ -230,7 +225,7 @@ class Executor:
         item = self.batch.get(event.id)
         if item is None or item.state is AttemptState.PULLING or item.attempt > event.attempt:
             return False
-        self._drop(item)
+        self._attempts.drop(item)
         return True
 
     def _on_gateway_up(self, event: e.GatewayUp) -> bool:
@@ -244,11 +239,11 @@ class Executor:
         unanswered = [
             item for item in self.batch.pulling.values() if item.ref.gateway == event.gateway
         ]
-        self._requeue(unanswered)
+        self._attempts.requeue(unanswered)
         if event.forget:
             for item in list(chain(self.batch.held.values(), self.batch.running.values())):
                 if item.ref.gateway == event.gateway:
-                    self._drop(item)
+                    self._attempts.drop(item)
         return True
 
     # ------------------------------------------------------------------- events: engine
@@ -257,11 +252,11 @@ class Executor:
         item = self.batch.running.get(event.id)
         if item is not None and item.attempt == event.attempt:
             self.batch.grow(item, event.tokens)
-            self._pace.produce(event.tokens)
+            self._attempts.pace.produce(event.tokens)
         return False
 
     def _on_done(self, event: e.JobDone) -> bool:
-        return self._end(
+        return self._attempts.end(
             AttemptEnded(
                 id=event.id,
                 attempt=event.attempt,
@@ -272,7 +267,7 @@ class Executor:
         )
 
     def _on_job_refused(self, event: e.JobRefused) -> bool:
-        return self._end(
+        return self._attempts.end(
             AttemptEnded(
                 id=event.id,
                 attempt=event.attempt,
@@ -286,7 +281,7 @@ class Executor:
         item = self.batch.running.get(event.id)
         if item is None or item.attempt != event.attempt:
             return False
-        self._return(item, ReturnReason.ENGINE_LOST, on_engine=False)
+        self._attempts.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
         return True
 
     def _on_ready(self, event: e.EngineReady) -> bool:
@@ -297,7 +292,7 @@ class Executor:
         self.batch.resize(profile.max_num_seqs, kv_tokens)
         chunk = profile.max_num_batched_tokens
         self._prefill_s_per_token = profile.prefill_s(chunk) / chunk
-        self._pace.token_s = profile.iteration_s(
+        self._attempts.pace.token_s = profile.iteration_s(
             decode_batch=profile.max_num_seqs / 2, context_tokens=kv_tokens / 2
         )
         self._move(Trigger.ENGINE_READY)
@@ -308,7 +303,7 @@ class Executor:
         self._move(Trigger.ENGINE_DOWN)
         self._awake = None
         for item in list(chain(self.batch.held.values(), self.batch.running.values())):
-            self._return(item, ReturnReason.ENGINE_LOST, on_engine=False)
+            self._attempts.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
         return True
 
     def _on_swap_failed(self, event: e.SwapFailed) -> bool:
@@ -327,7 +322,7 @@ class Executor:
             if self._now_s < item.pulled_s + self._config.pull_timeout_s:
                 break
             overdue.append(item)
-        self._requeue(overdue)
+        self._attempts.requeue(overdue)
         for model in [m for m, until_s in self._passed_over.items() if until_s <= self._now_s]:
             del self._passed_over[model]
         return True
@@ -408,7 +403,7 @@ class Executor:
                 self._starved = True
                 break
             self.window.take(ref.id)
-            self._ask(ref, group.model, group.slo_class)
+            self._attempts.ask(ref, group.model, group.slo_class)
             self._started = group.id
             wanted.setdefault(ref.gateway, []).append(ref.id)
         for gateway, ids in wanted.items():
@@ -420,12 +415,11 @@ class Executor:
         while batch.held:
             item = next(iter(batch.held.values()))
             if item.model != self._awake:
-                self._return(item, ReturnReason.EVICTED)
+                self._attempts.give_back(item, ReturnReason.EVICTED)
                 continue
             if not batch.can_start(item):
                 break
-            self._effects.append(e.Submit(item.ref.gateway, batch.start(item)))
-            self._pace.resize(len(batch.running), self._now_s)
+            self._attempts.start(item)
 
     def _relieve(self) -> None:
         """Evict laxer work if the head group's next requests would be late otherwise."""
@@ -437,22 +431,22 @@ class Executor:
             now_s=self._now_s,
             margin_s=self._config.evict_margin_s,
             prefill_s_per_token=self._prefill_s_per_token,
-            token_s=self._pace.token_s,
+            token_s=self._attempts.pace.token_s,
         )
-        self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S)
+        self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
         if not wanted.slots and not wanted.kv_tokens:
             return
-        self._relief_s = self._now_s + _CHECK_S
+        self._relief_s = self._now_s + self._check_s
         position = self.window.position(head.id) or 0
         behind = [
             item
             for item in chain(self.batch.held.values(), self.batch.running.values())
-            if self._may_evict(item)
+            if self._attempts.may_evict(item)
             and (self.window.position(item.ref.group) or position) >= position
         ]
-        chosen = victims(behind, wanted, class_ttft_s=self._laxity(head.slo_class))
+        chosen = victims(behind, wanted, class_ttft_s=self._attempts.laxity(head.slo_class))
         for item in chosen:
-            self._evict(item)
+            self._attempts.evict(item)
         if chosen:
             self._pull()
 
@@ -460,7 +454,7 @@ class Executor:
         """Swap once nothing is in flight; cut the drain short when its time is up."""
         running = self.batch.running
         if running and self._config.eviction:
-            laxity = self._laxity(head.slo_class)
+            laxity = self._attempts.laxity(head.slo_class)
             if self._now_s < self._empty_by_s and all(
                 item.class_ttft_s > laxity for item in running.values()
             ):
@@ -468,8 +462,8 @@ class Executor:
             if self._now_s >= self._empty_by_s:
                 self._empty_by_s = inf
                 for item in list(chain(self.batch.held.values(), running.values())):
-                    if self._may_evict(item):
-                        self._evict(item)
+                    if self._attempts.may_evict(item):
+                        self._attempts.evict(item)
         if not len(self.batch):
             self._swapping_to = head.model
             self._move(Trigger.EMPTIED)
@@ -478,11 +472,11 @@ class Executor:
     def _leave(self) -> None:
         """Hand back what does not run; at the deadline, everything."""
         for item in list(self.batch.held.values()):
-            self._return(item, ReturnReason.DRAINING)
+            self._attempts.give_back(item, ReturnReason.DRAINING)
         if self._now_s >= self._drain_deadline_s:
             for item in list(self.batch.running.values()):
-                self._return(item, ReturnReason.DRAINING)
-            self._requeue(list(self.batch.pulling.values()))
+                self._attempts.give_back(item, ReturnReason.DRAINING)
+            self._attempts.requeue(list(self.batch.pulling.values()))
         if not len(self.batch):
             self._move(Trigger.EMPTIED)
             self._effects.append(e.Drained())
@@ -496,66 +490,6 @@ class Executor:
         if tuple(models) != self._warm:
             self._warm = tuple(models)
             self._effects.append(e.Warm(self._warm))
-
-    # ------------------------------------------------------------------- one request
-
-    def _ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
-        item = InFlight(
-            ref=ref,
-            model=model,
-            class_ttft_s=self._laxity(slo_class),
-            pulled_s=self._now_s,
-            charged_tokens=charge(ref),
-            expected_tokens=expected_output(ref),
-        )
-        self.batch.ask(item)
-        return item
-
-    def _end(self, ended: AttemptEnded) -> bool:
-        item = self.batch.running.get(ended.id)
-        if item is None or item.attempt != ended.attempt:
-            return False
-        self.batch.leave(item, AttemptState.ENDED)
-        self._pace.resize(len(self.batch.running), self._now_s)
-        self._evictions.pop(ended.id, None)
-        self._effects.append(e.Send(item.ref.gateway, ended))
-        return True
-
-    def _return(self, item: InFlight, reason: ReturnReason, *, on_engine: bool = True) -> None:
-        if on_engine and item.state is AttemptState.RUNNING:
-            self._effects.append(e.Abort(item.ref.id, item.attempt))
-        self.batch.leave(item, AttemptState.RETURNED)
-        self._pace.resize(len(self.batch.running), self._now_s)
-        returned = AttemptReturned(item.ref.id, item.attempt, reason)
-        self._effects.append(e.Send(item.ref.gateway, returned))
-
-    def _evict(self, item: InFlight) -> None:
-        if item.state is AttemptState.RUNNING:
-            id = item.ref.id
-            self._evictions[id] = self._evictions.get(id, 0) + 1
-            self._evictions.move_to_end(id)
-            if len(self._evictions) > _EVICTIONS_REMEMBERED:
-                self._evictions.popitem(last=False)
-        self._return(item, ReturnReason.EVICTED)
-
-    def _may_evict(self, item: InFlight) -> bool:
-        if item.state is AttemptState.RUNNING and not item.evictable:
-            return False
-        return self._evictions.get(item.ref.id, 0) < self._config.evictions_max
-
-    def _drop(self, item: InFlight) -> None:
-        if item.state is AttemptState.RUNNING:
-            self._effects.append(e.Abort(item.ref.id, item.attempt))
-        self.batch.leave(item, AttemptState.DROPPED)
-        self._pace.resize(len(self.batch.running), self._now_s)
-
-    def _requeue(self, items: list[InFlight]) -> None:
-        for item in reversed(items):
-            self.batch.leave(item, AttemptState.REQUEUED)
-            self.window.put_back(item.ref)
-
-    def _laxity(self, slo_class: str) -> float:
-        return self._class_ttft_s.get(slo_class, 0.0)
 
     def _move(self, trigger: Trigger) -> None:
         self.state = EXECUTOR_MOVES[self.state, trigger]

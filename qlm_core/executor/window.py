@@ -42,6 +42,7 @@ class Window:
         self.epoch = update.epoch
         if update.snapshot:
             self.order = ()
+            self._first = 0
             self._position.clear()
             self._groups.clear()
             self._group_of.clear()
@@ -49,13 +50,13 @@ class Window:
         if update.order is not None:
             self.order = update.order
             self._position = {group.id: index for index, group in enumerate(update.order)}
+            self._first = 0
         for id in update.remove:
             self.take(id)
         for ref in update.add:
             if ref.id not in in_flight:
                 self.take(ref.id)
                 self._insert(ref)
-        self._first = 0
         return True
 
     def set_reachable(self, gateway: GatewayId, reachable: bool) -> None:
@@ -75,7 +76,6 @@ class Window:
         if ref.id not in self._group_of:
             return
         self._groups[ref.group].move_to_end(ref.id, last=False)
-        self._first = min(self._first, self._position.get(ref.group, self._first))
 
     def take(self, id: RequestId) -> RequestRef | None:
         """Remove a reference; None if it is not here."""
@@ -125,6 +125,9 @@ class Window:
             return
         self._groups.setdefault(ref.group, _References())[ref.id] = ref
         self._group_of[ref.id] = ref.group
+        position = self._position.get(ref.group)
+        if position is not None and position < self._first:
+            self._first = position
 
     def _pullable(self, group: GroupId) -> bool:
         """Whether a group has a reference to pull; sets aside those whose gateway is away."""

@@ -1,0 +1,445 @@
+"""The ledger's driver: feeds it events with the time, and carries out its effects.
+
+Everything happens on one event loop, without locks. A durable request enters the ledger once the store has it, and its
+client hears of the end once the store has that: so whatever was said to a client is also true after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from gateway.intake import Draft
+from gateway.live import Live
+from gateway.mailbox import Mailbox
+from gateway.metrics import Metrics
+from gateway.openai import BadChunkError
+from gateway.store import Store, StoredEnd, StoredRequest, StoreError
+from qlm_core import ledger as lg
+from qlm_core.config import GatewayConfig
+from qlm_core.errors import NotFound, QlmError, QueueFull, Unavailable
+from qlm_core.messages import GatewayFact, Payload, Refused, Revoked, WorkOrder
+from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
+from qlm_core.outcome import FinishReason
+from qlm_core.resume import resumable
+
+log = logging.getLogger(__name__)
+
+# Attempt numbers of one start of the gateway: room for this many before the next start's begin.
+ATTEMPTS_PER_START = 1 << 16
+STARTS_MAX = 1 << 15
+STORE_RETRY_S = 1.0
+SWEEP_PERIOD_S = 60.0
+RETRY_AFTER_S_MAX = 300.0
+
+# What only shows in chunks that carry more than text; a cheap sign that makes us look closer.
+_BEYOND_TEXT = (b'"tool_calls"', b'"function_call"', b'"reasoning', b'"refusal"')
+
+
+class Driver:
+    """All open requests of one gateway.
+
+    Args:
+        tell: passes a fact to the solver, or drops it while there is none.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        store: Store,
+        metrics: Metrics,
+        *,
+        tell: Callable[[GatewayFact], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._metrics = metrics
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._ledger = lg.Ledger()
+        self._live: dict[RequestId, Live] = {}
+        self._agents: dict[AgentId, Mailbox[WorkOrder]] = {}
+        self._adding = 0
+        self._events: deque[lg.Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._recent_wait_s = 0.0
+        self._draining = False
+        self._appliers: dict[type, Callable[[Any], None]] = {
+            lg.Tell: lambda effect: self._tell(effect.fact),
+            lg.Deliver: self._deliver,
+            lg.Grant: self._grant,
+            lg.Refuse: self._refuse,
+            lg.Revoke: self._revoke,
+            lg.DropOutput: lambda effect: self._live[effect.id].drop_output(),
+            lg.Estimated: self._estimated,
+            lg.EndRequest: self._end,
+        }
+
+    # ---------------------------------------------------------------- life of the gateway
+
+    async def start(self) -> None:
+        """Open the store and take up what it still holds. Raises QlmError."""
+        starts = await self._store.open()
+        if starts > STARTS_MAX:
+            raise QlmError(
+                f"gateway.store: it was opened {starts} times and has no attempt numbers left. "
+                "Use a new store."
+            )
+        self._ledger = lg.Ledger(
+            agent_grace_s=self._config.agent_grace_s,
+            attempts_max=self._config.attempts_max,
+            first_attempt=starts * ATTEMPTS_PER_START,
+        )
+        restored = await self._store.open_requests()
+        for request in restored:
+            self._enter(request, durable=True, watched=False, resumable=_text_only(request))
+        if restored:
+            log.info("requests restored", extra={"requests": len(restored)})
+        self._spawn(self._sweep())
+
+    async def drain(self) -> None:
+        """Take nothing new; wait for what clients wait for, then give the rest up."""
+        self._draining = True
+        waiting = [live.ended for live in self._live.values() if not live.durable]
+        if waiting:
+            log.info("draining", extra={"requests": len(waiting)})
+            await asyncio.wait(waiting, timeout=self._config.drain_s)
+        for id, live in list(self._live.items()):
+            if not live.durable:
+                self.handle(lg.FailAsked(id, "the gateway is shutting down"))
+            else:
+                live.abandon("the gateway is shutting down; the request goes on when it is back")
+
+    async def close(self) -> None:
+        """Release everything. Durable requests stay in the store for the next start."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are turned away for good."""
+        return self._draining
+
+    @property
+    def ledger(self) -> lg.Ledger:
+        """For reading only."""
+        return self._ledger
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a refused client may try again: about one present wait from now."""
+        return min(max(1.0, self._recent_wait_s), RETRY_AFTER_S_MAX)
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
+        """What metrics read from here."""
+        open_phases = (Phase.WAITING, Phase.PULLED, Phase.RUNNING)
+        counts = {phase.value: float(self._ledger.count(phase)) for phase in open_phases}
+        yield "qlm_requests_open", "Open requests, by phase.", counts
+        yield "qlm_agents_connected", "Agents with a work stream.", float(len(self._agents))
+
+    # ---------------------------------------------------------------- clients
+
+    def admit(self) -> None:
+        """Whether one more request may come. Raises QueueFull or Unavailable."""
+        if self._draining:
+            raise Unavailable("the gateway is shutting down; send the request to another one")
+        limit = self._config.limits.open_requests_max
+        if len(self._ledger) + self._adding >= limit:
+            raise QueueFull("open requests", limit, self.retry_after_s)
+
+    def submit(self, draft: Draft, *, watched: bool) -> Live:
+        """Take a request that lives in memory only. Raises QueueFull or Unavailable."""
+        self.admit()
+        request = self._request(draft, "")
+        return self._enter(
+            request,
+            durable=False,
+            watched=watched,
+            resumable=draft.resumable,
+            include_usage=draft.include_usage,
+        )
+
+    async def submit_durable(self, draft: Draft, *, key: str = "", watched: bool) -> RequestId:
+        """Take a request and return its id once the store has it; with a known key, the earlier id.
+
+        Raises QueueFull, Unavailable (the store failed).
+        """
+        self.admit()
+        # Not to be torn by a client that leaves: a stored request must get into the ledger.
+        return await asyncio.shield(self._spawn(self._add(draft, key, watched)))
+
+    async def _add(self, draft: Draft, key: str, watched: bool) -> RequestId:
+        request = self._request(draft, key)
+        self._adding += 1
+        try:
+            owner = await self._store.add(request)
+        finally:
+            self._adding -= 1
+        if owner == request.id:
+            self._enter(
+                request,
+                durable=True,
+                watched=watched,
+                resumable=draft.resumable,
+                include_usage=draft.include_usage,
+            )
+        return owner
+
+    def live(self, id: RequestId) -> Live | None:
+        """An open request, or one whose end is being stored."""
+        return self._live.get(id)
+
+    def watch(self, id: RequestId) -> Live | None:
+        """As `live`, for who is about to show the output to a client."""
+        self.handle(lg.OutputWatched(id))
+        return self._live.get(id)
+
+    async def ended(self, id: RequestId) -> tuple[StoredRequest, StoredEnd]:
+        """How a stored request ended. Raises NotFound."""
+        found = await self._store.find(id)
+        if found is None or found[1] is None:
+            raise NotFound(f"id: no request {id[:64]!r} is known here")
+        return found[0], found[1]
+
+    async def cancel(self, id: RequestId) -> Phase:
+        """Cancel a request; returns how it ended, now or before. Raises NotFound."""
+        live = self._live.get(id)
+        if live is None:
+            return (await self.ended(id))[1].record.phase
+        self.handle(lg.CancelAsked(id))
+        return (await asyncio.shield(live.ended)).phase
+
+    def abandon(self, live: Live) -> None:
+        """The client of a request in memory is gone."""
+        self.handle(lg.CancelAsked(live.request.id))
+
+    def _request(self, draft: Draft, key: str) -> StoredRequest:
+        now = time.time()
+        kind = "chatcmpl" if draft.chat else "cmpl"
+        return StoredRequest(
+            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
+            chat=draft.chat,
+            model=draft.model,
+            slo_class=draft.slo_class,
+            slo=draft.slo,
+            prompt_tokens=draft.prompt_tokens,
+            max_output_tokens=draft.max_output_tokens,
+            tenant=draft.tenant,
+            service_tier=draft.service_tier,
+            body=draft.body,
+            arrived_at=now,
+            expires_at=now + draft.ttl_s,
+            idempotency_key=key,
+        )
+
+    def _enter(
+        self,
+        request: StoredRequest,
+        *,
+        durable: bool,
+        watched: bool,
+        resumable: bool,
+        include_usage: bool = False,
+    ) -> Live:
+        live = Live(
+            request,
+            durable=durable,
+            include_usage=include_usage,
+            backlog_max=self._config.limits.stream_backlog_chunks_max,
+        )
+        self._live[request.id] = live
+        # Unix time to the loop's clock; a clock set back never makes an arrival lie ahead.
+        now_s, unix = self._loop.time(), time.time()
+        meta = RequestMeta(
+            id=request.id,
+            gateway=GatewayId(self._config.id),
+            model=request.model,
+            slo_class=request.slo_class,
+            slo=request.slo,
+            prompt_tokens=request.prompt_tokens,
+            max_output_tokens=request.max_output_tokens,
+            arrival_s=now_s - max(0.0, unix - request.arrived_at),
+            tenant=request.tenant,
+        )
+        self.handle(
+            lg.Submitted(
+                request=meta,
+                durable=durable,
+                resumable=resumable,
+                watched=watched,
+                expires_s=now_s + (request.expires_at - unix),
+            )
+        )
+        return live
+
+    # ---------------------------------------------------------------- agents
+
+    def connect(self, agent: AgentId, orders: Mailbox[WorkOrder]) -> None:
+        """Send an agent's orders here from now on, in place of an earlier stream of its own."""
+        self._agents[agent] = orders
+
+    def disconnect(self, agent: AgentId, orders: Mailbox[WorkOrder]) -> None:
+        """An agent's stream ended; nothing happens if another took its place."""
+        if self._agents.get(agent) is orders:
+            del self._agents[agent]
+            self.handle(lg.AgentDisconnected(agent))
+
+    def _order(self, agent: AgentId, order: WorkOrder) -> None:
+        orders = self._agents.get(agent)
+        if orders is not None:
+            orders.put(order)
+
+    def _grant(self, effect: lg.Grant) -> None:
+        live = self._live[effect.id]
+        try:
+            text = live.continue_after() if effect.produced_tokens else ""
+        except BadChunkError as error:
+            self.handle(lg.FailAsked(effect.id, str(error)))
+            return
+        request = live.request
+        self._order(
+            effect.agent,
+            Payload(
+                id=effect.id,
+                attempt=effect.attempt,
+                model=request.model,
+                chat=request.chat,
+                body=request.body,
+                resume_text=text,
+                produced_tokens=effect.produced_tokens,
+            ),
+        )
+
+    def _refuse(self, effect: lg.Refuse) -> None:
+        self._order(effect.agent, Refused(effect.id, effect.reason))
+
+    def _revoke(self, effect: lg.Revoke) -> None:
+        self._order(effect.agent, Revoked(effect.id, effect.attempt))
+
+    def _deliver(self, effect: lg.Deliver) -> None:
+        chunk = effect.chunk
+        live = self._live[chunk.id]
+        try:
+            live.add(chunk.data, chunk.tokens)
+            if any(sign in chunk.data for sign in _BEYOND_TEXT) and not live.is_text_only:
+                self.handle(lg.OutputPinned(chunk.id))
+        except BadChunkError as error:
+            self.handle(lg.FailAsked(chunk.id, str(error)))
+            return
+        limit = self._config.limits.stored_output_bytes_max
+        if live.output_bytes > limit:
+            reason = f"the output exceeds gateway.limits.stored_output_bytes_max ({limit})"
+            self.handle(lg.FailAsked(chunk.id, reason))
+
+    # ---------------------------------------------------------------- the machine
+
+    def handle(self, event: lg.Event) -> None:
+        """Give the ledger an event and carry out what it wants, before anything else happens."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                now_s = self._loop.time()
+                for effect in self._ledger.handle(self._events.popleft(), now_s=now_s):
+                    self._appliers[type(effect)](effect)
+        finally:
+            self._handling = False
+        if type(event) is not lg.ChunkCame:
+            self._arm()
+
+    def _arm(self) -> None:
+        """See to it that the ledger is woken in time; an early wake-up does no harm."""
+        due_s = self._ledger.wakeup_s
+        if due_s is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.handle(lg.Woken())
+
+    def _estimated(self, effect: lg.Estimated) -> None:
+        live = self._live[effect.id]
+        if live.estimate is None:
+            live.estimate = effect.estimate
+        self._recent_wait_s += 0.2 * (effect.estimate.mean_s - self._recent_wait_s)
+        if live.estimated is not None and not live.estimated.done():
+            live.estimated.set_result(None)
+
+    def _end(self, effect: lg.EndRequest) -> None:
+        live, record = self._live[effect.id], effect.record
+        answer = b""
+        try:
+            if record.phase is Phase.FINISHED:
+                live.finish_output(record)
+            if effect.durable:
+                answer = live.response(record)
+        except BadChunkError as error:
+            reason = FinishReason.ERROR.value
+            record = replace(
+                record, phase=Phase.FAILED, reason=reason, error=str(error), attained=False
+            )
+        live.record = record
+        self._metrics.ended(live.request.model, live.request.slo_class, record)
+        log.debug(
+            "request ended",
+            extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
+        )
+        if not effect.durable:
+            del self._live[effect.id]
+            live.close(record)
+            return
+        end = StoredEnd(id=effect.id, ended_at=time.time(), record=record, answer=answer)
+        self._spawn(self._store_end(live, end))
+
+    async def _store_end(self, live: Live, end: StoredEnd) -> None:
+        while True:
+            try:
+                await self._store.end(end)
+                break
+            except StoreError as error:
+                log.error("cannot store an end", extra={"request": end.id, "error": str(error)})
+                await asyncio.sleep(STORE_RETRY_S)
+        del self._live[end.id]
+        live.close(end.record)
+
+    async def _sweep(self) -> None:
+        """Delete old answers, a few at a time."""
+        keep_s = self._config.store.keep_finished_s
+        while True:
+            try:
+                deleted = await self._store.sweep(time.time() - keep_s)
+            except StoreError as error:
+                log.error("cannot delete old answers", extra={"error": str(error)})
+                deleted = 0
+            await asyncio.sleep(0.1 if deleted else min(SWEEP_PERIOD_S, max(1.0, keep_s / 10)))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return task
+
+
+def _text_only(request: StoredRequest) -> bool:
+    return resumable(msgspec.json.decode(request.body), chat=request.chat)

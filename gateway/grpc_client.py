@@ -1,0 +1,303 @@
+"""The gRPC front door. Every request here is durable before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
+from typing import Any, TypeVar
+
+import grpc
+
+from gateway import openai
+from gateway.desk import Desk
+from gateway.intake import Wish
+from gateway.live import Live, Output
+from gateway.mailbox import Mailbox
+from protos import wire
+from protos.qlm.v1 import client_service_pb2 as pb
+from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
+from protos.qlm.v1 import types_pb2
+from qlm_core.errors import InvalidRequest, NotFound, QlmError, QueueFull, Unavailable, UnknownModel
+from qlm_core.ledger import EndRecord, Row
+from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
+
+KEY_BYTES_MAX = 256
+PAGE_MAX = 1000
+PAGE_DEFAULT = 100
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class UnauthenticatedError(QlmError):
+    """API keys are configured and the call brought none of them."""
+
+
+# The first class in the list that fits decides, so subclasses come first.
+STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (UnknownModel, grpc.StatusCode.NOT_FOUND),
+    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (QlmError, grpc.StatusCode.INTERNAL),
+)
+
+_CHAT = {pb.ENDPOINT_COMPLETIONS: False, pb.ENDPOINT_CHAT_COMPLETIONS: True}
+
+
+def status_of(error: QlmError) -> grpc.StatusCode:
+    """The gRPC status of an error of ours."""
+    return next(code for kind, code in STATUS_OF if isinstance(error, kind))
+
+
+async def _abort(desk: Desk, context: Context, error: QlmError) -> None:
+    code = getattr(error, "code", None)
+    desk.metrics.refused(code if isinstance(code, str) else status_of(error).name.lower())
+    if isinstance(error, QueueFull):
+        context.set_trailing_metadata((("retry-after-s", str(max(1, round(error.retry_after_s)))),))
+    await context.abort(status_of(error), str(error))
+
+
+def _answering(
+    method: Callable[[ClientServicer, Request], Awaitable[Reply]],
+) -> Callable[[ClientServicer, Request, Context], Awaitable[Reply]]:
+    """A call with one answer, whose errors become gRPC statuses."""
+
+    @functools.wraps(method)
+    async def call(self: ClientServicer, request: Request, context: Context) -> Reply:
+        try:
+            self.authorize(context)
+            return await method(self, request)
+        except QlmError as error:
+            await _abort(self.desk, context, error)
+            raise
+
+    return call
+
+
+class ClientServicer(pb_grpc.ClientServiceServicer):
+    """Serves clients."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._keys = frozenset(f"Bearer {key}" for key in desk.config.gateway.api_keys)
+
+    def authorize(self, context: Context) -> None:
+        """Raises Unauthenticated when keys are configured and the call brings none of them."""
+        if self._keys:
+            said = dict(context.invocation_metadata() or ()).get("authorization", "")
+            if said not in self._keys:
+                raise UnauthenticatedError("authorization: send Bearer and one of the API keys")
+
+    # ---------------------------------------------------------------- streams
+
+    async def Submit(
+        self, request: pb.SubmitRequest, context: Context
+    ) -> AsyncIterator[pb.SubmitResponse]:
+        try:
+            self.authorize(context)
+            id, slo_class = await self._take(request.request, watched=True)
+            live = self.desk.driver.live(id)
+            follower = live.follow() if live is not None else None
+            try:
+                accepted = await self._accepted(id, slo_class)
+                yield pb.SubmitResponse(event=pb.RequestEvent(accepted=accepted))
+                async for event in self._events(id, live, follower):
+                    yield pb.SubmitResponse(event=event)
+            finally:
+                if live is not None and follower is not None:
+                    live.unfollow(follower)
+        except QlmError as error:
+            await _abort(self.desk, context, error)
+
+    async def WatchRequest(
+        self, request: pb.WatchRequestRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRequestResponse]:
+        try:
+            self.authorize(context)
+            id = RequestId(request.id)
+            live = self.desk.driver.watch(id)
+            follower = live.follow() if live is not None else None
+            try:
+                async for event in self._events(id, live, follower):
+                    yield pb.WatchRequestResponse(event=event)
+            finally:
+                if live is not None and follower is not None:
+                    live.unfollow(follower)
+        except QlmError as error:
+            await _abort(self.desk, context, error)
+
+    async def _events(
+        self, id: RequestId, live: Live | None, follower: Mailbox[Output] | None
+    ) -> AsyncIterator[pb.RequestEvent]:
+        """Output and end of a request, from its beginning."""
+        if live is None or follower is None:
+            request, end = await self.desk.driver.ended(id)
+            if end.record.phase is Phase.FINISHED:
+                data = openai.chunk_of(end.answer, chat=request.chat)
+                chunk = pb.OutputChunk(chunk_json=data, tokens=end.record.output_tokens)
+                yield pb.RequestEvent(chunk=chunk)
+            yield pb.RequestEvent(ended=_ended(end.record))
+            return
+        while outputs := await follower.take():
+            # A message costs far more than merging the chunks that came meanwhile.
+            data, tokens = live.merge(outputs)
+            yield pb.RequestEvent(chunk=pb.OutputChunk(chunk_json=data, tokens=tokens))
+        record = await asyncio.shield(live.ended)
+        yield pb.RequestEvent(ended=_ended(record))
+
+    # ---------------------------------------------------------------- calls
+
+    @_answering
+    async def Enqueue(self, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
+        id, slo_class = await self._take(request.request, watched=False)
+        return pb.EnqueueResponse(accepted=await self._accepted(id, slo_class))
+
+    @_answering
+    async def GetRequest(self, request: pb.GetRequestRequest) -> pb.GetRequestResponse:
+        id = RequestId(request.id)
+        row = self.desk.driver.ledger.row(id)
+        if row is not None:
+            return pb.GetRequestResponse(request=self._view(row))
+        await self.desk.settled(id)
+        stored, end = await self.desk.driver.ended(id)
+        view = pb.RequestView(
+            id=id,
+            model=stored.model,
+            slo_class=stored.slo_class,
+            phase=wire.phase_to_wire(end.record.phase),
+            waited_s=end.record.e2e_s,
+            prompt_tokens=end.record.prompt_tokens,
+            produced_tokens=end.record.output_tokens,
+            attempt=end.record.attempts,
+        )
+        return pb.GetRequestResponse(
+            request=view, response_json=end.answer, ended=_ended(end.record)
+        )
+
+    @_answering
+    async def CancelRequest(self, request: pb.CancelRequestRequest) -> pb.CancelRequestResponse:
+        phase = await self.desk.driver.cancel(RequestId(request.id))
+        return pb.CancelRequestResponse(phase=wire.phase_to_wire(phase))
+
+    @_answering
+    async def EstimateWait(self, request: pb.EstimateWaitRequest) -> pb.EstimateWaitResponse:
+        if request.model not in self.desk.intake.models():
+            raise UnknownModel(request.model[:KEY_BYTES_MAX], tuple(self.desk.intake.models()))
+        slo_class, slo = self.desk.intake.targets(_wish(request))
+        now_s = self.desk.now_s
+        meta = RequestMeta(
+            id=RequestId("estimate"),
+            gateway=GatewayId(self.desk.config.gateway.id),
+            model=ModelName(request.model),
+            slo_class=slo_class,
+            slo=slo,
+            prompt_tokens=max(1, request.prompt_tokens),
+            max_output_tokens=max(1, request.max_output_tokens),
+            arrival_s=now_s,
+        )
+        estimate = await self.desk.solver.estimate(meta, now_s=now_s)
+        return pb.EstimateWaitResponse(
+            estimate=wire.estimate_to_wire(estimate), feasible=estimate.p90_s <= slo.ttft_s
+        )
+
+    @_answering
+    async def ListRequests(self, request: pb.ListRequestsRequest) -> pb.ListRequestsResponse:
+        size = min(request.page_size or PAGE_DEFAULT, PAGE_MAX)
+        below = _page_start(request.page_token)
+        newest = self.desk.driver.ledger.newest()
+        older = (row for row in newest if below is None or row.number < below)
+        rows = list(islice(older, size + 1))
+        more = str(rows[size - 1].number) if len(rows) > size else ""
+        views = [self._view(row) for row in rows[:size]]
+        return pb.ListRequestsResponse(requests=views, next_page_token=more)
+
+    @_answering
+    async def ViewQueues(self, _: pb.ViewQueuesRequest) -> pb.ViewQueuesResponse:
+        return pb.ViewQueuesResponse(view_json=await self.desk.solver.view())
+
+    @_answering
+    async def ExplainRequest(self, request: pb.ExplainRequestRequest) -> pb.ExplainRequestResponse:
+        explanation = await self.desk.explain(RequestId(request.id))
+        return pb.ExplainRequestResponse(explanation_json=explanation)
+
+    # ---------------------------------------------------------------- parts
+
+    async def _take(self, new: pb.NewRequest, *, watched: bool) -> tuple[RequestId, str]:
+        """Check and store a request; returns its id and the class really used."""
+        chat = _CHAT.get(new.endpoint)
+        if chat is None:
+            raise InvalidRequest(
+                "request.endpoint", "unspecified", "Say completions or chat_completions."
+            )
+        if len(new.idempotency_key.encode()) > KEY_BYTES_MAX:
+            raise InvalidRequest(
+                "request.idempotency_key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
+            )
+        if not new.model:
+            raise InvalidRequest("request.model", "missing", "Name the model to use.")
+        draft = self.desk.intake.draft(new.body_json, chat=chat, wish=_wish(new), model=new.model)
+        id = await self.desk.driver.submit_durable(draft, key=new.idempotency_key, watched=watched)
+        return id, draft.slo_class
+
+    async def _accepted(self, id: RequestId, slo_class: str) -> pb.Accepted:
+        live = self.desk.driver.live(id)
+        estimate = None
+        if live is not None:
+            await self.desk.estimated(live)
+            slo_class = live.request.slo_class
+            estimate = live.estimate
+        given = None if estimate is None else wire.estimate_to_wire(estimate)
+        return pb.Accepted(id=id, slo_class=slo_class, estimate=given)
+
+    def _view(self, row: Row) -> pb.RequestView:
+        return pb.RequestView(
+            id=row.meta.id,
+            model=row.meta.model,
+            slo_class=row.meta.slo_class,
+            phase=wire.phase_to_wire(row.phase),
+            waited_s=self.desk.now_s - row.meta.arrival_s,
+            prompt_tokens=row.meta.prompt_tokens,
+            produced_tokens=row.output_tokens,
+            agent=row.agent or "",
+            attempt=row.attempts,
+        )
+
+
+def _wish(request: pb.NewRequest | pb.EstimateWaitRequest) -> Wish:
+    tenant = request.tenant if isinstance(request, pb.NewRequest) else ""
+    if not request.HasField("slo"):
+        return Wish(slo_class=request.slo_class, tenant=tenant)
+    if request.slo_class:
+        raise InvalidRequest("slo", "given together with slo_class", "Give one of the two.")
+    slo = wire.slo_from_wire(request.slo)
+    return Wish(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, e2e_s=slo.e2e_s, tenant=tenant)
+
+
+def _page_start(token: str) -> int | None:
+    if not token:
+        return None
+    if not token.isdecimal():
+        raise InvalidRequest("page_token", "not one of ours", "Pass next_page_token unchanged.")
+    return int(token)
+
+
+def _ended(record: EndRecord) -> pb.Ended:
+    failed = record.phase is Phase.FAILED and bool(record.error)
+    return pb.Ended(
+        phase=wire.phase_to_wire(record.phase),
+        reason=f"{record.reason}: {record.error}" if failed else record.reason,
+        usage=types_pb2.Usage(
+            prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
+        ),
+        ttft_s=record.ttft_s,
+        e2e_s=record.e2e_s,
+        attained=record.attained,
+        evictions=record.evictions,
+        estimate=None if record.estimate is None else wire.estimate_to_wire(record.estimate),
+    )

@@ -1,0 +1,143 @@
+"""The HTTP headers that a gateway reads and writes, under their current names and the deprecated ones.
+
+Names follow llm-d's router, so a gateway fits where one stood; ours start with `x-qlm-`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from gateway.intake import Wish
+from gateway.openai import Problem
+from qlm_core.errors import InvalidRequest
+from qlm_core.ledger import EndRecord
+from qlm_core.model import Phase, RequestId
+
+Headers = dict[bytes, bytes]
+RawHeaders = list[tuple[bytes, bytes]]
+
+_CLASS = (
+    b"x-qlm-slo-class",
+    b"x-llm-d-inference-objective",
+    b"x-gateway-inference-objective",
+    b"x-dynamo-inference-objective",
+)
+_TENANT = (
+    b"x-qlm-tenant",
+    b"x-llm-d-inference-fairness-id",
+    b"x-gateway-inference-fairness-id",
+    b"x-tenant-id",
+)
+_TTFT_MS = (b"x-llm-d-slo-ttft-ms", b"x-slo-ttft-ms")
+_TPOT_MS = (b"x-llm-d-slo-tpot-ms", b"x-slo-tpot-ms")
+_E2E_MS = (b"x-qlm-slo-e2e-ms",)
+_TTL = b"x-llm-d-inference-ttl"
+_TTL_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
+_TTL_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_REQUEST_ID_BYTES_MAX = 128
+
+
+def read(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Headers by lower-case name; the first of several of the same name counts."""
+    headers: Headers = {}
+    for name, value in raw:
+        headers.setdefault(name, value)
+    return headers
+
+
+def text(headers: Headers, *names: bytes) -> str:
+    """The first of these headers that is there, or ""."""
+    for name in names:
+        value = headers.get(name)
+        if value:
+            return value.decode("latin-1").strip()
+    return ""
+
+
+def flag(headers: Headers, name: bytes) -> bool:
+    """Whether a header says true. Raises InvalidRequest when it says neither true nor false."""
+    value = text(headers, name).lower()
+    if value in ("", "0", "false"):
+        return False
+    if value in ("1", "true"):
+        return True
+    raise InvalidRequest(name.decode(), f"{value[:32]!r} is not true or false", "Correct it.")
+
+
+def wish(headers: Headers) -> Wish:
+    """Class, targets and tenant as headers give them. Raises InvalidRequest for what is no number."""
+    return Wish(
+        slo_class=text(headers, *_CLASS),
+        ttft_s=_milliseconds(headers, _TTFT_MS),
+        tpot_s=_milliseconds(headers, _TPOT_MS),
+        e2e_s=_milliseconds(headers, _E2E_MS),
+        ttl_s=_duration(text(headers, _TTL)),
+        tenant=text(headers, *_TENANT),
+    )
+
+
+def echoed(headers: Headers) -> RawHeaders:
+    """The client's own request id, for an answer to something that never became a request."""
+    own = headers.get(b"x-request-id", b"")
+    return [(b"x-request-id", own)] if _is_plain(own) else []
+
+
+def answering(headers: Headers, id: RequestId, queue_s: float | None) -> RawHeaders:
+    """Ids and time in the queue."""
+    told = echoed(headers) or [(b"x-request-id", id.encode())]
+    told.append((b"x-qlm-request-id", id.encode()))
+    if queue_s is not None:
+        told.append((b"x-llm-d-flow-queue-duration-ms", b"%d" % int(queue_s * 1000)))
+    return told
+
+
+def answered(headers: Headers, id: RequestId, record: EndRecord) -> RawHeaders:
+    """As `answering`, for a request that has ended."""
+    queue_s = record.queue_s
+    if queue_s is None and record.phase is not Phase.FINISHED:
+        queue_s = record.e2e_s
+    return answering(headers, id, queue_s)
+
+
+def problem(problem: Problem) -> RawHeaders:
+    """What headers say of an error."""
+    told: RawHeaders = []
+    if problem.retry_after_s is not None:
+        told.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_s))))
+    if problem.dropped:
+        told.append((b"x-llm-d-request-dropped-reason", problem.dropped.encode()))
+    if problem.status == 401:
+        told.append((b"www-authenticate", b"Bearer"))
+    return told
+
+
+def _milliseconds(headers: Headers, names: tuple[bytes, ...]) -> float | None:
+    value = text(headers, *names)
+    if not value:
+        return None
+    try:
+        return float(value) / 1000.0
+    except ValueError:
+        name = next(name for name in names if headers.get(name)).decode()
+        raise InvalidRequest(
+            name, f"{value[:32]!r} is not a number", "Give milliseconds.", code="invalid_slo"
+        ) from None
+
+
+def _duration(value: str) -> float | None:
+    """A duration as Go writes it, such as 1m30s."""
+    if not value:
+        return None
+    parts = _TTL_PART.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise InvalidRequest(
+            _TTL.decode(), f"{value[:32]!r} is not a duration", "Write it like 90s or 1m30s."
+        )
+    return sum(float(number) * _TTL_UNIT_S[unit] for number, unit in parts)
+
+
+def _is_plain(value: bytes) -> bool:
+    return (
+        0 < len(value) <= _REQUEST_ID_BYTES_MAX and value.isascii() and value.decode().isprintable()
+    )

@@ -1,0 +1,199 @@
+"""An open request as its client sees it: the body, the output so far, and who follows it.
+
+The ledger knows where the request stands; this holds what the ledger never sees. Output is kept as the raw chunks that
+came and folded together only when somebody needs the whole (a continued attempt, a late follower, the final answer)
+or when the raw form grows large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from gateway import openai
+from gateway.mailbox import Mailbox
+from gateway.store import StoredRequest
+from qlm_core.errors import Unavailable
+from qlm_core.ledger import EndRecord
+from qlm_core.model import Estimate
+
+FOLD_BYTES = 65_536
+
+
+class Output(NamedTuple):
+    """A framed chunk on its way to a client, and the output tokens in it."""
+
+    data: bytes
+    tokens: int
+
+
+class Live:
+    """One open request.
+
+    Attributes:
+        ended: resolves with the terminal record once that is as durable as the request.
+        record: the terminal record, from the moment that the ledger made it.
+        estimated: resolves with the first estimate; created by whoever waits for it.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_backlog_max",
+        "_continued",
+        "_folded_bytes",
+        "_followers",
+        "_framer",
+        "_raw",
+        "_raw_bytes",
+        "durable",
+        "ended",
+        "estimate",
+        "estimated",
+        "record",
+        "request",
+    )
+
+    def __init__(
+        self, request: StoredRequest, *, durable: bool, include_usage: bool, backlog_max: int
+    ) -> None:
+        self.request = request
+        self.durable = durable
+        self.ended: asyncio.Future[EndRecord] = asyncio.get_running_loop().create_future()
+        self.record: EndRecord | None = None
+        self.estimate: Estimate | None = None
+        self.estimated: asyncio.Future[None] | None = None
+        self._framer = openai.Framer(
+            id=request.id,
+            chat=request.chat,
+            created=int(request.arrived_at),
+            model=request.model,
+            service_tier=request.service_tier,
+            usage=include_usage,
+        )
+        self._followers: list[Mailbox[Output]] = []
+        self._answer = openai.Answer(chat=request.chat)
+        self._raw: list[bytes] = []
+        self._raw_bytes = self._folded_bytes = 0
+        self._continued = False
+        self._backlog_max = max(1, backlog_max)
+
+    # ---------------------------------------------------------------- output
+
+    def add(self, data: bytes, tokens: int) -> None:
+        """Keep a chunk and pass it on. Raises BadChunkError."""
+        if self._continued:
+            data = openai.strip_roles(data)
+            if not data:
+                return
+        framed = self._framer.frame(data) if self._followers else b""
+        self._raw.append(data)
+        self._raw_bytes += len(data)
+        if self._raw_bytes > FOLD_BYTES:
+            self._fold()
+            self._folded_bytes = len(self._answer.chunk())
+        if framed:
+            for follower in self._followers:
+                follower.put(Output(framed, tokens))
+                if len(follower) > self._backlog_max:
+                    self._merge(follower)
+
+    def continue_after(self) -> str:
+        """The text so far; what comes next is a continued attempt's. Raises BadChunkError."""
+        self._fold()
+        self._continued = True
+        return self._answer.text
+
+    def drop_output(self) -> None:
+        """Forget the output so far."""
+        self._raw = []
+        self._raw_bytes = self._folded_bytes = 0
+        self._answer = openai.Answer(chat=self.request.chat)
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether the output so far can be continued from its text."""
+        self._fold()
+        return self._answer.is_text_only
+
+    @property
+    def output_bytes(self) -> int:
+        """Roughly what the output so far takes in memory."""
+        return self._folded_bytes + self._raw_bytes
+
+    # ---------------------------------------------------------------- followers
+
+    def follow(self) -> Mailbox[Output]:
+        """A mailbox with all output from the beginning; closed after the last."""
+        self._fold()
+        follower: Mailbox[Output] = Mailbox()
+        so_far = self._answer.chunk()
+        if so_far:
+            # Their tokens were counted when they came; a late follower learns the sum at the end.
+            follower.put(Output(self._framer.frame(so_far), 0))
+        self._followers.append(follower)
+        return follower
+
+    def unfollow(self, follower: Mailbox[Output]) -> None:
+        """Stop writing to a mailbox."""
+        if follower in self._followers:
+            self._followers.remove(follower)
+
+    def merge(self, outputs: list[Output]) -> Output:
+        """Several chunks as one."""
+        if len(outputs) == 1:
+            return outputs[0]
+        answer = openai.Answer(chat=self.request.chat)
+        for output in outputs:
+            answer.fold(output.data)
+        tokens = sum(output.tokens for output in outputs)
+        return Output(self._framer.frame(answer.chunk()), tokens)
+
+    def _merge(self, follower: Mailbox[Output]) -> None:
+        follower.replace([self.merge(follower.peek())])
+
+    # ---------------------------------------------------------------- the end
+
+    def finish_output(self, record: EndRecord) -> bytes:
+        """Complete the stream and return the whole answer as a response object."""
+        self._fold()
+        last = self._answer.finish(record.reason)
+        if last:
+            self._answer.fold(last)
+            for follower in self._followers:
+                follower.put(Output(self._framer.frame(last), 0))
+        return self.response(record)
+
+    def response(self, record: EndRecord) -> bytes:
+        """The answer as an OpenAI response object."""
+        self._fold()
+        return self._answer.response(
+            id=self.request.id,
+            created=int(self.request.arrived_at),
+            model=self.request.model,
+            service_tier=self.request.service_tier,
+            record=record,
+        )
+
+    def usage_chunk(self, record: EndRecord) -> bytes:
+        """The chunk that reports token usage."""
+        return self._framer.usage(record)
+
+    def close(self, record: EndRecord) -> None:
+        """Tell everyone that it is over."""
+        for follower in self._followers:
+            follower.close()
+        if not self.ended.done():
+            self.ended.set_result(record)
+
+    def abandon(self, reason: str) -> None:
+        """Tell everyone that this gateway will not see the end of it."""
+        for follower in self._followers:
+            follower.close()
+        if not self.ended.done():
+            self.ended.set_exception(Unavailable(reason))
+            self.ended.exception()  # nobody need be waiting for it
+
+    def _fold(self) -> None:
+        raw, self._raw, self._raw_bytes = self._raw, [], 0
+        for data in raw:
+            self._answer.fold(data)

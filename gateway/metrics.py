@@ -1,0 +1,143 @@
+"""What a gateway publishes for Prometheus. docs/metrics.md describes each.
+
+Labels come from the configuration alone (models, SLO classes, phases), so their number is bounded; what is not in it
+counts as "other", explicit targets as "explicit". Values that something else already keeps are read when scraped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from gateway.intake import EXPLICIT
+from qlm_core.config import Config
+from qlm_core.ledger import EndRecord
+from qlm_core.model import Phase
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OTHER = "other"
+
+_WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 900, 3600, 14400)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
+_ERROR_BUCKETS = (-600, -60, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 60, 600)
+
+Gauges = Callable[[], Iterable[tuple[str, str, dict[str, float] | float]]]
+
+
+class Metrics:
+    """The metrics of one gateway, in a registry of its own."""
+
+    def __init__(self, config: Config, gauges: Gauges) -> None:
+        self.registry = CollectorRegistry()
+        self._models = config.models
+        self._classes = config.slo_classes
+        by_class = ("model", "slo_class")
+        registry = self.registry
+        self._requests = Counter(
+            "qlm_requests", "Requests ended, by how.", (*by_class, "outcome"), registry=registry
+        )
+        self._attained = Counter(
+            "qlm_slo_attained", "Requests that met every target.", by_class, registry=registry
+        )
+        self._queue = Histogram(
+            "qlm_request_queue_seconds",
+            "Arrival to the first grant.",
+            by_class,
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "qlm_request_ttft_seconds",
+            "Arrival to the first token.",
+            by_class,
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._tpot = Histogram(
+            "qlm_request_tpot_seconds",
+            "Time per output token after the first.",
+            by_class,
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._e2e = Histogram(
+            "qlm_request_e2e_seconds",
+            "Arrival to the end, finished requests.",
+            by_class,
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._estimate_error = Histogram(
+            "qlm_wait_estimate_error_seconds",
+            "Realised time to first token less the mean estimated at arrival.",
+            by_class,
+            buckets=_ERROR_BUCKETS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "qlm_tokens", "Tokens of finished requests.", ("model", "kind"), registry=registry
+        )
+        self._evictions = Counter(
+            "qlm_request_evictions", "Evictions of ended requests.", by_class, registry=registry
+        )
+        self._refused = Counter(
+            "qlm_requests_refused", "Requests not accepted, by code.", ("code",), registry=registry
+        )
+        registry.register(_Read(gauges))
+
+    def ended(self, model: str, slo_class: str, record: EndRecord) -> None:
+        """Count one terminal record."""
+        labels = self._labels(model, slo_class)
+        self._requests.labels(*labels, record.phase.value).inc()
+        if record.attained:
+            self._attained.labels(*labels).inc()
+        if record.queue_s is not None:
+            self._queue.labels(*labels).observe(record.queue_s)
+        if record.ttft_s is not None:
+            self._ttft.labels(*labels).observe(record.ttft_s)
+            if record.estimate is not None:
+                error_s = record.ttft_s - record.estimate.mean_s
+                self._estimate_error.labels(*labels).observe(error_s)
+        if record.tpot_s is not None:
+            self._tpot.labels(*labels).observe(record.tpot_s)
+        if record.evictions:
+            self._evictions.labels(*labels).inc(record.evictions)
+        if record.phase is Phase.FINISHED:
+            self._e2e.labels(*labels).observe(record.e2e_s)
+            self._tokens.labels(labels[0], "prompt").inc(record.prompt_tokens)
+            self._tokens.labels(labels[0], "output").inc(record.output_tokens)
+
+    def refused(self, code: str) -> None:
+        """Count a request that was not accepted; `code` is one of our own error codes."""
+        self._refused.labels(code).inc()
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _labels(self, model: str, slo_class: str) -> tuple[str, str]:
+        known_class = slo_class if slo_class in self._classes else EXPLICIT
+        return (model if model in self._models else OTHER), known_class
+
+
+class _Read:
+    """Gauges whose values live elsewhere."""
+
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in self._gauges():
+            if isinstance(value, dict):
+                family = GaugeMetricFamily(name, text, labels=("phase",))
+                for label, number in value.items():
+                    family.add_metric((label,), number)
+            else:
+                family = GaugeMetricFamily(name, text, value=value)
+            yield family

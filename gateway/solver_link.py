@@ -1,0 +1,200 @@
+"""The session with the solver: facts up, orders down, and questions on the side.
+
+The gateway works on without a solver. Whenever a session opens the ledger announces everything anew, so nothing needs
+to be kept for a solver that is away; and one that falls too far behind is left and met again the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import grpc
+
+from gateway.mailbox import Mailbox
+from protos import wire
+from protos.qlm.v1 import gateway_session_service_pb2 as pb
+from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
+from qlm_core import ledger as lg
+from qlm_core.config import GatewayConfig
+from qlm_core.errors import InvalidRequest, NotFound, Unavailable
+from qlm_core.messages import EstimateGiven, Fleet, GatewayFact, GatewayHello, GatewayOrder
+from qlm_core.messages import ShedOrder as Shed
+from qlm_core.model import Estimate, GatewayId, ModelName, RequestId, RequestMeta
+
+log = logging.getLogger(__name__)
+
+FACTS_PER_MESSAGE_MAX = 2_000
+BACKOFF_S_MIN = 0.05
+BACKOFF_S_MAX = 2.0
+QUESTION_TIMEOUT_S = 5.0
+
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+class Handle(Protocol):
+    """Takes a ledger event."""
+
+    def __call__(self, event: lg.Event) -> None: ...
+
+
+class SolverLink:
+    """Dials the solver for as long as the gateway runs."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        work_address: Callable[[], str],
+        rng: random.Random,
+    ) -> None:
+        self._config = config
+        self._work_address = work_address
+        self._rng = rng
+        self._facts: Mailbox[GatewayFact] | None = None
+        self._heard = False
+        self._models: tuple[ModelName, ...] = ()
+        # Room for an announcement of everything open and all that may happen while it is read.
+        self._backlog_max = 4 * config.limits.open_requests_max + 1_000
+        limit = config.limits.message_bytes_max
+        self._channel = grpc.aio.insecure_channel(
+            config.solver,
+            options=(
+                *CHANNEL_OPTIONS,
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+            ),
+        )
+        self._stub: pb_grpc.GatewaySessionServiceAsyncStub = pb_grpc.GatewaySessionServiceStub(
+            self._channel
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open."""
+        return self._facts is not None
+
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that the fleet can serve, as the solver last said."""
+        return self._models
+
+    def tell(self, fact: GatewayFact) -> None:
+        """Pass a fact on; dropped while there is no session."""
+        facts = self._facts
+        if facts is None:
+            return
+        facts.put(fact)
+        if len(facts) > self._backlog_max:
+            log.error("the solver reads too slowly; leaving it", extra={"facts": len(facts)})
+            self._facts = None
+            facts.replace([])
+            facts.close()
+
+    async def run(self, handle: Handle) -> None:
+        """Keep a session open until cancelled."""
+        backoff_s = BACKOFF_S_MIN
+        while True:
+            await self._channel.channel_ready()
+            self._heard = False
+            backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+            try:
+                await self._session(handle)
+                log.info("the solver ended the session")
+            except grpc.aio.AioRpcError as error:
+                said = {"code": error.code().name, "details": error.details()}
+                log.warning("lost the solver", extra=said)
+                # Another gateway has this id; a fight over it would help neither.
+                self._heard &= error.code() is not grpc.StatusCode.ABORTED
+            except wire.WireError as error:
+                log.error("the solver speaks another version", extra={"error": str(error)})
+                self._heard = False
+            finally:
+                self._facts = None
+            if self._heard:
+                backoff_s = BACKOFF_S_MIN
+            await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
+
+    async def _session(self, handle: Handle) -> None:
+        facts: Mailbox[GatewayFact] = Mailbox()
+        self._facts = facts
+        facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
+        handle(lg.SolverConnected())
+        log.info("announced to the solver", extra={"facts": len(facts)})
+        call = self._stub.GatewaySession(_messages(facts))
+        try:
+            async for message in call:
+                self._heard = True
+                for order in wire.gateway_orders_from_wire(message):
+                    self._obey(order, handle)
+        finally:
+            facts.close()
+            call.cancel()
+
+    def _obey(self, order: GatewayOrder, handle: Handle) -> None:
+        match order:
+            case EstimateGiven(id, estimate):
+                handle(lg.EstimateCame(id, estimate))
+            case Shed(id, reason):
+                handle(lg.ShedOrdered(id, reason))
+            case Fleet(models):
+                self._models = models
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close(None)
+
+    # ---------------------------------------------------------------- questions
+
+    async def estimate(self, request: RequestMeta, *, now_s: float) -> Estimate:
+        """The wait of a request that is not submitted. Raises Unavailable, InvalidRequest."""
+        question = pb.EstimateRequest(request=wire.meta_to_wire(request, now_s))
+        try:
+            answer = await self._stub.Estimate(question, timeout=QUESTION_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise InvalidRequest(
+                    "model", "nobody serves it now", "Start an agent for it.", code="not_served"
+                ) from None
+            raise _no_answer(error) from None
+        return wire.estimate_from_wire(answer.estimate)
+
+    async def view(self) -> bytes:
+        """Groups, queues, agents and plan as JSON. Raises Unavailable."""
+        try:
+            answer = await self._stub.View(pb.ViewRequest(), timeout=QUESTION_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _no_answer(error) from None
+        return answer.view_json
+
+    async def explain(self, id: RequestId) -> bytes:
+        """Why a request stands where it stands, as JSON. Raises NotFound, Unavailable."""
+        try:
+            answer = await self._stub.Explain(pb.ExplainRequest(id=id), timeout=QUESTION_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise NotFound(f"id: the solver knows no request {id[:64]!r}") from None
+            raise _no_answer(error) from None
+        return answer.explanation_json
+
+
+def _no_answer(error: grpc.aio.AioRpcError) -> Unavailable:
+    return Unavailable(f"the solver does not answer ({error.code().name}); try again later")
+
+
+async def _messages(facts: Mailbox[GatewayFact]) -> AsyncIterator[pb.GatewaySessionRequest]:
+    loop = asyncio.get_running_loop()
+    while batch := await facts.take():
+        for start in range(0, len(batch), FACTS_PER_MESSAGE_MAX):
+            part = batch[start : start + FACTS_PER_MESSAGE_MAX]
+            yield wire.facts_to_wire(part, loop.time())

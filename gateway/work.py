@@ -1,0 +1,157 @@
+"""The work streams: payloads down to agents, their output up into the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from gateway.driver import Driver
+from gateway.mailbox import Mailbox
+from protos import wire
+from protos.qlm.v1 import work_service_pb2 as pb
+from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
+from qlm_core import ledger as lg
+from qlm_core.messages import (
+    AttemptEnded,
+    AttemptReturned,
+    Chunk,
+    Payload,
+    Pull,
+    WorkEvent,
+    WorkHello,
+    WorkOrder,
+)
+from qlm_core.model import AgentId
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[pb.WorkRequest, pb.WorkResponse]
+
+# Payloads are the large orders; a message is closed when they reach this share of its limit.
+_MESSAGE_SHARE = 0.5
+
+
+class WorkServicer(pb_grpc.WorkServiceServicer):
+    """Serves agents. One stream per agent; a newer one takes the place of the older."""
+
+    def __init__(self, driver: Driver, *, message_bytes_max: int) -> None:
+        self._driver = driver
+        self._order_bytes_max = int(message_bytes_max * _MESSAGE_SHARE)
+        self._streams: dict[AgentId, _Stream] = {}
+
+    async def Work(
+        self, request_iterator: AsyncIterator[pb.WorkRequest], context: Context
+    ) -> AsyncIterator[pb.WorkResponse]:
+        """One agent's stream, until either side ends it."""
+        stream = _Stream(self._driver, self._streams)
+        reader = asyncio.create_task(stream.read(request_iterator))
+        try:
+            while orders := await stream.orders.take():
+                for batch in _batches(orders, self._order_bytes_max):
+                    yield wire.work_orders_to_wire(batch)
+            if stream.refusal is not None:
+                await context.abort(*stream.refusal)
+        finally:
+            stream.close()
+            reader.cancel()
+
+    def close(self) -> None:
+        """End all streams; agents dial again and come back to the next start of this gateway."""
+        for stream in list(self._streams.values()):
+            stream.refuse(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
+
+
+class _Stream:
+    """One agent's stream."""
+
+    def __init__(self, driver: Driver, streams: dict[AgentId, _Stream]) -> None:
+        self.orders: Mailbox[WorkOrder] = Mailbox()
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        self._driver = driver
+        self._streams = streams
+        self._agent: AgentId | None = None
+        self._closed = False
+
+    async def read(self, messages: AsyncIterator[pb.WorkRequest]) -> None:
+        """Pass on what the agent sends, until it ends the stream or breaks the protocol."""
+        try:
+            async for message in messages:
+                for event in wire.work_from_wire(message):
+                    if self._closed:
+                        return
+                    self._take(event)
+        except wire.WireError as error:
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self.orders.close()
+
+    def refuse(self, code: grpc.StatusCode, reason: str) -> None:
+        """End the stream with a status."""
+        if self.refusal is None:
+            self.refusal = (code, reason)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is read or written; the ledger starts to wait for the agent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.orders.close()
+        agent = self._agent
+        if agent is not None and self._streams.get(agent) is self:
+            del self._streams[agent]
+            self._driver.disconnect(agent, self.orders)
+            log.info("agent disconnected", extra={"agent": agent})
+
+    def _take(self, event: WorkEvent) -> None:
+        agent = self._agent
+        if agent is None or isinstance(event, WorkHello):
+            self._open(event)
+            return
+        match event:
+            case Chunk():
+                self._driver.handle(lg.ChunkCame(agent, event))
+            case Pull(ids):
+                self._driver.handle(lg.PullAsked(agent, ids))
+            case AttemptEnded():
+                self._driver.handle(lg.AttemptFinished(agent, event))
+            case AttemptReturned():
+                self._driver.handle(lg.AttemptCameBack(agent, event))
+
+    def _open(self, event: WorkEvent) -> None:
+        if not isinstance(event, WorkHello):
+            self.refuse(grpc.StatusCode.FAILED_PRECONDITION, "the first event must be hello")
+            return
+        if self._agent is not None:
+            self.refuse(grpc.StatusCode.FAILED_PRECONDITION, "hello came twice")
+            return
+        if not event.agent:
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "hello.agent_id: empty")
+            return
+        older = self._streams.get(event.agent)
+        if older is not None:
+            older.refuse(grpc.StatusCode.ABORTED, "a newer stream of this agent took over")
+        self._agent = event.agent
+        self._streams[event.agent] = self
+        self._driver.connect(event.agent, self.orders)
+        log.info("agent connected", extra={"agent": event.agent, "running": len(event.running)})
+        self._driver.handle(lg.AgentConnected(event.agent, event.running))
+
+
+def _batches(orders: list[WorkOrder], bytes_max: int) -> list[list[WorkOrder]]:
+    """Split orders so that no message becomes too large to send."""
+    batches: list[list[WorkOrder]] = [[]]
+    size = 0
+    for order in orders:
+        weight = 64
+        if isinstance(order, Payload):
+            weight += len(order.body) + len(order.resume_text.encode())
+        if batches[-1] and size + weight > bytes_max:
+            batches.append([])
+            size = 0
+        batches[-1].append(order)
+        size += weight
+    return batches

@@ -1,0 +1,112 @@
+"""What can be done to one attempt, and what everybody has to be told about it.
+
+The decisions are the machine's; here each of them becomes a move in the batch, effects in order, and an account of
+how often a request has been evicted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from qlm_core.config import ExecutorConfig
+from qlm_core.executor.batch import Batch, InFlight, charge, expected_output
+from qlm_core.executor.events import Abort, Effect, Send, Submit
+from qlm_core.executor.pace import Pace
+from qlm_core.executor.states import AttemptState
+from qlm_core.executor.window import Window
+from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
+from qlm_core.model import ModelName, RequestId, RequestRef
+
+# How many evicted requests are remembered, to bound how often each is evicted.
+_EVICTIONS_REMEMBERED = 4096
+
+
+class Attempts:
+    """Moves attempts between window, batch and gateways.
+
+    Attributes:
+        now_s, effects: of the event being handled; set by the machine.
+    """
+
+    def __init__(self, config: ExecutorConfig, class_ttft_s: Mapping[str, float]) -> None:
+        self.batch = Batch(1, 1)
+        self.window = Window()
+        self.pace = Pace()
+        self.now_s = 0.0
+        self.effects: list[Effect] = []
+        self._evictions_max = config.evictions_max
+        self._class_ttft_s = dict(class_ttft_s)
+        self._evictions: OrderedDict[RequestId, int] = OrderedDict()
+
+    def laxity(self, slo_class: str) -> float:
+        """How lax the work of a class is; that of an unknown one not at all."""
+        return self._class_ttft_s.get(slo_class, 0.0)
+
+    def ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
+        """The payload of a request is asked for."""
+        item = InFlight(
+            ref=ref,
+            model=model,
+            class_ttft_s=self.laxity(slo_class),
+            pulled_s=self.now_s,
+            charged_tokens=charge(ref),
+            expected_tokens=expected_output(ref),
+        )
+        self.batch.ask(item)
+        return item
+
+    def start(self, item: InFlight) -> None:
+        """A held request goes onto the engine."""
+        self.effects.append(Submit(item.ref.gateway, self.batch.start(item)))
+        self.pace.resize(len(self.batch.running), self.now_s)
+
+    def end(self, ended: AttemptEnded) -> bool:
+        """The engine is through with an attempt; False if it is none of ours."""
+        item = self.batch.running.get(ended.id)
+        if item is None or item.attempt != ended.attempt:
+            return False
+        self._leave(item, AttemptState.ENDED)
+        self._evictions.pop(ended.id, None)
+        self.effects.append(Send(item.ref.gateway, ended))
+        return True
+
+    def give_back(self, item: InFlight, reason: ReturnReason, *, on_engine: bool = True) -> None:
+        """Return an attempt to its gateway; `on_engine` says whether the engine still has it."""
+        if on_engine and item.state is AttemptState.RUNNING:
+            self.effects.append(Abort(item.ref.id, item.attempt))
+        self._leave(item, AttemptState.RETURNED)
+        returned = AttemptReturned(item.ref.id, item.attempt, reason)
+        self.effects.append(Send(item.ref.gateway, returned))
+
+    def may_evict(self, item: InFlight) -> bool:
+        """Whether a request can be continued elsewhere and has not been evicted too often."""
+        if item.state is AttemptState.RUNNING and not item.evictable:
+            return False
+        return self._evictions.get(item.ref.id, 0) < self._evictions_max
+
+    def evict(self, item: InFlight) -> None:
+        """Return an attempt for a more urgent one."""
+        if item.state is AttemptState.RUNNING:
+            id = item.ref.id
+            self._evictions[id] = self._evictions.get(id, 0) + 1
+            self._evictions.move_to_end(id)
+            if len(self._evictions) > _EVICTIONS_REMEMBERED:
+                self._evictions.popitem(last=False)
+        self.give_back(item, ReturnReason.EVICTED)
+
+    def drop(self, item: InFlight) -> None:
+        """Stop an attempt about which nobody wants to hear."""
+        if item.state is AttemptState.RUNNING:
+            self.effects.append(Abort(item.ref.id, item.attempt))
+        self._leave(item, AttemptState.DROPPED)
+
+    def requeue(self, items: list[InFlight]) -> None:
+        """Put requests whose payloads did not come back into the window, in their order."""
+        for item in reversed(items):
+            self.batch.leave(item, AttemptState.REQUEUED)
+            self.window.put_back(item.ref)
+
+    def _leave(self, item: InFlight, state: AttemptState) -> None:
+        self.batch.leave(item, state)
+        self.pace.resize(len(self.batch.running), self.now_s)
