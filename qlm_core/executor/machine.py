@@ -23,6 +23,7 @@ from typing import Any
 
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
+from qlm_core.executor.attempts import Attempts
 from qlm_core.executor.batch import charge
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
 from qlm_core.executor.urgency import LOOKAHEAD, need, victims
