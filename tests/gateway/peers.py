@@ -27,7 +27,7 @@ WAIT_S = 5.0
 async def soon(truth: Callable[[], object]) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(WAIT_S):
-        while not truth():
+        while not truth():  # noqa: ASYNC110 (the truth lies in another process's words)
             await asyncio.sleep(0.002)
 
 
@@ -206,11 +206,14 @@ class Fleet:
 @contextlib.asynccontextmanager
 async def fleet(**gateway: Any) -> AsyncIterator[Fleet]:
     solver = Solver()
-    async with solving(solver) as address, running(config(solver=address, **gateway)) as (made, at):
-        async with Agent(at.grpc) as agent:
-            solver.on_arrival = agent.pull
-            await soon(lambda: solver.heard(m.AnnounceDone))
-            yield Fleet(made, at, solver, agent)
+    async with (
+        solving(solver) as address,
+        running(config(solver=address, **gateway)) as (made, at),
+        Agent(at.grpc) as agent,
+    ):
+        solver.on_arrival = agent.pull
+        await soon(lambda: solver.heard(m.AnnounceDone))
+        yield Fleet(made, at, solver, agent)
 
 
 def ended(solver: Solver) -> list[Phase]:

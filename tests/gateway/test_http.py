@@ -234,14 +234,24 @@ async def test_answers_carry_ids_and_queue_time() -> None:
 
 async def test_a_client_that_hangs_up_cancels() -> None:
     async with fleet() as it:
+        it.agent.on_payload = lambda payload: it.agent.say(payload, "first")
+        url = f"{it.url}/v1/chat/completions"
         async with aiohttp.ClientSession() as session:
-            url = f"{it.url}/v1/chat/completions"
-            async with session.post(url, json=CHAT | {"stream": True}) as answer:
-                payload = await it.agent.payload()
-                it.agent.say(payload, "first")
-                await answer.content.readline()
+            answer = await session.post(url, json=CHAT | {"stream": True})
+            await answer.content.readline()
+            answer.close()
         await soon(lambda: ended(it.solver) == [Phase.CANCELLED])
+        payload = it.agent.payloads[0]
         await soon(lambda: m.Revoked(payload.id, payload.attempt) in it.agent.orders)
+
+
+async def test_a_client_that_hangs_up_while_waiting_cancels() -> None:
+    async with fleet() as it:
+        it.solver.on_arrival = lambda id: None
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        await soon(lambda: len(it.gateway.driver.ledger) == 1)
+        asked.cancel()
+        await soon(lambda: ended(it.solver) == [Phase.CANCELLED])
 
 
 async def test_an_engines_refusal_reaches_the_client() -> None:
@@ -348,7 +358,10 @@ async def test_open_requests_can_be_seen_explained_and_cancelled() -> None:
         id = listed[0]["id"]
         assert json.loads((await get(f"{it.url}/v1/requests/{id}"))[1])["id"] == id
         assert json.loads((await get(f"{it.url}/v1/queue/{id}"))[1])["why"] == "test"
-        async with aiohttp.ClientSession() as session, session.delete(f"{it.url}/v1/requests/{id}") as answer:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.delete(f"{it.url}/v1/requests/{id}") as answer,
+        ):
             assert await answer.json() == {"phase": "cancelled"}
         status, answer_body, _ = await asked
         assert (status, answer_body["error"]["code"]) == (499, "request_cancelled")
