@@ -1,8 +1,8 @@
 """The planner's benchmark: gaps, bounds, repairs and build times by size, backend and budget.
 
-Runs over the instances in a folder (by default the data folder beside the checkout, ../shared/instances)
-and, for 10,000 groups on 1,000 queues, over one that is generated. Every solve goes through the
-pool, as in the service. Results are JSON lines, one a cell, and a table.
+Runs over the instances in a folder (by default the data folder beside the checkout,
+../shared/instances) and, for 10,000 groups on 1,000 queues, over one that is generated. Every solve
+goes through the pool, as in the service. Results are JSON lines, one a cell, and a table.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def line(record: dict[str, Any]) -> str:
 def save(records: list[dict[str, Any]], file: Path = RESULTS) -> None:
     """Append the records, with the commit and the memory of the largest child, as JSON lines."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
         capture_output=True,
         text=True,

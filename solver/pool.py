@@ -1,8 +1,8 @@
 """Backend processes, and the ladder from the backend that was asked for down to plain insertion.
 
 Each backend runs in a process of its own, started when first needed, given one order at a time, and
-killed when it is late. Whatever happens there (no library, no licence, a model too large, a crash, a
-kill) comes back as a `PlanResult` whose `step_downs` say what happened. Every plan is checked and
+killed when it is late. Whatever happens there (no library, no licence, a model too large, a crash,
+a kill) comes back as a `PlanResult` whose `step_downs` say what happened. Every plan is checked and
 scored here before anyone sees it; an answer worse than the repaired plan in force is not an answer.
 """
 
@@ -114,7 +114,9 @@ class BackendProcess:
         self._compiled.set()
 
     async def wait_ready(self, *, compiled: bool) -> bool:
-        """Wait until the process takes orders (or has compiled its kernels); False if it never does."""
+        """Wait until the process takes orders (or has compiled its kernels); False if it never
+        does.
+        """
         event = self._compiled if compiled else self._ready
         try:
             async with asyncio.timeout(START_S_MAX):
@@ -125,7 +127,8 @@ class BackendProcess:
 
     async def send(self, order: Order) -> None:
         """Hand over an order."""
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(pack(order))
         await self._process.stdin.drain()
 
@@ -195,9 +198,9 @@ class Pool:
     ) -> PlanResult:
         """The best plan that the backend, or whoever answers for it, finds within the budget.
 
-        `on_improvement` hears of every better plan as soon as it exists. With a background budget, a backend
-        that proves goes on for that long after its search. `wait_compiled` waits for compiled kernels
-        first. Never raises for a backend's failure.
+        `on_improvement` hears of every better plan as soon as it exists. With a background budget,
+        a backend that proves goes on for that long after its search. `wait_compiled` waits for
+        compiled kernels first. Never raises for a backend's failure.
         """
         attempt = _Attempt(problem, warm, on_improvement)
         order = Order(

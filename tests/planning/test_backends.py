@@ -174,7 +174,7 @@ async def test_gurobi_with_a_licence_that_is_too_small(pool: Pool) -> None:
 async def test_gurobi_without_a_licence() -> None:
     if not is_available("gurobi"):
         pytest.skip("gurobipy is not installed")
-    keys = GurobiConfig(access_id="none", secret="none", license="1")  # noqa: S106
+    keys = GurobiConfig(access_id="none", secret="none", license="1")
     pool = Pool(SolverConfig(gurobi=keys))
     try:
         problem = random_problem(10, groups=5)

@@ -75,7 +75,7 @@ def pick_by_hand(problem: Problem, routes: dict[Column, float]) -> float:
     return best[frozenset(range(problem.groups))]
 
 
-def choose_by_hand(problem: Problem):  # noqa: ANN201
+def choose_by_hand(problem: Problem):
     def choose(partition: Partition, wall_s: float, start: Plan | None) -> Picked:
         best, chosen = np.inf, None
         numbers = [
@@ -117,7 +117,7 @@ def test_exact_proves_the_optimum(seed: int) -> None:
 def test_a_bound_without_a_partition_solver_and_duals_to_go_on_from() -> None:
     problem = random_problem(3, groups=7, queues=3)
 
-    def solve(rounds: float, duals: tuple[float, ...] = ()):  # noqa: ANN202
+    def solve(rounds: float, duals: tuple[float, ...] = ()):
         ticks = itertools.count()
         return solve_exact(
             problem,
