@@ -68,7 +68,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     late: float = 30.0
     tardiness: float = 1.0
     swap: float = 1.0
-    move: float = 0.5
+    move: float = 0.005
     completion: float = 0.001
 
 

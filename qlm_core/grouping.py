@@ -115,6 +115,16 @@ class RequestGroup:
         if self._take(id) is None:
             self.pulled.pop(id, None)
 
+    def move_last_half(self, other: RequestGroup) -> None:
+        """Move the half of the waiting members that came last into an empty group."""
+        for request in list(self._waiting.values())[len(self._waiting) // 2 :]:
+            del self._waiting[request.id]
+            self.prompt_tokens -= request.prompt_tokens
+            other.add(request)
+        self.last_due_s = max(
+            (request.due_s for request in self.members()), default=self.opened_s + self.key.ttft_s
+        )
+
     def _take(self, id: RequestId) -> RequestMeta | None:
         found = self._waiting.pop(id, None)
         return found if found is not None else self._returned.pop(id, None)
@@ -154,6 +164,18 @@ class Grouper:
         self._open[key] = group
         group.add(request)
         return group, True
+
+    def halve(self, group: RequestGroup) -> RequestGroup:
+        """Split a group (Algorithm 1); returns the later half, which takes over whether it is open."""
+        half = RequestGroup(GroupId(self._next_id), group.key, group.opened_s)
+        self._next_id += 1
+        group.move_last_half(half)
+        half.home = group.home
+        half.closed = group.closed
+        group.closed = True
+        if self._open.get(group.key) is group:
+            self._open[group.key] = half
+        return half
 
     def _fits(self, group: RequestGroup, request: RequestMeta, size_max: int) -> bool:
         span_s = request.arrival_s - group.opened_s

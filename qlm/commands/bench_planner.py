@@ -13,9 +13,11 @@ from qlm_core.errors import QlmError
 def add_parser(subparsers: Any) -> None:
     """Add `planner` to the subjects of `qlm bench`."""
     parser = subparsers.add_parser("planner", help="plans, bounds and repairs on problem files")
-    parser.add_argument("--instances", type=Path, metavar="FOLDER", help="../shared/instances")
+    parser.add_argument(
+        "--instances", type=Path, metavar="FOLDER", help="default ../shared/instances"
+    )
     parser.add_argument("--sizes", default="", help="such as n8g2,n100g10; default all")
-    parser.add_argument("--backends", default="", help="such as auto,search; default all there are")
+    parser.add_argument("--backends", default="", help="such as auto,search; default all installed")
     parser.add_argument("--budgets", default="0.05,0.2,1", metavar="SECONDS,...")
     parser.add_argument("--most", type=int, default=5, help="instances of each size")
     parser.add_argument("--huge", action="store_true", help="also 10,000 groups on 1,000 queues")

@@ -56,7 +56,7 @@ def workload(seconds: float) -> list[WorkloadRequest]:
     from qlm_core.sim.workload import Mix, Stream, generate
 
     both = Mix((("mistral-7b", 0.6), ("vicuna-13b", 0.4)))
-    rates = (("interactive", 4.0), ("batch-1", 3.0), ("batch-2", 3.0))
+    rates = (("interactive", 10.0), ("batch-1", 8.0), ("batch-2", 14.0))
     streams = [
         Stream(
             slo_class=name,
@@ -64,7 +64,7 @@ def workload(seconds: float) -> list[WorkloadRequest]:
             rate_rps=rate_rps,
             cv=2.0 if name == "interactive" else 1.0,
             until_s=seconds,
-            max_tokens=1024,
+            max_tokens=512,
         )
         for name, rate_rps in rates
     ]

@@ -32,6 +32,7 @@ class Rate:
         residence_s: how long one request stays in the batch.
         variation: standard deviation of output lengths over their mean.
         prefill_s: from start to first token.
+        absorb_s: the pace at which waiting requests start while there is free room: prefill alone.
     """
 
     seconds_per_token: float
@@ -40,6 +41,7 @@ class Rate:
     residence_s: float
     variation: float
     prefill_s: float
+    absorb_s: float
 
 
 class Estimators:
@@ -155,6 +157,7 @@ class Estimators:
         batch = profile.batch_size(prompt, output, output_variation=variation)
         iteration_s = profile.steady_iteration_s(batch, prompt, output, output_variation=variation)
         seconds_per_token = iteration_s / batch / speed
+        chunk = profile.max_num_batched_tokens
         return Rate(
             seconds_per_token=seconds_per_token,
             seconds_per_request=seconds_per_token * output,
@@ -162,6 +165,10 @@ class Estimators:
             residence_s=output * iteration_s / speed,
             variation=variation,
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
+            absorb_s=min(
+                seconds_per_token * output,
+                profile.prefill_s(chunk) / chunk * prompt / speed,
+            ),
         )
 
     def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:

@@ -73,6 +73,7 @@ from qlm_core.model import (
 from qlm_core.outcome import ShedReason
 
 _SETTLE_S = 1.0
+_GROUPS_PER_AGENT = 4
 _BROKEN_LINK_S = 1.0
 """How long a peer whose connection broke may stay away before its lease is taken."""
 
@@ -439,6 +440,7 @@ class Manager:
     def _improve(self, effects: list[Effect]) -> None:
         """Have a better plan looked for if that is due."""
         if self.groups and self.agents and self.planner.due(now_s=self._now_s):
+            self._split()
             order = self.planner.start(self._view(), self.estimators, now_s=self._now_s)
             if order is not None:
                 effects.append(order)
@@ -486,14 +488,19 @@ class Manager:
             effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
 
     def _group_size(self, model: ModelName) -> int:
-        """δ times the average batch of a model over the instances that serve it (Algorithm 1)."""
+        """Requests that a group of this model may hold now.
+
+        At most δ times the average batch (Algorithm 1), and no more than a fair part of what waits: a group runs on one
+        instance, so a fleet is kept busy evenly only by several groups for each.
+        """
         if self._now_s >= self._group_sizes_until_s:
             self._group_sizes.clear()
             self._group_sizes_until_s = self._now_s + _SETTLE_S
         size = self._group_sizes.get(model)
         if size is None:
             size = self._group_sizes[model] = self._measure_group_size(model)
-        return size
+        waiting = len(self.book) - sum(len(agent.held) for agent in self.agents.values())
+        return max(1, min(size, waiting // (_GROUPS_PER_AGENT * max(1, len(self.agents)))))
 
     def _measure_group_size(self, model: ModelName) -> int:
         batches = [
@@ -505,6 +512,24 @@ class Manager:
         ]
         average = sum(batches) / len(batches) if batches else 64.0
         return max(1, round(self.config.grouping.delta * average))
+
+    def _split(self) -> None:
+        """Halve groups that have become too large for what waits, so that idle instances get a part."""
+        for group in [one for one in self.groups.values() if one.waiting > 1]:
+            if group.waiting < 2 * self._group_size(group.key.model) or group.home is None:
+                continue
+            home = self.agents.get(group.home)
+            if home is None or group.id not in home.queue:
+                continue
+            half = self._grouper.halve(group)
+            self.groups[half.id] = half
+            for request in half.members():
+                held = self.book.get(request.id)
+                if held is not None:
+                    held.group = half
+            home.queue.insert(home.queue.index(group.id) + 1, half.id)
+            self._publish[home.id] = None
+            self.timeline.stale(home.id)
 
     # ------------------------------------------------------------------ questions
 

@@ -178,7 +178,7 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
         return 0.0
     rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
     free = max(0.0, rate.batch - len(agent.held))
-    return -free * rate.seconds_per_request
+    return -free * (rate.seconds_per_request - rate.absorb_s)
 
 
 def swap_in_s(profile: EngineProfile, tier: ModelTier) -> float:

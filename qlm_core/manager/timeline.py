@@ -128,7 +128,7 @@ class Timeline:
                     at_s += self._rate(agent, model, None, now_s).residence_s
                 at_s += self._swap_s(agent, model, group.key.model)
                 # A fresh engine absorbs a whole batch at once.
-                at_s -= rate.batch * rate.seconds_per_request
+                at_s -= rate.batch * (rate.seconds_per_request - rate.absorb_s)
                 model = group.key.model
             starts.start_s[id] = at_s
             at_s += group.waiting * rate.seconds_per_request

@@ -1,9 +1,9 @@
 """Proven lower bounds on the objective of every plan, by Lagrangian relaxation.
 
-Give each group a price for being served. For any prices, the sum of the prices plus, for each queue, the
-cheapest (cost less prices) sequence it could run on its own, is a bound: no plan costs less. One
-dynamic program per class of queues finds all of those sequences (`Pricing`); `ascend` looks for the
-prices that make the bound tight. Prices carry over from one problem to the next.
+Give each group a price for being served. For any prices, the sum of the prices plus, for each
+queue, the cheapest (cost less prices) sequence it could run on its own, is a bound: no plan costs
+less. One dynamic program per class of queues finds all of those sequences (`Pricing`); `ascend`
+looks for the prices that make the bound tight. Prices carry over from one problem to the next.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qlm_core.planning import pricing_kernels
 from qlm_core.planning.problem import NOTHING_LOADED, Floats, Ints, Problem
-from qlm_core.planning.score import Plan, Score, evaluate
+from qlm_core.planning.score import Plan, Score
 
 TICK_S = 0.1
 MAX_TICKS = 6000
@@ -84,7 +83,8 @@ class PricingClass:
 class Pricing:
     """Bounds from prices, for one problem without pins.
 
-    `reach_s` is the time up to which queues are followed exactly; the makespan of a good plan and some more.
+    `reach_s` is the time up to which queues are followed exactly; the makespan of a good plan and
+    some more.
     """
 
     def __init__(self, problem: Problem, compiled: ModuleType | None, reach_s: float):
@@ -139,7 +139,7 @@ class Pricing:
             values[queue] = value
             if model >= 0 and tick < self.horizon:
                 end = self.kernels.follow(
-                    tick, model, self.horizon, models, each.ticks_of, self.problem.group_model,
+                    tick, model, self.horizon, models, each.ticks_of,
                     each.swap_ticks.ravel(), each.action, each.other, self._path, 0,
                 )  # fmt: skip
                 paths[queue] = self._path[:end].copy()

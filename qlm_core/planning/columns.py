@@ -1,8 +1,9 @@
 """Columns: whole sequences of single queues, from which plans are put together by set partitioning.
 
-A plan picks one column a queue so that every group is in exactly one. Columns come from the plans that the
-search passes through and from the sequences that the bound prices; for small problems `all_routes`
-lists every column that a better plan could use, so that the best choice among them is proven optimal.
+A plan picks one column a queue so that every group is in exactly one. Columns come from the plans
+that the search passes through and from the sequences that the bound prices; for small problems
+`all_routes` lists every column that a better plan could use, so that the best choice among them is
+proven optimal.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def column_cost(problem: Problem, column: Column) -> float:
 class Partition:
     """Choose columns: minimise cost, every group in exactly one, at most one a queue.
 
-    In matrix form, column j has ones in the rows `rows[starts[j] : starts[j + 1]]`; rows 0 .. N - 1 are
-    groups (= 1), rows N .. N + G - 1 queues (<= 1).
+    In matrix form, column j has ones in the rows `rows[starts[j] : starts[j + 1]]`; rows 0 .. N - 1
+    are groups (= 1), rows N .. N + G - 1 queues (<= 1).
     """
 
     groups: int
@@ -137,7 +138,8 @@ class _Room:
 def all_routes(
     problem: Problem, pricing: Pricing, prices: Floats, upper: float
 ) -> dict[Column, float] | None:
-    """Every column that a plan better than `upper` can use, with its cost; None if they are too many.
+    """Every column that a plan better than `upper` can use, with its cost; None if they are too
+    many.
 
     A plan costs the sum of the prices plus each queue's cost less prices, and no queue does better
     than its value; so no queue of a better plan is more than upper - bound above its value. Of

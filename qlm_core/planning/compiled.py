@@ -1,4 +1,5 @@
-"""The compiled twins of the kernels: the same source, translated by numba, cached on disk beside it.
+"""The compiled twins of the kernels: the same source, translated by numba, cached on disk beside
+it.
 
 Nothing here is imported until somebody asks for speed; compiling takes seconds the first time on a
 machine and a fraction of a second after that, so ask in a process that can afford to wait.
@@ -10,33 +11,45 @@ import importlib.util
 import inspect
 from functools import cache
 from types import ModuleType
+from typing import Any
 
-from qlm_core.planning import kernels, pricing_kernels
+from qlm_core.planning import annealing_kernels, kernels, pricing_kernels, ruin_kernels
 
 
 @cache
 def compiled_kernels() -> ModuleType | None:
-    """`kernels`, each function compiled when it is first called; None without numba."""
-    return _twin(kernels)
+    """The kernels of the search, compiled when first called; None without numba."""
+    return _twins(kernels, annealing_kernels, ruin_kernels)
 
 
 @cache
 def compiled_pricing() -> ModuleType | None:
     """`pricing_kernels`, likewise."""
-    return _twin(pricing_kernels)
+    return _twins(pricing_kernels)
 
 
-def _twin(module: ModuleType) -> ModuleType | None:
-    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
-    if importlib.util.find_spec("numba") is None or spec is None or spec.loader is None:
+def _twins(*modules: ModuleType) -> ModuleType | None:
+    """A module with the compiled functions of all these; each may use those before it."""
+    if importlib.util.find_spec("numba") is None:
         return None
     import numba
 
-    twin = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(twin)
-    # Without reference counts (nothing is allocated inside) calls between kernels cost next to nothing.
+    # Without reference counts (nothing is allocated inside) calls between kernels cost next to
+    # nothing.
     options = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
-    for name, value in list(vars(twin).items()):
-        if inspect.isfunction(value) and value.__module__ == module.__name__:
-            setattr(twin, name, numba.njit(value, **options))
+    ours = [module.__name__ for module in modules]
+    compiled: dict[str, Any] = {}
+    for module in modules:
+        spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+        if spec is None or spec.loader is None:
+            return None
+        copy = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        for name, value in list(vars(copy).items()):
+            if inspect.isfunction(value) and value.__module__ in ours:
+                if value.__module__ == module.__name__:
+                    compiled[name] = numba.njit(value, **options)
+                setattr(copy, name, compiled[name])
+    twin = ModuleType(modules[0].__name__)
+    vars(twin).update(compiled)
     return twin

@@ -1,8 +1,9 @@
 """The exact planner: search for a plan, price a bound, and close the gap by set partitioning.
 
-Three stages share the time: the search (which also collects columns), the ascent of the bound (which adds
-the sequences it prices), and a choice among columns by a partition solver that the caller passes in. If
-every column that a better plan could use fits in memory, the choice proves its plan optimal.
+Three stages share the time: the search (which also collects columns), the ascent of the bound
+(which adds the sequences it prices), and a choice among columns by a partition solver that the
+caller passes in. If every column that a better plan could use fits in memory, the choice proves its
+plan optimal.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def solve_exact(
     start: Plan | None = None,
     duals: Sequence[float] = (),
 ) -> PlanResult:
-    """The best plan and the best bound within the limit; `duals` start the bound where another ended.
+    """The best plan and the best bound within the limit; `duals` start the bound where another
+    ended.
 
     Needs a limit on wall time: the ascent of the bound is paced by the clock.
     """
@@ -81,7 +83,7 @@ class _Exact:
         found = self._search(share * self.limits.wall_s, start)
         if found.lower_bound is not None:
             return self._finish(found, found.lower_bound, None)
-        ascent = self._ascend(found, duals, 0.5 if small else 0.75)
+        ascent = self._ascend(duals, 0.5 if small else 0.75)
         bound = ascent.bound + self.folded.constant
         if self.tools.on_bound is not None:
             self.tools.on_bound(bound)
@@ -145,7 +147,7 @@ class _Exact:
                 if groups and len(dict.fromkeys(groups)) == len(groups):
                     self.columns[Column(queue, groups)] = None
 
-    def _ascend(self, found: PlanResult, duals: Sequence[float], share: float) -> Ascent:
+    def _ascend(self, duals: Sequence[float], share: float) -> Ascent:
         problem = self.folded.problem
         plan = self.folded.fold(self._best_plan())
         score = evaluate(problem, plan)

@@ -23,7 +23,9 @@ class Alternative:
     queue: int
     place: int
     extra_cost: float
-    """Objective with the group there less objective as planned; negative if the plan can be bettered."""
+    """Objective with the group there less objective as planned; negative if the plan can be
+    bettered.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +98,9 @@ def capacity_values(
 ) -> tuple[float, ...]:
     """[C] what one more, empty instance of each class would save, in units of the objective.
 
-    Taken from the prices of the bound: the most that one more queue could take off it. A class without
-    queues counts too. Divide by alpha for (weighted) SLO violations where alpha rules the objective.
+    Taken from the prices of the bound: the most that one more queue could take off it. A class
+    without queues counts too. Divide by alpha for (weighted) SLO violations where alpha rules the
+    objective.
     """
     folded = fold_pins(problem)
     left = folded.problem

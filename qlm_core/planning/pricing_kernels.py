@@ -1,10 +1,9 @@
-# ruff: noqa: PLR0917
 """The inner loops of the bound: one backward dynamic program prices all queues of a class.
 
-Plain functions over flat arrays, run interpreted or compiled like `kernels`. For given prices of the
-groups, the program finds from every tick and loaded model the cheapest way on (cost of the groups run
-less their prices); groups may repeat, but not twice in a row. Times are rounded down to ticks, so its
-values are bounds whatever the data.
+Plain functions over flat arrays, run interpreted or compiled like `kernels`. For given prices of
+the groups, the program finds from every tick and loaded model the cheapest way on (cost of the
+groups run less their prices); groups may repeat, but not twice in a row. Times are rounded down to
+ticks, so its values are bounds whatever the data.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def latest_starts(
 ) -> None:
     """The last tick at which starting each group pays at its price; -1 if never.
 
-    A group that does not pay can be left out of any sequence without loss, provided that going through
-    its model is no short cut between two others.
+    A group that does not pay can be left out of any sequence without loss, provided that going
+    through its model is no short cut between two others.
     """
     for i in range(len(price)):
         low = -1
@@ -171,7 +170,6 @@ def follow(
     horizon: int,
     models: int,
     ticks_of: Wholes,
-    model_of: Wholes,
     swap_ticks: Wholes,
     action: Wholes,
     other: Wholes,
@@ -235,9 +233,10 @@ def enumerate_routes(
 ) -> int:
     """Every sequence without repeats whose cost less prices is at most the limit, depth first.
 
-    The tables of `backward` bound what each prefix can still become. `ticks` is -1 for groups that do not
-    fit; row M of the swap tables is an empty GPU. Fills `routes` (flat), `lengths` and exact `costs`; returns how many,
-    or -1 if there is no room, or if it takes more than `most_nodes` steps.
+    The tables of `backward` bound what each prefix can still become. `ticks` is -1 for groups that
+    do not fit; row M of the swap tables is an empty GPU. Fills `routes` (flat), `lengths` and exact
+    `costs`; returns how many, or -1 if there is no room, or if it takes more than `most_nodes`
+    steps.
     """
     groups = len(ticks)
     found = 0

@@ -38,7 +38,7 @@ MAX_GROUPS = 100_000
 MAX_QUEUES = 10_000
 
 
-class InvalidProblem(QlmError):  # noqa: N818
+class InvalidProblem(QlmError):
     """A planning problem that cannot be used; the message names the field."""
 
 

@@ -34,8 +34,8 @@ class Quality(enum.StrEnum):
 class Limits:
     """When to stop: after so long by the caller's clock, or after so much work.
 
-    Work is counted in moves tried. With a limit on work the run is paced by it and repeatable, and the
-    wall limit is only a last resort; without one the wall limit paces the run.
+    Work is counted in moves tried. With a limit on work the run is paced by it and repeatable, and
+    the wall limit is only a last resort; without one the wall limit paces the run.
     """
 
     wall_s: float = math.inf

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qlm_core.planning import kernels
+from qlm_core.planning import annealing_kernels, kernels, ruin_kernels
 from qlm_core.planning.problem import Problem
 from qlm_core.planning.score import Plan
 
@@ -20,6 +20,16 @@ _REGRET_CELLS = 6000
 """Regret insertion is worth its time up to so many pairs of group and queue."""
 
 
+_INTERPRETED = SimpleNamespace(
+    reset=kernels.reset,
+    return_to_best=kernels.return_to_best,
+    insert_in_order=kernels.insert_in_order,
+    insert_by_regret=kernels.insert_by_regret,
+    anneal=annealing_kernels.anneal,
+    ruin_and_recreate=ruin_kernels.ruin_and_recreate,
+)
+
+
 class Searcher:
     """Owns the arrays of one search. The problem must be free of pins.
 
@@ -28,7 +38,7 @@ class Searcher:
 
     def __init__(self, problem: Problem, compiled: ModuleType | None, seed: int):
         self.problem = problem
-        self.kernels: Any = compiled or kernels
+        self.kernels: Any = compiled or _INTERPRETED
         self._as_lists = compiled is None
         self._seed = seed
         self.w: Any = []
@@ -51,7 +61,8 @@ class Searcher:
         w[kernels.ROW] = row
         # Any seed gives a well-mixed, non-zero 32-bit word (multiplication by Knuth's constant).
         w[kernels.RNG] = (self._seed * 2654435761 + 0x9E3779B9) % 0xFFFFFFFF + 1
-        for tables, at in ((wholes, kernels.W_HEAD), (reals, kernels.X_HEAD)):
+        for tables, first in ((wholes, kernels.W_HEAD), (reals, kernels.X_HEAD)):
+            at = first
             for slot, table in tables.items():
                 w[slot] = at
                 at += table.size

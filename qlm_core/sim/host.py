@@ -118,9 +118,7 @@ class Host:
                     self._post(PullAsked(self.agent, ids))
                 case Send(_, AttemptEnded() as ended):
                     rest = self.instance.finish(ended.id)
-                    self._hand_in(
-                        ended.id, ended.attempt, rest, AttemptFinished(self.agent, ended)
-                    )
+                    self._hand_in(ended.id, ended.attempt, rest, AttemptFinished(self.agent, ended))
                 case Send(_, AttemptReturned() as back):
                     rest = self._unsent.pop(back.id, 0)
                     self._hand_in(back.id, back.attempt, rest, AttemptCameBack(self.agent, back))
@@ -265,6 +263,4 @@ class Host:
 def _boundless(profile: EngineProfile) -> EngineProfile:
     """A profile under which an executor hands everything on at once."""
     many = 1 << 20
-    return replace(
-        profile, max_num_seqs=many, max_num_batched_tokens=many, kv_cache_tokens=1 << 40
-    )
+    return replace(profile, max_num_seqs=many, max_num_batched_tokens=many, kv_cache_tokens=1 << 40)

@@ -1,8 +1,8 @@
 """The planner backends: one row a backend, nothing imported until it is asked for.
 
-A backend is a function `solve(problem, order, report) -> PlanResult` that runs in a process of its own
-(see `worker`), because HiGHS and OR-Tools cannot be loaded together, and because native code that
-crashes or hangs must not take the service along.
+A backend is a function `solve(problem, order, report) -> PlanResult` that runs in a process of its
+own (see `worker`), because HiGHS and OR-Tools cannot be loaded together, and because native code
+that crashes or hangs must not take the service along.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BACKENDS: dict[str, Row] = {
 }
 
 
-class UnknownBackend(QlmError):  # noqa: N818
+class UnknownBackend(QlmError):
     """No such backend; the message lists those there are."""
 
 

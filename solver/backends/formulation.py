@@ -1,8 +1,8 @@
 """The compact MILPs: the paper's slots, sequence arcs, and model blocks. All need big-M.
 
-They are here for fidelity to the paper and as baselines: the column formulation ("paths") has by far the
-better bounds. Problems come without pins. A ramp of the late probability is taken as a step, and then
-the program is no longer exact; the evaluator has the last word in any case.
+They are here for fidelity to the paper and as baselines: the column formulation ("paths") has by
+far the better bounds. Problems come without pins. A ramp of the late probability is taken as a
+step, and then the program is no longer exact; the evaluator has the last word in any case.
 """
 
 from __future__ import annotations
@@ -237,8 +237,10 @@ def arc(problem: Problem, plan: Plan) -> Milp:
     m.put(least, ends.end, 1.0)
     m.put(least[jf], f, -(busy[gf] + swap_f + duration[jf, gf]))
     m.put(least[j3], y, -(busy[g3] + duration[i3, g3] + swap3 + duration[j3, g3]))
-    place_y = {key: at for at, key in enumerate(zip(g3.tolist(), i3.tolist(), j3.tolist()))}
-    place_f = {key: at for at, key in enumerate(zip(gf.tolist(), jf.tolist()))}
+    place_y = {
+        key: at for at, key in enumerate(zip(g3.tolist(), i3.tolist(), j3.tolist(), strict=True))
+    }
+    place_f = {key: at for at, key in enumerate(zip(gf.tolist(), jf.tolist(), strict=True))}
 
     def decode(values: Floats) -> Plan:
         after = {int(i3[at]): int(j3[at]) for at in np.flatnonzero(values[y] > 0.5).tolist()}
@@ -320,7 +322,9 @@ def block(problem: Problem, plan: Plan) -> Milp:
         members = members[np.argsort(rank[i3[members]])]
         a, b = np.tril_indices(len(members))
         m.put(link[members[a]], x[members[b]], -duration[members[b]])
-    place = {key: at for at, key in enumerate(zip(g3.tolist(), i3.tolist(), k3.tolist()))}
+    place = {
+        key: at for at, key in enumerate(zip(g3.tolist(), i3.tolist(), k3.tolist(), strict=True))
+    }
 
     def decode(values: Floats) -> Plan:
         chosen = np.flatnonzero(values[x] > 0.5)

@@ -104,7 +104,7 @@ class Builder:
             row_high=bounds[1],
             starts=np.searchsorted(rows, np.arange(self.row_count + 1)).astype(np.int64),
             index=unique % self.variable_count,
-            value=summed,
+            value=summed.astype(np.float64),
             exact=exact,
             decode=decode,
             encode=encode,

@@ -27,7 +27,8 @@ class GurobiLicence(msgspec.Struct, frozen=True, kw_only=True):
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One solve.
 
-    budget_s: how long in all. search_s: how long to search before proving, where a backend does both.
+    budget_s: how long in all. search_s: how long to search before proving, where a backend does
+    both.
     """
 
     number: int
@@ -93,7 +94,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 Report = Ready | Improved | Bounded | Done
 
 _ORDER = msgspec.msgpack.Decoder(Order)
-_REPORT = msgspec.msgpack.Decoder(Report)  # type: ignore[arg-type]
+_REPORT = msgspec.msgpack.Decoder(Report)
 
 
 def pack(message: Order | Report) -> bytes:

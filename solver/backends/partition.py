@@ -1,4 +1,6 @@
-"""Set partitioning by HiGHS or Gurobi: the choice of columns that `qlm_core.planning.exact` asks for."""
+"""Set partitioning by HiGHS or Gurobi: the choice of columns that `qlm_core.planning.exact` asks
+for.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A backend process: reads orders from standard input, writes reports to standard output.
 
-The kernels compile (or load from the cache on disk) in a thread beside the orders; until they are ready
-the interpreted ones serve, so that compiling never delays a plan. Whatever libraries print goes to
-standard error: the reports have the real standard output to themselves.
+The kernels compile (or load from the cache on disk) in a thread beside the orders; until they are
+ready the interpreted ones serve, so that compiling never delays a plan. Whatever libraries print
+goes to standard error: the reports have the real standard output to themselves.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vllm
 
 class RealVllmHarness(VllmHarness):
     models = tuple(MODELS)
-    paths = {name: str(path) for name, path in MODELS.items()}  # noqa: RUF012
+    paths = {name: str(path) for name, path in MODELS.items()}
     exact_text = False
     gpu = "cpu"
 

@@ -87,10 +87,9 @@ def slow_objective(problem: Problem, plan: Plan) -> float:
             now += problem.duration_s[i, number]
             late = now + problem.tail_s[i, number] - problem.due_s[i]
             ramp = problem.ramp_s[i]
+            risk = float(late > 1e-9)
             if ramp > 0:
                 risk = min(1.0, max(0.0, late / ramp + 0.5))
-            else:
-                risk = 1.0 if late > 1e-9 else 0.0
             weight = problem.group_requests[i] * problem.group_weight[i]
             late = late if late > 1e-9 else 0.0
             total += weight * (problem.alpha * risk + problem.beta * late + problem.eps * now)

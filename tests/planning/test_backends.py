@@ -18,6 +18,8 @@ from solver.backends.order import problem_from_wire, problem_to_wire
 from solver.pool import Pool
 from tests.planning.problems import best_objective, random_problem
 
+INSTANCES = sorted(Path(__file__).parents[3].glob("shared/instances/n8g2_*.json"))
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[Pool]:
@@ -239,11 +241,9 @@ async def test_shared_instances_keep_their_objectives(pool: Pool) -> None:
 
     from qlm_core.planning import from_instance, plan_from_json
 
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "instances"
-    if not folder.is_dir():
+    if not INSTANCES:
         pytest.skip("the data folder beside the checkout (../shared) is absent")
-    files = sorted(folder.glob("n8g2_*.json"))
-    for file in files:
+    for file in INSTANCES:
         document = json.loads(file.read_text())
         problem = from_instance(document)
         best = document["best"]

@@ -52,7 +52,7 @@ class Policy:
     name: str
     about: str
     build: Callable[[Context], Brain]
-    engine: EngineOptions = EngineOptions()
+    engine: EngineOptions = field(default_factory=EngineOptions)
     takes_all: bool = False
     executor_changes: dict[str, Any] = field(default_factory=dict)
 

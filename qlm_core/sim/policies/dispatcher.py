@@ -141,9 +141,13 @@ class Dispatcher:
         """The time asked for has come, or something of no concern happened."""
 
     def _pulled(self, id: RequestId, agent: AgentId) -> None:
-        host = self._bound.get(id)
-        if host is None or host.agent != agent:
+        bound, host = self._bound.get(id), self.hosts[agent]
+        if id not in self._requests:
             return
+        if bound is not None and bound is not host:
+            # It was bound elsewhere while the pull was on its way.
+            self.unbind(id)
+        self._bound[id] = host
         host.line.pop(id, None)
         host.sent.pop(id, None)
         host.held[id] = None
@@ -176,6 +180,10 @@ class Dispatcher:
     def serving(self, model: ModelName) -> list[Host]:
         """The agents that can serve a model."""
         return [host for host in self.hosts.values() if model in host.profiles]
+
+    def free(self, request: RequestMeta) -> bool:
+        """Whether a request waits and is bound to no agent."""
+        return request.id in self._requests and request.id not in self._bound
 
     def bind(self, request: RequestMeta, host: Host) -> None:
         """Put a request at the end of an agent's line."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from qlm_core.config import RwtConfig
+from qlm_core.config import RwtConfig, SolverConfig
 from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.planner import Planner, Queues, View
@@ -48,7 +48,7 @@ class DealingPlanner(Planner):
 
     __slots__ = ("_turn",)
 
-    def __init__(self, config, weights):  # type: ignore[no-untyped-def]
+    def __init__(self, config: SolverConfig, weights: dict[str, float]):
         super().__init__(config, weights)
         self._turn: dict[ModelName, int] = {}
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from qlm_core.config import SolverConfig
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators
@@ -42,7 +43,7 @@ class PaperPlanner(Planner):
 
     __slots__ = ("_violation",)
 
-    def __init__(self, config, weights):  # type: ignore[no-untyped-def]
+    def __init__(self, config: SolverConfig, weights: dict[str, float]):
         super().__init__(config, weights)
         self._violation = False
 
@@ -105,9 +106,7 @@ class PaperPlanner(Planner):
         return now.to_queues(_append(now.problem, queues))
 
 
-def paper_program(
-    problem: Problem, view: View, estimators: Estimators, *, now_s: float
-) -> Problem:
+def paper_program(problem: Problem, view: View, estimators: Estimators, *, now_s: float) -> Problem:
     """The paper's objective and constraints in our terms.
 
     A group is late if it starts after its first member's due time; each violated constraint costs so much that no sum of
@@ -166,9 +165,7 @@ def earliest_deadline_first(problem: Problem) -> Plan:
     return _append(problem, [[] for _ in range(problem.queues)], order)
 
 
-def _append(
-    problem: Problem, queues: list[list[int]], order: Sequence[int] | None = None
-) -> Plan:
+def _append(problem: Problem, queues: list[list[int]], order: Sequence[int] | None = None) -> Plan:
     """Append the groups that stand in no queue to whichever queue is done first."""
     placed = dict.fromkeys(group for queue in queues for group in queue)
     free_s = problem.busy_s.copy()

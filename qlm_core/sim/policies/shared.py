@@ -52,19 +52,23 @@ class SharedQueue(Dispatcher):
             queue = self.next_queue(host)
             if not queue:
                 return
-            self.bind(heappop(queue)[2], host)
+            request = heappop(queue)[2]
+            if self.free(request):
+                self.bind(request, host)
 
-    def next_queue(
-        self, host: Host
-    ) -> list[tuple[float, RequestId, RequestMeta]] | None:
+    def next_queue(self, host: Host) -> list[tuple[float, RequestId, RequestMeta]] | None:
         """The model's queue from which an agent takes next: that with the first request of all."""
-        queues = [queue for model, queue in self._queues.items() if queue and model in host.profiles]
+        queues = [
+            queue for model, queue in self._queues.items() if queue and model in host.profiles
+        ]
         return min(queues, key=lambda queue: queue[0][:2], default=None)
 
     def _displace(self, request: RequestMeta, hosts: list[Host]) -> None:
         """Give an urgent request the place of the last one bound, where that is latest in order."""
         rank = self.rank(request)
-        last = [(self.rank(host.line[next(reversed(host.line))]), host) for host in hosts if host.line]
+        last = [
+            (self.rank(host.line[next(reversed(host.line))]), host) for host in hosts if host.line
+        ]
         if not last:
             return
         latest, host = max(last, key=lambda pair: pair[0])
@@ -101,9 +105,7 @@ class EdfModel(Edf):
 
     displaces = True
 
-    def next_queue(
-        self, host: Host
-    ) -> list[tuple[float, RequestId, RequestMeta]] | None:
+    def next_queue(self, host: Host) -> list[tuple[float, RequestId, RequestMeta]] | None:
         """The awake model's queue unless it is empty or another model's first request is urgent."""
         model = host.last_model
         own = self._queues.get(model) if model is not None else None
