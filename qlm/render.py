@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MILLISECONDS = 1000.0
+_NO_TARGETS = Slo(ttft_s=float("inf"))
 
 
 def print_report(report: Report, slos: Mapping[str, Slo], console: Console) -> None:
@@ -33,25 +34,24 @@ def print_report(report: Report, slos: Mapping[str, Slo], console: Console) -> N
 
 
 def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Seconds as p50 / p90 / p99; TPOT in milliseconds", title_justify="left")
-    for name in ("class", "TTFT target", "requests", "attained"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for name in ("TTFT", "TPOT", "E2E"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("class", "requests", "attained", "", "p50", "p90", "p99", "target"):
+        table.add_column(name, justify="left" if name in ("class", "") else "right", no_wrap=True)
     for one in report.classes:
-        slo = slos.get(one.name)
-        table.add_row(
-            one.name,
-            f"{slo.ttft_s:g}" if slo else "-",
-            str(one.requests),
-            f"{100 * one.attainment_ratio:.1f} %",
-            _three(one.ttft_s),
-            _three(one.tpot_s, MILLISECONDS),
-            _three(one.e2e_s),
-        )
+        slo = slos.get(one.name, _NO_TARGETS)
+        head = (one.name, str(one.requests), f"{100 * one.attainment_ratio:.1f} %")
+        table.add_row(*head, "TTFT s", *_three(one.ttft_s), _target(slo.ttft_s))
+        tpot = _three(one.tpot_s, MILLISECONDS)
+        table.add_row("", "", "", "TPOT ms", *tpot, _target(slo.tpot_s, MILLISECONDS))
+        table.add_row("", "", "", "E2E s", *_three(one.e2e_s), _target(slo.e2e_s))
     return table
+
+
+def _target(seconds: float | None, factor: float = 1.0) -> str:
+    return "" if seconds is None else f"{seconds * factor:g}"
 
 
 def _print_estimate(report: Report, console: Console) -> None:
@@ -63,7 +63,8 @@ def _print_estimate(report: Report, console: Console) -> None:
     console.print(
         f"estimates    waited {estimate.mean_realised_s:.2f} s on average, estimated "
         f"{estimate.mean_estimated_s:.2f} s, off by {estimate.mean_absolute_error_s:.2f} s{r2}; "
-        f"{100 * estimate.within_p90_ratio:.0f} % within their p90 ({estimate.requests} requests)"
+        f"{100 * estimate.within_p90_ratio:.0f} % within their p90 ({estimate.requests} requests)",
+        soft_wrap=True,
     )
 
 
@@ -71,9 +72,9 @@ def _known(count: int | None) -> str:
     return "unknown" if count is None else str(count)
 
 
-def _three(quantiles: Quantiles, factor: float = 1.0) -> str:
+def _three(quantiles: Quantiles, factor: float = 1.0) -> tuple[str, ...]:
     values = (quantiles.p50, quantiles.p90, quantiles.p99)
-    return " / ".join("-" if v is None else f"{v * factor:.3g}" for v in values)
+    return tuple("-" if value is None else f"{value * factor:.3g}" for value in values)
 
 
 def plot(outcomes: Sequence[Outcome], slos: Mapping[str, Slo], path: Path, *, title: str) -> None:

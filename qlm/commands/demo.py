@@ -56,7 +56,7 @@ def workload(seconds: float) -> list[WorkloadRequest]:
     from qlm_core.sim.workload import Mix, Stream, generate
 
     both = Mix((("mistral-7b", 0.6), ("vicuna-13b", 0.4)))
-    rates = (("interactive", 10.0), ("batch-1", 8.0), ("batch-2", 14.0))
+    rates = (("interactive", 8.0), ("batch-1", 7.0), ("batch-2", 13.0))
     streams = [
         Stream(
             slo_class=name,
