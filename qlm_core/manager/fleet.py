@@ -7,10 +7,12 @@ plan takes it away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from qlm_core.grouping import RequestGroup
 from qlm_core.messages import AgentHello
 from qlm_core.model import (
+    AgentId,
     GroupId,
     InstanceState,
     ModelName,
@@ -160,3 +162,14 @@ class Agent:
             if name == model:
                 return tier
         return ModelTier.COLD
+
+
+def homeless(
+    groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
+) -> dict[GroupId, None]:
+    """Groups with waiting members that stand in no known agent's queue."""
+    return {
+        id: None
+        for id, group in groups.items()
+        if group.waiting and (group.home is None or group.home not in agents)
+    }

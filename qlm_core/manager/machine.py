@@ -37,9 +37,10 @@ from qlm_core.manager.events import (
     TellGateway,
     Wakeup,
 )
-from qlm_core.manager.fleet import Agent
+from qlm_core.manager.fleet import Agent, homeless
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
+from qlm_core.manager.sizing import GroupSizes
 from qlm_core.manager.timeline import Timeline
 from qlm_core.manager.windows import append_to_window, match_window
 from qlm_core.messages import (
@@ -73,7 +74,6 @@ from qlm_core.model import (
 from qlm_core.outcome import ShedReason
 
 _SETTLE_S = 1.0
-_GROUPS_PER_AGENT = 4
 _BROKEN_LINK_S = 1.0
 """How long a peer whose connection broke may stay away before its lease is taken."""
 
@@ -106,8 +106,7 @@ class Manager:
         self._settled_at_s: float | None = now_s + _SETTLE_S
         self._publish: dict[AgentId, None] = {}
         self._expiry_s = float("inf")
-        self._group_sizes: dict[ModelName, int] = {}
-        self._group_sizes_until_s = now_s
+        self._sizes = GroupSizes(self.estimators, delta=config.grouping.delta)
         self._now_s = now_s
 
     # ------------------------------------------------------------------ the contract
@@ -284,7 +283,7 @@ class Manager:
         if held is None:
             return
         self.counts["returned"] += 1
-        self._release(held)
+        held.release(self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
         group = held.group
         group.give_back(held.request)
@@ -309,7 +308,7 @@ class Manager:
         held = self.book.remove(id)
         if held is None:
             return
-        self._release(held)
+        held.release(self.agents)
         group = held.group
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and home.window.revoke(id):
@@ -322,13 +321,6 @@ class Manager:
             self._grouper.forget(group)
             self.groups.pop(group.id, None)
             self._unplaced.pop(group.id, None)
-
-    def _release(self, held: Held) -> None:
-        if held.agent is not None:
-            holder = self.agents.get(held.agent)
-            if holder is not None:
-                holder.held.pop(held.request.id, None)
-            held.agent = None
 
     # ------------------------------------------------------------------ agents
 
@@ -346,17 +338,10 @@ class Manager:
         self._expiry_s = min(self._expiry_s, lease_until_s)
         self.timeline.stale(hello.agent)
         self._publish[hello.agent] = None
-        self._unplaced.update(dict.fromkeys(self._homeless()))
+        self._unplaced.update(homeless(self.groups, self.agents))
         self.planner.changed()
         effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
         self._announce_fleet(effects)
-
-    def _homeless(self) -> list[GroupId]:
-        return [
-            id
-            for id, group in self.groups.items()
-            if group.waiting and (group.home is None or group.home not in self.agents)
-        ]
 
     def _agent_reported(self, id: AgentId, state: InstanceState) -> None:
         agent = self.agents.get(id)
@@ -488,45 +473,18 @@ class Manager:
             effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
 
     def _group_size(self, model: ModelName) -> int:
-        """Requests that a group of this model may hold now.
-
-        At most δ times the average batch (Algorithm 1), and no more than a fair part of what waits: a group runs on one
-        instance, so a fleet is kept busy evenly only by several groups for each.
-        """
-        if self._now_s >= self._group_sizes_until_s:
-            self._group_sizes.clear()
-            self._group_sizes_until_s = self._now_s + _SETTLE_S
-        size = self._group_sizes.get(model)
-        if size is None:
-            size = self._group_sizes[model] = self._measure_group_size(model)
         waiting = len(self.book) - sum(len(agent.held) for agent in self.agents.values())
-        return max(1, min(size, waiting // (_GROUPS_PER_AGENT * max(1, len(self.agents)))))
-
-    def _measure_group_size(self, model: ModelName) -> int:
-        batches = [
-            self.estimators.rate(
-                self.estimators.profile(agent.profiles[model]), None, now_s=self._now_s
-            ).batch
-            for agent in self.agents.values()
-            if model in agent.profiles
-        ]
-        average = sum(batches) / len(batches) if batches else 64.0
-        return max(1, round(self.config.grouping.delta * average))
+        return self._sizes.most(model, self.agents, waiting=waiting, now_s=self._now_s)
 
     def _split(self) -> None:
-        """Halve groups that have become too large for what waits, so that idle instances get a part."""
+        """Halve groups that are large for what waits now, so that idle instances get a part."""
         for group in [one for one in self.groups.values() if one.waiting > 1]:
-            if group.waiting < 2 * self._group_size(group.key.model) or group.home is None:
-                continue
-            home = self.agents.get(group.home)
-            if home is None or group.id not in home.queue:
+            home = self.agents.get(group.home) if group.home is not None else None
+            if home is None or group.waiting < 2 * self._group_size(group.key.model):
                 continue
             half = self._grouper.halve(group)
             self.groups[half.id] = half
-            for request in half.members():
-                held = self.book.get(request.id)
-                if held is not None:
-                    held.group = half
+            self.book.regroup(half)
             home.queue.insert(home.queue.index(group.id) + 1, half.id)
             self._publish[home.id] = None
             self.timeline.stale(home.id)

@@ -5,7 +5,10 @@ Records are kept small on purpose: a solver holds hundreds of thousands of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qlm_core.grouping import RequestGroup
+from qlm_core.manager.fleet import Agent
 from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta
 from qlm_core.rwt import Wait
 
@@ -27,6 +30,14 @@ class Held:
         self.agent: AgentId | None = None
         self.wait: Wait | None = None
         self.estimated_s = 0.0
+
+    def release(self, agents: Mapping[AgentId, Agent]) -> None:
+        """No agent holds it any more."""
+        if self.agent is not None:
+            holder = agents.get(self.agent)
+            if holder is not None:
+                holder.held.pop(self.request.id, None)
+            self.agent = None
 
 
 class Book:
@@ -56,6 +67,11 @@ class Book:
     def remove(self, id: RequestId) -> Held | None:
         """Strike a request out."""
         return self._held.pop(id, None)
+
+    def regroup(self, group: RequestGroup) -> None:
+        """The waiting members of a group were in another one before."""
+        for request in group.members():
+            self._held[request.id].group = group
 
     def of_gateway(self, gateway: GatewayId) -> list[RequestId]:
         """Requests that a gateway announced."""
