@@ -19,10 +19,10 @@ import msgspec
 
 from gateway.intake import Draft
 from gateway.live import Live
-from gateway.mailbox import Mailbox
 from gateway.metrics import Metrics
 from gateway.openai import BadChunkError
 from gateway.store import Store, StoredEnd, StoredRequest, StoreError
+from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import NotFound, QlmError, QueueFull, Unavailable
@@ -66,7 +66,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._ledger = lg.Ledger()
         self._live: dict[RequestId, Live] = {}
-        self._agents: dict[AgentId, Mailbox[WorkOrder]] = {}
+        self._agents: dict[AgentId, Outbox[WorkOrder]] = {}
         self._adding = 0
         self._events: deque[lg.Event] = deque()
         self._handling = False
@@ -288,11 +288,11 @@ class Driver:
 
     # ---------------------------------------------------------------- agents
 
-    def connect(self, agent: AgentId, orders: Mailbox[WorkOrder]) -> None:
+    def connect(self, agent: AgentId, orders: Outbox[WorkOrder]) -> None:
         """Send an agent's orders here from now on, in place of an earlier stream of its own."""
         self._agents[agent] = orders
 
-    def disconnect(self, agent: AgentId, orders: Mailbox[WorkOrder]) -> None:
+    def disconnect(self, agent: AgentId, orders: Outbox[WorkOrder]) -> None:
         """An agent's stream ended; nothing happens if another took its place."""
         if self._agents.get(agent) is orders:
             del self._agents[agent]

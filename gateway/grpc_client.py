@@ -13,8 +13,7 @@ import grpc
 from gateway import openai
 from gateway.desk import Desk
 from gateway.intake import Wish
-from gateway.live import Live, Output
-from gateway.mailbox import Mailbox
+from gateway.live import Follower, Live
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
@@ -133,7 +132,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             await _abort(self.desk, context, error)
 
     async def _events(
-        self, id: RequestId, live: Live | None, follower: Mailbox[Output] | None
+        self, id: RequestId, live: Live | None, follower: Follower | None
     ) -> AsyncIterator[pb.RequestEvent]:
         """Output and end of a request, from its beginning."""
         if live is None or follower is None:

@@ -15,8 +15,7 @@ from typing import Any
 from gateway import headers as hd
 from gateway import openai
 from gateway.desk import Desk
-from gateway.live import Live
-from gateway.mailbox import Mailbox
+from gateway.live import Follower, Live
 from gateway.metrics import CONTENT_TYPE
 from gateway.openai import Problem
 from qlm_core.errors import InvalidRequest, NotFound, QlmError, Unavailable
@@ -232,7 +231,7 @@ class _Streamed(_Exchange):
         finally:
             self._live.unfollow(follower)
 
-    async def _pass_on(self, follower: Mailbox[Any]) -> None:
+    async def _pass_on(self, follower: Follower) -> None:
         outputs = await follower.take()
         if not outputs:
             # It ended without a word, so the status line can still say how.

@@ -8,10 +8,10 @@ or when the raw form grows large.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway import openai
-from gateway.mailbox import Mailbox
 from gateway.store import StoredRequest
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
@@ -25,6 +25,50 @@ class Output(NamedTuple):
 
     data: bytes
     tokens: int
+
+
+class Follower:
+    """One client's place in the output of a request: what came since it last looked.
+
+    However far a client lags, at most `backlog_max` chunks wait for it; more are merged into one.
+    """
+
+    __slots__ = ("_backlog_max", "_closed", "_merge", "_outputs", "_waiter")
+
+    def __init__(self, merge: Callable[[list[Output]], Output], backlog_max: int) -> None:
+        self._merge = merge
+        self._backlog_max = max(1, backlog_max)
+        self._outputs: list[Output] = []
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def put(self, output: Output) -> None:
+        """Add a chunk. Raises BadChunkError when there is a backlog that cannot be merged."""
+        self._outputs.append(output)
+        if len(self._outputs) > self._backlog_max:
+            self._outputs = [self._merge(self._outputs)]
+        self._wake()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._closed = True
+        self._wake()
+
+    async def take(self) -> list[Output]:
+        """All that came, as soon as there is something; [] after the last."""
+        while not self._outputs and not self._closed:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class Live:
@@ -70,12 +114,12 @@ class Live:
             service_tier=request.service_tier,
             usage=include_usage,
         )
-        self._followers: list[Mailbox[Output]] = []
+        self._followers: list[Follower] = []
         self._answer = openai.Answer(chat=request.chat)
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
         self._continued = False
-        self._backlog_max = max(1, backlog_max)
+        self._backlog_max = backlog_max
 
     # ---------------------------------------------------------------- output
 
@@ -94,8 +138,6 @@ class Live:
         if framed:
             for follower in self._followers:
                 follower.put(Output(framed, tokens))
-                if len(follower) > self._backlog_max:
-                    self._merge(follower)
 
     def continue_after(self) -> str:
         """The text so far; what comes next is a continued attempt's. Raises BadChunkError."""
@@ -122,10 +164,10 @@ class Live:
 
     # ---------------------------------------------------------------- followers
 
-    def follow(self) -> Mailbox[Output]:
-        """A mailbox with all output from the beginning; closed after the last."""
+    def follow(self) -> Follower:
+        """A place in all output from the beginning; closed after the last."""
         self._fold()
-        follower: Mailbox[Output] = Mailbox()
+        follower = Follower(self.merge, self._backlog_max)
         so_far = self._answer.chunk()
         if so_far:
             # Their tokens were counted when they came; a late follower learns the sum at the end.
@@ -133,8 +175,8 @@ class Live:
         self._followers.append(follower)
         return follower
 
-    def unfollow(self, follower: Mailbox[Output]) -> None:
-        """Stop writing to a mailbox."""
+    def unfollow(self, follower: Follower) -> None:
+        """Stop writing to a follower."""
         if follower in self._followers:
             self._followers.remove(follower)
 
@@ -147,9 +189,6 @@ class Live:
             answer.fold(output.data)
         tokens = sum(output.tokens for output in outputs)
         return Output(self._framer.frame(answer.chunk()), tokens)
-
-    def _merge(self, follower: Mailbox[Output]) -> None:
-        follower.replace([self.merge(follower.peek())])
 
     # ---------------------------------------------------------------- the end
 

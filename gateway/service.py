@@ -149,7 +149,9 @@ class Gateway:
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                # Peers ping to notice a dead connection; none is punished for doing it often.
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.http2.max_ping_strikes", 0),
             )
         )
         client_grpc.add_ClientServiceServicer_to_server(ClientServicer(self._desk), server)

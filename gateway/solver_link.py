@@ -14,8 +14,8 @@ from typing import Protocol
 
 import grpc
 
-from gateway.mailbox import Mailbox
 from protos import wire
+from protos.outbox import Outbox
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
@@ -62,7 +62,8 @@ class SolverLink:
         self._config = config
         self._work_address = work_address
         self._rng = rng
-        self._facts: Mailbox[GatewayFact] | None = None
+        self._facts: Outbox[GatewayFact] | None = None
+        self._hang_up: Callable[[], object] | None = None
         self._heard = False
         self._models: tuple[ModelName, ...] = ()
         # Room for an announcement of everything open and all that may happen while it is read.
@@ -95,11 +96,8 @@ class SolverLink:
         if facts is None:
             return
         facts.put(fact)
-        if len(facts) > self._backlog_max:
-            log.error("the solver reads too slowly; leaving it", extra={"facts": len(facts)})
-            self._facts = None
-            facts.replace([])
-            facts.close()
+        if facts.broken and self._hang_up is not None:
+            self._hang_up()
 
     async def run(self, handle: Handle) -> None:
         """Keep a session open until cancelled."""
@@ -116,22 +114,27 @@ class SolverLink:
                 log.warning("lost the solver", extra=said)
                 # Another gateway has this id; a fight over it would help neither.
                 self._heard &= error.code() is not grpc.StatusCode.ABORTED
+            except asyncio.CancelledError:
+                if self._facts is None or not self._facts.broken or _cancelling():
+                    raise
+                log.error("the solver read too slowly and was left")
             except wire.WireError as error:
                 log.error("the solver speaks another version", extra={"error": str(error)})
                 self._heard = False
             finally:
-                self._facts = None
+                self._facts = self._hang_up = None
             if self._heard:
                 backoff_s = BACKOFF_S_MIN
             await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
 
     async def _session(self, handle: Handle) -> None:
-        facts: Mailbox[GatewayFact] = Mailbox()
+        facts: Outbox[GatewayFact] = Outbox(limit=self._backlog_max)
         self._facts = facts
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
         call = self._stub.GatewaySession(_messages(facts))
+        self._hang_up = call.cancel
         try:
             async for message in call:
                 self._heard = True
@@ -192,7 +195,13 @@ def _no_answer(error: grpc.aio.AioRpcError) -> Unavailable:
     return Unavailable(f"the solver does not answer ({error.code().name}); try again later")
 
 
-async def _messages(facts: Mailbox[GatewayFact]) -> AsyncIterator[pb.GatewaySessionRequest]:
+def _cancelling() -> bool:
+    """Whether it is us who are being stopped, and not only a call."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _messages(facts: Outbox[GatewayFact]) -> AsyncIterator[pb.GatewaySessionRequest]:
     loop = asyncio.get_running_loop()
     while batch := await facts.take():
         for start in range(0, len(batch), FACTS_PER_MESSAGE_MAX):

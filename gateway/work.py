@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import grpc
 
 from gateway.driver import Driver
-from gateway.mailbox import Mailbox
 from protos import wire
+from protos.outbox import Outbox
 from protos.qlm.v1 import work_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[pb.WorkRequest, pb.WorkResponse]
 
+# An agent that leaves this many orders unread has its stream ended.
+ORDERS_MAX = 100_000
 # Payloads are the large orders; a message is closed when they reach this share of its limit.
 _MESSAGE_SHARE = 0.5
 
@@ -68,7 +70,7 @@ class _Stream:
     """One agent's stream."""
 
     def __init__(self, driver: Driver, streams: dict[AgentId, _Stream]) -> None:
-        self.orders: Mailbox[WorkOrder] = Mailbox()
+        self.orders: Outbox[WorkOrder] = Outbox(limit=ORDERS_MAX)
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self._driver = driver
         self._streams = streams

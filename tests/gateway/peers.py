@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 
-from gateway.mailbox import Mailbox
 from gateway.service import Addresses, Gateway
 from protos import wire
+from protos.outbox import Outbox
 from protos.qlm.v1 import gateway_session_service_pb2 as session_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as session_grpc
 from protos.qlm.v1 import types_pb2
@@ -62,7 +62,7 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
 
     def __init__(self) -> None:
         self.facts: list[m.GatewayFact] = []
-        self.orders: Mailbox[m.GatewayOrder] = Mailbox()
+        self.orders: Outbox[m.GatewayOrder] = Outbox(limit=100_000)
         self.estimate = Estimate(mean_s=1.5, p50_s=1.0, p90_s=2.0, p99_s=3.0)
         self.estimates = False
         self.on_arrival: Callable[[RequestId], None] = lambda id: None
@@ -70,7 +70,7 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
     async def GatewaySession(
         self, request_iterator: AsyncIterator[session_pb.GatewaySessionRequest], context: Any
     ) -> AsyncIterator[session_pb.GatewaySessionResponse]:
-        self.orders = Mailbox()
+        self.orders = Outbox(limit=100_000)
         self.orders.put(m.Fleet((ModelName("tiny"), ModelName("elsewhere"))))
         reader = asyncio.create_task(self._read(request_iterator))
         try:
@@ -122,7 +122,7 @@ class Agent:
     def __init__(self, address: str, name: str = "agent-0") -> None:
         self.name = AgentId(name)
         self._address = address
-        self._events: Mailbox[m.WorkEvent] = Mailbox()
+        self._events: Outbox[m.WorkEvent] = Outbox(limit=100_000)
         self.orders: list[m.WorkOrder] = []
         self.on_payload: Callable[[m.Payload], None] | None = None
         self.status: grpc.StatusCode | None = None

@@ -1,0 +1,259 @@
+"""The gRPC front door: durable requests, streams, and the statuses of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.grpc_client import STATUS_OF, status_of
+from protos.qlm.v1 import client_service_pb2 as pb
+from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
+from protos.qlm.v1 import types_pb2
+from qlm_core import errors
+from qlm_core import messages as m
+from tests.gateway.peers import config, fleet, running, soon
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "top_k": 3}).encode()
+
+
+def new(**fields: Any) -> pb.NewRequest:
+    values = {"model": "tiny", "body_json": CHAT, "endpoint": pb.ENDPOINT_CHAT_COMPLETIONS}
+    return pb.NewRequest(**(values | fields))
+
+
+class Client:
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.stub: pb_grpc.ClientServiceAsyncStub = pb_grpc.ClientServiceStub(self.channel)
+
+    async def __aenter__(self) -> pb_grpc.ClientServiceAsyncStub:
+        return self.stub
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close(None)
+
+
+def text_of(events: list[pb.RequestEvent]) -> str:
+    parts = []
+    for event in events:
+        if event.HasField("chunk"):
+            for choice in json.loads(event.chunk.chunk_json)["choices"]:
+                parts.append(choice["delta"].get("content") or "")
+    return "".join(parts)
+
+
+async def collect(replies: AsyncIterator[Any]) -> list[pb.RequestEvent]:
+    return [reply.event async for reply in replies]
+
+
+async def test_a_submitted_request_streams_to_its_end() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        it.solver.estimates = True
+        it.agent.answer("Hel", "lo")
+        events = await collect(stub.Submit(pb.SubmitRequest(request=new(slo_class="batch-1"))))
+        accepted, ended = events[0].accepted, events[-1].ended
+        assert (accepted.slo_class, accepted.estimate.p99_s) == ("batch-1", 3.0)
+        assert text_of(events) == "Hello"
+        assert sum(event.chunk.tokens for event in events) == 2
+        assert (ended.phase, ended.reason, ended.attained) == (
+            types_pb2.PHASE_FINISHED,
+            "stop",
+            True,
+        )
+        assert (ended.usage.prompt_tokens, ended.usage.output_tokens) == (7, 2)
+        assert ended.ttft_s <= ended.e2e_s
+        assert ended.estimate.mean_s == 1.5
+        again = await collect(stub.WatchRequest(pb.WatchRequestRequest(id=accepted.id)))
+        assert (text_of(again), again[-1].ended) == ("Hello", ended)
+        got = await stub.GetRequest(pb.GetRequestRequest(id=accepted.id))
+        answer = json.loads(got.response_json)
+        assert (answer["id"], answer["choices"][0]["message"]["content"]) == (accepted.id, "Hello")
+        assert got.ended == ended
+
+
+async def test_an_enqueued_request_is_fetched_later() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        slo = types_pb2.Slo(ttft_s=3.0, e2e_s=9.0)
+        reply = await stub.Enqueue(pb.EnqueueRequest(request=new(slo=slo, tenant="t")))
+        id = reply.accepted.id
+        assert reply.accepted.slo_class == "explicit-2s"
+        payload = await it.agent.payload()
+        got = await stub.GetRequest(pb.GetRequestRequest(id=id))
+        assert (got.request.phase, got.request.agent) == (types_pb2.PHASE_PULLED, "agent-0")
+        assert json.loads(payload.body)["top_k"] == 3
+        it.agent.say(payload, "x", finish="stop")
+        events = await collect(stub.WatchRequest(pb.WatchRequestRequest(id=id)))
+        assert text_of(events) == "x"
+
+
+async def test_a_repeated_key_attaches_to_the_first_submission() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        request = pb.SubmitRequest(request=new(idempotency_key="k"))
+        both = asyncio.gather(collect(stub.Submit(request)), collect(stub.Submit(request)))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "one", finish="stop")
+        first, second = await both
+        assert first[0].accepted.id == second[0].accepted.id
+        assert text_of(first) == text_of(second) == "one"
+        third = await collect(stub.Submit(request))
+        assert (text_of(third), third[-1].ended) == ("one", first[-1].ended)
+        assert len(it.agent.payloads) == 1
+
+
+async def test_closing_the_stream_does_not_cancel() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        call = stub.Submit(pb.SubmitRequest(request=new()))
+        accepted = (await call.read()).event.accepted
+        call.cancel()
+        payload = await it.agent.payload()
+        it.agent.say(payload, "still here", finish="stop")
+        events = await collect(stub.WatchRequest(pb.WatchRequestRequest(id=accepted.id)))
+        assert text_of(events) == "still here"
+
+
+async def test_cancelling_ends_every_watch() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        watch = asyncio.create_task(collect(stub.Submit(pb.SubmitRequest(request=new()))))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "some")
+        await soon(lambda: it.solver.heard(m.FirstToken))
+        cancel = pb.CancelRequestRequest(id=payload.id)
+        assert (await stub.CancelRequest(cancel)).phase == types_pb2.PHASE_CANCELLED
+        assert (await watch)[-1].ended.phase == types_pb2.PHASE_CANCELLED
+        assert (await stub.CancelRequest(cancel)).phase == types_pb2.PHASE_CANCELLED
+        await soon(lambda: m.Revoked(payload.id, payload.attempt) in it.agent.orders)
+
+
+async def test_lists_come_in_pages_newest_first() -> None:
+    async with running(config()) as (_, at), Client(at.grpc) as stub:
+        ids = []
+        for _ in range(5):
+            reply = await stub.Enqueue(pb.EnqueueRequest(request=new()))
+            ids.append(reply.accepted.id)
+        found: list[str] = []
+        token = ""
+        pages = 0
+        while True:
+            page = await stub.ListRequests(pb.ListRequestsRequest(page_size=2, page_token=token))
+            found += [view.id for view in page.requests]
+            pages += 1
+            token = page.next_page_token
+            if not token:
+                break
+        assert (found, pages) == (ids[::-1], 3)
+
+
+async def test_questions_go_to_the_solver() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        question = pb.EstimateWaitRequest(model="tiny", slo=types_pb2.Slo(ttft_s=1.5))
+        estimate = await stub.EstimateWait(question)
+        assert (estimate.estimate.p90_s, estimate.feasible) == (2.0, False)
+        assert (await stub.EstimateWait(pb.EstimateWaitRequest(model="tiny"))).feasible
+        assert (await stub.ViewQueues(pb.ViewQueuesRequest())).view_json == b'{"queues": []}'
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "words"),
+    [
+        (new(model="nope"), grpc.StatusCode.NOT_FOUND, "Use one of: tiny, other"),
+        (new(model=""), grpc.StatusCode.INVALID_ARGUMENT, "request.model"),
+        (new(body_json=b"{"), grpc.StatusCode.INVALID_ARGUMENT, "body: not valid JSON"),
+        (new(body_json=b"{}"), grpc.StatusCode.INVALID_ARGUMENT, "messages: missing"),
+        (new(endpoint=0), grpc.StatusCode.INVALID_ARGUMENT, "request.endpoint"),
+        (new(slo_class="gold"), grpc.StatusCode.INVALID_ARGUMENT, "slo_class"),
+        (new(slo=types_pb2.Slo(ttft_s=-1)), grpc.StatusCode.INVALID_ARGUMENT, "slo.ttft_s"),
+        (new(slo=types_pb2.Slo()), grpc.StatusCode.INVALID_ARGUMENT, "slo.ttft_s"),
+        (
+            new(slo=types_pb2.Slo(ttft_s=1), slo_class="batch-1"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "one of the two",
+        ),
+        (new(idempotency_key="k" * 300), grpc.StatusCode.INVALID_ARGUMENT, "idempotency_key"),
+    ],
+)
+async def test_bad_requests_name_the_field(
+    request_: pb.NewRequest, code: grpc.StatusCode, words: str
+) -> None:
+    async with running(config()) as (_, at), Client(at.grpc) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as unary:
+            await stub.Enqueue(pb.EnqueueRequest(request=request_))
+        with pytest.raises(grpc.aio.AioRpcError) as stream:
+            await collect(stub.Submit(pb.SubmitRequest(request=request_)))
+        for raised in (unary.value, stream.value):
+            assert raised.code() is code
+            assert words in (raised.details() or "")
+
+
+async def test_unknown_ids_are_not_found() -> None:
+    async with running(config()) as (_, at), Client(at.grpc) as stub:
+        for call in (
+            stub.GetRequest(pb.GetRequestRequest(id="x")),
+            stub.CancelRequest(pb.CancelRequestRequest(id="x")),
+            stub.ExplainRequest(pb.ExplainRequestRequest(id="x")),
+            collect(stub.WatchRequest(pb.WatchRequestRequest(id="x"))),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_without_a_solver_requests_wait_and_questions_fail() -> None:
+    async with running(config()) as (gateway, at), Client(at.grpc) as stub:
+        reply = await stub.Enqueue(pb.EnqueueRequest(request=new()))
+        assert not reply.accepted.HasField("estimate")
+        assert len(gateway.driver.ledger) == 1
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.EstimateWait(pb.EstimateWaitRequest(model="tiny"))
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_full_queue_says_when_to_come_back() -> None:
+    async with running(config(limits={"open_requests_max": 1})) as (_, at):
+        async with Client(at.grpc) as stub:
+            await stub.Enqueue(pb.EnqueueRequest(request=new()))
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.Enqueue(pb.EnqueueRequest(request=new()))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert int(raised.value.trailing_metadata()["retry-after-s"]) >= 1
+
+
+async def test_keys_are_asked_for_where_configured() -> None:
+    async with running(config(api_keys=["secret"])) as (_, at), Client(at.grpc) as stub:
+        request = pb.GetRequestRequest(id="x")
+        for metadata, code in (
+            ((), grpc.StatusCode.UNAUTHENTICATED),
+            ((("authorization", "Bearer wrong"),), grpc.StatusCode.UNAUTHENTICATED),
+            ((("authorization", "Bearer secret"),), grpc.StatusCode.NOT_FOUND),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.GetRequest(request, metadata=metadata)
+            assert raised.value.code() is code
+
+
+async def test_health_is_served() -> None:
+    async with running(config()) as (_, at), grpc.aio.insecure_channel(at.grpc) as channel:
+        for service in ("", "qlm.v1.ClientService", "qlm.v1.WorkService"):
+            reply = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service)
+            )
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_error_of_ours_has_a_status() -> None:
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.QlmError)
+    ]
+    for kind in kinds:
+        error = kind.__new__(kind)
+        assert status_of(error) in [code for _, code in STATUS_OF]
+    listed = [kind for kind, _ in STATUS_OF]
+    for index, kind in enumerate(listed):
+        assert not any(issubclass(kind, earlier) for earlier in listed[:index])
