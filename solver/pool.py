@@ -50,6 +50,9 @@ from solver.backends.order import (
 START_S_MAX = 60.0
 """A process that has not said that it is ready after so long is given up."""
 
+COMPILE_S_MAX = 120.0
+"""How long to wait for compiled kernels, by those who would rather wait (once on a machine)."""
+
 GRACE_S = 0.5
 """A backend may overrun its budget by so much, and by a quarter, before it is killed."""
 
@@ -114,15 +117,19 @@ class BackendProcess:
         self._compiled.set()
 
     async def wait_ready(self, *, compiled: bool) -> bool:
-        """Wait until the process takes orders (or has compiled its kernels); False if it never
-        does.
+        """Wait until the process takes orders; False if it never does.
+
+        With `compiled`, wait for compiled kernels too, but not for ever: without them it is slower.
         """
-        event = self._compiled if compiled else self._ready
         try:
             async with asyncio.timeout(START_S_MAX):
-                await event.wait()
+                await self._ready.wait()
         except TimeoutError:
             return False
+        if compiled:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(COMPILE_S_MAX):
+                    await self._compiled.wait()
         return self.pid is not None
 
     async def send(self, order: Order) -> None:

@@ -1,0 +1,288 @@
+"""Agents that come, go, evict and die: the client's stream goes on without a gap or a repetition."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from protos.qlm.v1 import client_service_pb2 as pb
+from protos.qlm.v1 import types_pb2
+from protos.qlm.v1 import work_service_pb2 as work_pb
+from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
+from qlm_core import messages as m
+from qlm_core.model import Phase, RequestId
+from tests.gateway.peers import Agent, Solver, config, ended, fleet, running, solving, soon
+from tests.gateway.test_grpc import Client, collect, new, text_of
+from tests.gateway.test_http import CHAT, client, post
+
+
+def evict(payload: m.Payload) -> m.AttemptReturned:
+    return m.AttemptReturned(payload.id, payload.attempt, m.ReturnReason.EVICTED)
+
+
+async def test_an_evicted_stream_goes_on_where_it_stopped() -> None:
+    async with fleet() as it, client(it) as api:
+        asked = asyncio.create_task(_chat_stream(api))
+        first = await it.agent.payload()
+        role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+        it.agent.send(m.Chunk(first.id, first.attempt, json.dumps(role).encode(), 0))
+        it.agent.say(first, "one ", "two ")
+        it.agent.send(evict(first))
+        await soon(lambda: it.solver.heard(m.Returned))
+        assert it.solver.heard(m.Returned)[0].produced_tokens == 2
+        it.agent.pull(first.id)
+        second = await it.agent.payload(1)
+        assert (second.resume_text, second.produced_tokens) == ("one two ", 2)
+        assert second.attempt > first.attempt
+        # The engine begins its continuation with the role again.
+        it.agent.send(m.Chunk(second.id, second.attempt, json.dumps(role).encode(), 0))
+        it.agent.say(second, "three", finish="stop")
+        parts = await asked
+        deltas = [part.choices[0].delta for part in parts if part.choices]
+        assert "".join(delta.content or "" for delta in deltas) == "one two three"
+        assert [delta.role for delta in deltas if delta.role] == ["assistant"]
+        assert len({part.id for part in parts}) == 1
+        assert parts[-1].usage.completion_tokens == 3
+        # The second engine counted 7 prompt tokens, of which 2 were the first's output.
+        assert parts[-1].usage.prompt_tokens == 5
+
+
+async def _chat_stream(api: Any) -> list[Any]:
+    stream = await api.chat.completions.create(
+        **CHAT, stream=True, stream_options={"include_usage": True}
+    )
+    return [part async for part in stream]
+
+
+async def test_a_broken_stream_is_forgiven_within_the_grace() -> None:
+    async with fleet(agent_grace_s=5.0) as it:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "before ")
+        await soon(lambda: it.solver.heard(m.FirstToken))
+        await it.agent.__aexit__()
+        again = Agent(it.addresses.grpc)
+        again.running = (m.Attempt(payload.id, payload.attempt, 1),)
+        async with again:
+            again.say(payload, "after", finish="stop")
+            _, answer, _ = await asked
+        assert answer["choices"][0]["message"]["content"] == "before after"
+        assert it.solver.heard(m.Returned) == []
+
+
+async def test_a_lost_agents_work_goes_to_another() -> None:
+    async with fleet(agent_grace_s=0.05) as it:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "before ")
+        await soon(lambda: it.solver.heard(m.FirstToken))
+        await it.agent.__aexit__()
+        await soon(lambda: it.solver.heard(m.Returned))
+        async with Agent(it.addresses.grpc, "agent-1") as other:
+            other.pull(payload.id)
+            resumed = await other.payload()
+            assert resumed.resume_text == "before "
+            other.say(resumed, "after", finish="stop")
+            _, answer, _ = await asked
+        assert answer["choices"][0]["message"]["content"] == "before after"
+        # The first agent was only slow: what it still sends is refused.
+        late = Agent(it.addresses.grpc)
+        late.running = (m.Attempt(payload.id, payload.attempt, 1),)
+        async with late:
+            await soon(lambda: m.Revoked(payload.id, payload.attempt) in late.orders)
+
+
+async def test_what_cannot_be_continued_starts_over_while_unseen() -> None:
+    async with fleet() as it:
+        url = f"{it.url}/v1/chat/completions"
+        asked = asyncio.create_task(post(url, CHAT | {"logprobs": True}))
+        first = await it.agent.payload()
+        it.agent.say(first, "lost")
+        it.agent.send(evict(first))
+        await soon(lambda: it.solver.heard(m.Returned))
+        it.agent.pull(first.id)
+        second = await it.agent.payload(1)
+        assert (second.resume_text, second.produced_tokens) == ("", 0)
+        it.agent.say(second, "whole", finish="stop")
+        _, answer, _ = await asked
+        assert answer["choices"][0]["message"]["content"] == "whole"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_begun_tool_call_pins_a_stream_to_its_engine(begun: bool) -> None:
+    async with fleet() as it:
+        url = f"{it.url}/v1/chat/completions"
+        call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f"}}
+        delta = {"tool_calls": [call] if begun else [], "content": "x"}
+        data = json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
+        body = json.dumps(CHAT).encode()
+        async with Client(it.addresses.grpc) as stub:
+            watch = asyncio.create_task(
+                collect(stub.Submit(pb.SubmitRequest(request=new(body_json=body))))
+            )
+            payload = await it.agent.payload()
+            it.agent.send(m.Chunk(payload.id, payload.attempt, data, 1), evict(payload))
+            if begun:
+                end = (await watch)[-1].ended
+                assert end.phase == types_pb2.PHASE_FAILED
+                assert "cannot be continued" in end.reason
+            else:
+                await soon(lambda: it.solver.heard(m.Returned))
+                it.agent.pull(payload.id)
+                again = await it.agent.payload(1)
+                assert again.resume_text == "x"
+                it.agent.say(again, "y", finish="stop")
+                assert text_of(await watch) == "xy"
+        assert url
+
+
+async def test_pulls_of_taken_and_unknown_requests_are_refused() -> None:
+    async with fleet() as it, Agent(it.addresses.grpc, "agent-1") as other:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        other.pull(payload.id)
+        other.pull("nobody's")
+        await soon(lambda: len(other.orders) == 2)
+        assert [order.reason.value for order in other.orders] == ["taken", "unknown"]  # type: ignore[union-attr]
+        it.agent.say(payload, "x", finish="stop")
+        assert (await asked)[0] == 200
+
+
+async def test_a_newer_stream_of_an_agent_takes_over() -> None:
+    async with fleet() as it, Agent(it.addresses.grpc) as newer:
+        await soon(lambda: it.agent.status is grpc.StatusCode.ABORTED)
+        it.solver.on_arrival = newer.pull
+        newer.answer("x")
+        assert (await post(f"{it.url}/v1/chat/completions", CHAT))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("events", "code"),
+    [
+        ([work_pb.WorkEvent(pull=work_pb.Pull(ids=["x"]))], grpc.StatusCode.FAILED_PRECONDITION),
+        ([work_pb.WorkEvent(hello=work_pb.WorkHello())], grpc.StatusCode.INVALID_ARGUMENT),
+        ([work_pb.WorkEvent()], grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            [work_pb.WorkEvent(hello=work_pb.WorkHello(agent_id="a"))] * 2,
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+    ],
+)
+async def test_a_stream_that_breaks_the_protocol_is_ended(
+    events: list[work_pb.WorkEvent], code: grpc.StatusCode
+) -> None:
+    async with running(config()) as (_, at), grpc.aio.insecure_channel(at.grpc) as channel:
+        call = work_grpc.WorkServiceStub(channel).Work()
+        await call.write(work_pb.WorkRequest(events=events))
+        assert await call.code() is code
+
+
+async def test_a_new_solver_hears_everything() -> None:
+    solver = Solver()
+    async with solving(solver) as address, running(config(solver=address)) as (gateway, at):
+        async with Client(at.grpc) as stub, Agent(at.grpc) as agent:
+            ids = []
+            for _ in range(2):
+                reply = await stub.Enqueue(pb.EnqueueRequest(request=new()))
+                ids.append(reply.accepted.id)
+            await soon(lambda: len(solver.heard(m.Arrived)) == 2)
+            agent.pull(ids[1])
+            await agent.payload()
+            solver.orders.close()  # the session ends, as when a solver restarts
+            await soon(lambda: len(solver.heard(m.AnnounceDone)) == 2)
+            told = solver.facts[-5:]
+    assert [type(fact) for fact in told] == [
+        m.GatewayHello,
+        m.Arrived,
+        m.Arrived,
+        m.Pulled,
+        m.AnnounceDone,
+    ]
+    assert told[3] == m.Pulled(RequestId(ids[1]), agent.name)
+
+
+async def test_durable_requests_survive_a_restart(tmp_path: Path) -> None:
+    store = {"kind": "sqlite", "path": str(tmp_path / "q.sqlite")}
+    async with (
+        running(config(store=store)) as (_, at),
+        Client(at.grpc) as stub,
+        Agent(at.grpc) as agent,
+    ):
+        done = (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
+        agent.pull(done)
+        agent.say(await agent.payload(), "done", finish="stop")
+        await collect(stub.WatchRequest(pb.WatchRequestRequest(id=done)))
+        half = (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
+        agent.pull(half)
+        old = await agent.payload(1)
+        agent.say(old, "half")
+    solver = Solver()
+    async with solving(solver) as address:
+        async with running(config(store=store, solver=address)) as (_, at):
+            survivor = Agent(at.grpc)
+            survivor.running = (m.Attempt(old.id, old.attempt, 1),)
+            async with Client(at.grpc) as stub, survivor:
+                await soon(lambda: m.Revoked(old.id, old.attempt) in survivor.orders)
+                assert [fact.request.id for fact in solver.heard(m.Arrived)] == [half]
+                survivor.pull(half)
+                again = await survivor.payload()
+                assert again.attempt > old.attempt
+                assert (again.resume_text, again.body) == ("", old.body)
+                survivor.say(again, "whole", finish="stop")
+                watch = pb.WatchRequestRequest(id=half)
+                assert text_of(await collect(stub.WatchRequest(watch))) == "whole"
+                got = await stub.GetRequest(pb.GetRequestRequest(id=done))
+                assert json.loads(got.response_json)["choices"][0]["message"]["content"] == "done"
+        await soon(lambda: ended(solver) == [Phase.FINISHED])
+
+
+async def test_a_draining_gateway_finishes_what_runs_and_keeps_what_is_durable() -> None:
+    async with fleet(drain_s=5.0) as it, Client(it.addresses.grpc) as stub:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        it.solver.on_arrival = lambda id: None
+        watch = asyncio.create_task(collect(stub.Submit(pb.SubmitRequest(request=new()))))
+        await soon(lambda: len(it.gateway.driver.ledger) == 2)
+        stopping = asyncio.create_task(it.gateway.driver.drain())
+        await soon(lambda: it.gateway.driver.draining)
+        assert (await post(f"{it.url}/v1/chat/completions", CHAT))[0] == 503
+        it.agent.say(payload, "x", finish="stop")
+        assert (await asked)[0] == 200
+        await stopping
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await watch
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_too_much_output_fails_its_request() -> None:
+    async with fleet(limits={"stored_output_bytes_max": 1000}) as it:
+        it.agent.answer(*["x" * 100] * 20)
+        status, answer, _ = await post(f"{it.url}/v1/chat/completions", CHAT)
+        assert status == 502
+        assert "stored_output_bytes_max" in answer["error"]["message"]
+
+
+async def test_a_port_in_use_is_one_clear_error() -> None:
+    from gateway import serve
+    from qlm_core.errors import QlmError
+
+    async with running(config()) as (_, at):
+        for key, address in (("http_listen", at.http), ("grpc_listen", at.grpc)):
+            with pytest.raises(QlmError, match=f"gateway.{key}: cannot listen on {address}"):
+                await serve(config(**{key: address}))
+
+
+async def test_serving_ends_cleanly_when_cancelled() -> None:
+    from gateway import serve
+
+    ready = asyncio.Event()
+    task = asyncio.create_task(serve(config(), ready=lambda _: ready.set()))
+    await ready.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
