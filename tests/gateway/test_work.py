@@ -184,18 +184,22 @@ async def test_a_stream_that_breaks_the_protocol_is_ended(
 
 async def test_a_new_solver_hears_everything() -> None:
     solver = Solver()
-    async with solving(solver) as address, running(config(solver=address)) as (gateway, at):
-        async with Client(at.grpc) as stub, Agent(at.grpc) as agent:
-            ids = []
-            for _ in range(2):
-                reply = await stub.Enqueue(pb.EnqueueRequest(request=new()))
-                ids.append(reply.accepted.id)
-            await soon(lambda: len(solver.heard(m.Arrived)) == 2)
-            agent.pull(ids[1])
-            await agent.payload()
-            solver.orders.close()  # the session ends, as when a solver restarts
-            await soon(lambda: len(solver.heard(m.AnnounceDone)) == 2)
-            told = solver.facts[-5:]
+    async with (
+        solving(solver) as address,
+        running(config(solver=address)) as (_, at),
+        Client(at.grpc) as stub,
+        Agent(at.grpc) as agent,
+    ):
+        ids = []
+        for _ in range(2):
+            reply = await stub.Enqueue(pb.EnqueueRequest(request=new()))
+            ids.append(reply.accepted.id)
+        await soon(lambda: len(solver.heard(m.Arrived)) == 2)
+        agent.pull(ids[1])
+        await agent.payload()
+        solver.orders.close()  # the session ends, as when a solver restarts
+        await soon(lambda: len(solver.heard(m.AnnounceDone)) == 2)
+        told = solver.facts[-5:]
     assert [type(fact) for fact in told] == [
         m.GatewayHello,
         m.Arrived,
