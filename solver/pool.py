@@ -53,6 +53,9 @@ START_S_MAX = 60.0
 COMPILE_S_MAX = 120.0
 """How long to wait for compiled kernels, by those who would rather wait (once on a machine)."""
 
+COMPILE_S_MAX = 45.0
+"""How much longer an order may take while a process still compiles its kernels."""
+
 GRACE_S = 0.5
 """A backend may overrun its budget by so much, and by a quarter, before it is killed."""
 
@@ -77,6 +80,11 @@ class BackendProcess:
         if self._process is None or self._process.returncode is not None:
             return None
         return self._process.pid
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it has compiled its kernels."""
+        return self._compiled.is_set()
 
     async def start(self) -> None:
         """Start the process unless it runs."""
@@ -260,6 +268,9 @@ class Pool:
             number = next(self._numbers)
             # Building the model of a large problem is not the backend's fault: allow for it.
             patience_s = 1.25 * order.budget_s + GRACE_S + len(attempt.problem.group_model) / 500
+            if not process.compiled:
+                # Its kernels still compile beside the solve; a kill would only start that over.
+                patience_s += COMPILE_S_MAX
             try:
                 await process.send(msgspec.structs.replace(order, number=number, backend=name))
                 return await self._follow(process, number, patience_s, attempt)

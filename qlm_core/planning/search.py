@@ -1,7 +1,7 @@
 """Anytime search: annealing over moves of groups between queues, and ruin-and-recreate for small
 plans.
 
-A run is a chain of cycles, each cooling from a start temperature to a two-hundredth of it and
+A run is a chain of cycles, each cooling from a start temperature to a small share of it and
 resuming from the best plan so far. A cycle fills the time that is left, up to a number of moves per
 group beyond which a new cycle pays more. A warm start begins cooler, so that a good plan is refined
 rather than forgotten. The caller passes the clock in; under a limit on work alone the clock decides
@@ -31,15 +31,20 @@ class Tuning:
     """The few numbers of the search; temperatures are shares of the mean cost of a group."""
 
     hot: float = 0.3
-    """Start temperature of a first cycle on a plan built from nothing."""
-    reheat: float = 0.1
-    """Start temperature of later cycles."""
+    """Start temperature of a first cycle on a plan built from nothing, given time enough."""
+    hurried: float = 0.1
+    """The same when there is time for no more than `hurried_moves` per group."""
+    hurried_moves: int = 2_000
+    reheats: tuple[float, ...] = (0.1, 0.3, 0.1, 1.0)
+    """Start temperatures of later cycles, in turn: now and then one leaves the valley."""
     warm: float = 0.03
     """Start temperature on a plan that was good a moment ago."""
-    cooling: float = 0.005
+    cooling: float = 0.002
     """End temperature over start temperature."""
-    cycle_moves: int = 20_000
-    """Most moves per group in one cycle."""
+    cycle_moves: int = 60_000
+    """Most moves per group in one cycle ..."""
+    small_cycle_moves: int = 5_000
+    """... and on problems of up to `ruin_groups`."""
     ruin_groups: int = 64
     """Up to so many groups, cycles alternate between annealing and ruin-and-recreate."""
     ruin_work: int = 40
@@ -115,14 +120,16 @@ class _Run:
         tuning = self.tuning
         groups = self.folded.problem.groups
         mean_cost = self.searcher.best_cost / groups
-        share = tuning.warm if warm else tuning.hot
+        small = groups <= tuning.ruin_groups
+        most = groups * (tuning.small_cycle_moves if small else tuning.cycle_moves)
+        hurried = self._moves_left(most) <= groups * tuning.hurried_moves
+        share = tuning.warm if warm else tuning.hurried if hurried else tuning.hot
         cycle = 0
-        while (moves := self._moves_left(groups * tuning.cycle_moves)) > 0:
+        while (moves := self._moves_left(most)) > 0:
             if cycle > 0:
                 self.searcher.resume()
-            ruin = groups <= tuning.ruin_groups and cycle % 2 == 0
-            self._cycle(moves, share * mean_cost + 1e-12, ruin=ruin)
-            share = min(share, tuning.reheat)
+            self._cycle(moves, share * mean_cost + 1e-12, ruin=small and cycle % 2 == 0)
+            share = tuning.reheats[cycle % len(tuning.reheats)]
             cycle += 1
 
     def _moves_left(self, most: int) -> int:
