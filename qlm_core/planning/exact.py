@@ -8,6 +8,7 @@ plan optimal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -25,6 +26,9 @@ from qlm_core.planning.search import Clock, OnImprovement, search
 
 ENUMERATE_GROUPS = 48
 """Problems of up to so many groups are worth trying to prove optimal."""
+
+_BOUND_S_MIN = 0.1
+"""In less time than this, larger problems get a plan but no bound."""
 
 _CHOOSE_GROUPS = 128
 """Up to so many groups, columns of the search and the bound are worth recombining."""
@@ -79,9 +83,11 @@ class _Exact:
 
     def go(self, start: Plan | None, duals: Sequence[float]) -> PlanResult:
         small = self.folded.problem.groups <= ENUMERATE_GROUPS
-        share = 0.15 if small else self.tools.search_share
-        found = self._search(share * self.limits.wall_s, start)
-        if found.lower_bound is not None:
+        wall_s = self.limits.wall_s
+        hurried = not small and wall_s <= _BOUND_S_MIN
+        share = min(0.5, max(0.15, 0.03 / wall_s)) if small else self.tools.search_share
+        found = self._search(wall_s if hurried else share * wall_s, start)
+        if found.lower_bound is not None or hurried:
             return self._finish(found, found.lower_bound, None)
         ascent = self._ascend(duals, 0.5 if small else 0.75)
         bound = ascent.bound + self.folded.constant
@@ -211,7 +217,7 @@ class _Exact:
             self.best = replace(best, plan=plan, objective=objective)
             self._improved(plan, objective)
 
-    def _finish(self, found: PlanResult, bound: float, ascent: Ascent | None) -> PlanResult:
+    def _finish(self, found: PlanResult, bound: float | None, ascent: Ascent | None) -> PlanResult:
         duals: tuple[float, ...] = ()
         values: tuple[float, ...] = ()
         capacity: tuple[float, ...] = ()
@@ -220,11 +226,11 @@ class _Exact:
             spread[self.folded.numbers] = ascent.prices
             duals, values = tuple(spread.tolist()), tuple(ascent.queue_values.tolist())
             capacity = capacity_values(self.problem, duals, self.tools.pricing)
-        bound = min(bound, found.objective)
+        bound = -math.inf if bound is None else min(bound, found.objective)
         closed = found.objective - bound <= 1e-7 * max(1.0, abs(found.objective))
         return replace(
             found,
-            lower_bound=found.objective if closed else bound,
+            lower_bound=found.objective if closed else bound if bound > -math.inf else None,
             termination=Termination.OPTIMAL if closed else Termination.LIMIT,
             wall_s=self.tools.clock() - self.begin_s,
             history=tuple(self.history),
