@@ -25,6 +25,7 @@ COMMANDS = {
     "replay": "send the requests of a trace and report how they fared",
     "status": "show queues, agents and attainment",
     "explain": "explain where a request stands and why",
+    "sim": "simulate a fleet and compare policies",
     "plan": "solve planning problems from files",
     "bench": "measure the data plane, the core or the planner",
     "config": "check or show the configuration",

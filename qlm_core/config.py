@@ -66,7 +66,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     """
 
     late: float = 30.0
-    tardiness: float = 1.0
+    tardiness: float = 0.02
     swap: float = 1.0
     move: float = 0.005
     completion: float = 0.001

@@ -1,0 +1,356 @@
+"""Simulations as commands run them: beds read from files, runs in parallel processes, tables and plots of the results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from qlm.traces import read_requests
+from qlm_core.config import Config
+from qlm_core.errors import ConfigError
+from qlm_core.sim.policies import policy_named
+from qlm_core.sim.report import report_of
+from qlm_core.sim.scenario import (
+    FleetPart,
+    Scenario,
+    WorkloadConfig,
+    requests,
+    scenario_from_mapping,
+)
+from qlm_core.sim.workload import Mix, TraceMapping, WorkloadRequest
+from qlm_core.sim.world import World
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Run = dict[str, Any]
+Progress = Callable[[str], None]
+
+TEMPLATE = """\
+# A scenario for `qlm sim`. What you leave out keeps the default shown here; unknown keys are errors.
+name: example
+about: one model, three SLO classes, more work than four GPUs can serve in time
+
+# The serving instances. A GPU and model need a profile: an error names those there are.
+fleet:
+  - gpu: a100                 # a10 | a40 | a100 | h100 | rtx4090 | rtxpro6000
+    gpus: 1                   # GPUs of one instance (tensor parallelism)
+    count: 4
+    models: [vicuna-13b]      # `-ft1`, `-ft2`, ... stand for fine-tuned versions
+    awake: ""                 # the model loaded at the start; empty: dealt out in turn
+    host_memory_gb: 256       # for sleeping models and the KV cache of evicted requests
+
+# What is asked of it: W_A (one model), W_B (several), W_C (W_B with mega prompts), or streams of your own.
+workload:
+  kind: W_A
+  requests: 3500
+  model: vicuna-13b
+  interactive_rps: 20
+  batch_1_rps: 20             # left out: the first class's rate
+  batch_2_rps: 20
+  cv: 1                       # of the gaps: 1 is Poisson, more is bursty
+#  kind: streams
+#  streams:
+#    - {slo_class: interactive, models: {vicuna-13b: 1}, rate_rps: 5, cv: 3, until_s: 300}
+
+# As in config.yaml.
+slo_classes:
+  interactive: {ttft_s: 20, weight: 4}
+  batch-1: {ttft_s: 60, weight: 2}
+  batch-2: {ttft_s: 3600, weight: 1}
+solver: {}
+executor: {}
+
+simulation:
+  link_s: 0.001               # one-way delay between two processes
+  solve_work: 20000           # moves that the planner tries for one plan
+  solve_s: 0.2                # simulated time that this takes
+  report_interval_s: 1.0      # how often a busy agent reports
+
+policies: [qlm, edf, fcfs]    # what is compared unless --policy says otherwise
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bed:
+    """A scenario and where its requests come from: its own workload, or a trace."""
+
+    scenario: Scenario
+    trace: Path | None = None
+    mapping: TraceMapping | None = None
+
+    def requests(self, seed: int) -> Iterator[WorkloadRequest]:
+        """The requests of one seed, in order of arrival."""
+        if self.trace is None or self.mapping is None:
+            return requests(self.scenario, seed=seed)
+        return read_requests(self.trace, replace(self.mapping, seed=seed))
+
+
+def read_scenario(path: Path) -> Scenario:
+    """A scenario file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a scenario; names the file, the key and the remedy.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}. Write one with `qlm sim new {path}`."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return scenario_from_mapping(data, str(path))
+
+
+def bed_of_scenario(path: Path) -> Bed:
+    """The bed that a scenario file describes."""
+    return Bed(scenario=read_scenario(path))
+
+
+def bed_of_trace(
+    trace: Path,
+    *,
+    fleet: Path | None,
+    mix: str,
+    models: str | None,
+    rate_scale: float,
+    limit: int | None,
+) -> Bed:
+    """A trace on a fleet: a scenario file's, or the default configuration's, which `qlm demo` starts.
+
+    Raises:
+        ConfigError: a class or model that the fleet does not know, or a share out of range.
+    """
+    scenario = read_scenario(fleet) if fleet is not None else demo_scenario()
+    served = list(dict.fromkeys(model for part in scenario.fleet for model in part.models))
+    mapping = TraceMapping(
+        mix=Mix.parse(mix),
+        models=Mix.parse(models) if models else Mix(tuple((model, 1.0) for model in served)),
+        rate_scale=rate_scale,
+        limit=limit,
+    )
+    for name in mapping.mix.names:
+        if name not in scenario.slo_classes:
+            raise ConfigError(f"--mix: {name!r} is none of {', '.join(scenario.slo_classes)}.")
+    for name in mapping.models.names:
+        if name not in served:
+            raise ConfigError(f"--models: {name!r} is none of {', '.join(served)}.")
+    scenario = msgspec.structs.replace(scenario, name=trace.name)
+    return Bed(scenario=scenario, trace=trace, mapping=mapping)
+
+
+def demo_scenario() -> Scenario:
+    """The fleet of the default configuration."""
+    config = Config()
+    parts = tuple(FleetPart(gpu=one.gpu, models=one.models) for one in config.agents)
+    return Scenario(
+        name="demo",
+        fleet=parts,
+        workload=WorkloadConfig(kind="streams"),
+        slo_classes=config.slo_classes,
+        solver=config.solver,
+    )
+
+
+def run_one(bed: Bed, policy: str, seed: int, without: tuple[str, ...] = ()) -> Run:
+    """One policy with one seed; the figures of `qlm_core.sim.report`."""
+    begin_s = time.perf_counter()
+    removed = without if policy == "qlm" else ()
+    world = World(
+        bed.scenario, policy_named(policy, without=removed), bed.requests(seed), seed=seed
+    )
+    record = world.run()
+    name = policy + "".join(f" -{lso}" for lso in removed)
+    return report_of(record, policy=name, seed=seed, wall_s=time.perf_counter() - begin_s)
+
+
+def run_all(
+    bed: Bed,
+    policies: Sequence[str],
+    seeds: Iterable[int],
+    *,
+    without: tuple[str, ...] = (),
+    jobs: int = 1,
+    progress: Progress = lambda _: None,
+) -> list[Run]:
+    """Every policy with every seed, several at once, in the order asked for.
+
+    Raises:
+        ConfigError: an unknown policy or LSO.
+    """
+    for policy in policies:
+        policy_named(policy, without=without if policy == "qlm" else ())
+    wanted = [(policy, seed) for policy in policies for seed in seeds]
+    if jobs == 1 or len(wanted) == 1:
+        return [run_one(bed, policy, seed, without) for policy, seed in wanted]
+    results: dict[tuple[str, int], Run] = {}
+    with ProcessPoolExecutor(min(jobs, len(wanted))) as pool:
+        futures = {pool.submit(run_one, bed, *key, without): key for key in wanted}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            progress(f"{len(results)}/{len(wanted)}  {futures[future][0]}")
+    return [results[key] for key in wanted]
+
+
+def smallest_fleet(
+    bed: Bed,
+    *,
+    policy: str,
+    target: float,
+    gpu: str | None,
+    largest: int,
+    seed: int,
+    progress: Progress = lambda _: None,
+) -> tuple[dict[int, float], int | None]:
+    """Attainment by number of instances of one class of GPU, and the smallest number that reaches the target.
+
+    The number is doubled until the target is reached and bisected from there.
+    """
+    parts = bed.scenario.fleet
+    index = next((at for at, one in enumerate(parts) if gpu in (None, one.gpu)), None)
+    if index is None:
+        raise ConfigError(f"--gpu: the fleet has no {gpu!r}.")
+    tried: dict[int, float] = {}
+
+    def attained(count: int) -> float:
+        if count not in tried:
+            part = msgspec.structs.replace(parts[index], count=count)
+            fleet = tuple(part if at == index else one for at, one in enumerate(parts))
+            scenario = msgspec.structs.replace(bed.scenario, fleet=fleet)
+            figures = run_one(replace(bed, scenario=scenario), policy, seed)
+            tried[count] = figures["slo_attainment"] or 0.0
+            progress(f"{count} instances: {tried[count]:.2%}")
+        return tried[count]
+
+    low, high = 0, 1
+    while attained(high) < target:
+        if high >= largest:
+            return tried, None
+        low, high = high, min(2 * high, largest)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if attained(middle) >= target else (middle, high)
+    return tried, high
+
+
+def write_template(path: Path) -> None:
+    """Write a commented scenario. Raises ConfigError if the file exists or cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Give a new file's name.") from None
+
+
+# --------------------------------------------------------------------------- results
+
+
+def to_json(runs: list[Run]) -> str:
+    """`{"runs": [...]}`."""
+    return json.dumps({"runs": runs}, indent=1)
+
+
+def sizes_to_json(tried: dict[int, float], smallest: int | None, target: float) -> str:
+    """Attainment by size, and the answer."""
+    sizes = [{"instances": count, "slo_attainment": tried[count]} for count in sorted(tried)]
+    return json.dumps({"target": target, "smallest": smallest, "sizes": sizes}, indent=1)
+
+
+def by_policy(runs: list[Run], *path: str) -> dict[str, float]:
+    """Medians over the seeds of one figure."""
+    values: dict[str, list[float]] = {}
+    for figures in runs:
+        value: Any = figures
+        for key in path:
+            value = value.get(key) if value is not None else None
+        if value is not None:
+            values.setdefault(figures["policy"], []).append(float(value))
+    return {policy: median(of_seeds) for policy, of_seeds in values.items()}
+
+
+def table(runs: list[Run]) -> str:
+    """Medians over the seeds, a line for each policy, as Markdown."""
+    classes = list(dict.fromkeys(name for one in runs for name in one["classes"]))
+    head = ["policy", "SLOs met", *classes, "req/s", "tokens/s", "evictions", "swaps", "wall s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    columns = [
+        *((("classes", name, "attainment"), "{:.1%}") for name in classes),
+        (("throughput_rps",), "{:.2f}"),
+        (("output_tokens_per_s",), "{:.0f}"),
+        (("evictions",), "{:.0f}"),
+        (("swaps",), "{:.0f}"),
+        (("wall_s",), "{:.1f}"),
+    ]
+    for policy, attainment in by_policy(runs, "slo_attainment").items():
+        cells = [policy, f"{attainment:.1%}"]
+        for path, form in columns:
+            value = by_policy(runs, *path).get(policy)
+            cells.append("" if value is None else form.format(value))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_attainment(runs: list[Run], path: Path, *, title: str) -> None:
+    """SLOs met by policy and class, medians over the seeds."""
+    classes = list(dict.fromkeys(name for one in runs for name in one["classes"]))
+    series = {"all": by_policy(runs, "slo_attainment")}
+    series |= {name: by_policy(runs, "classes", name, "attainment") for name in classes}
+    policies = list(series["all"])
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(series)
+        for number, (name, values) in enumerate(series.items()):
+            at = [index + number * width for index in range(len(policies))]
+            axes.bar(at, [100 * values.get(one, 0.0) for one in policies], width, label=name)
+        axes.set_xticks([index + 0.4 for index in range(len(policies))], policies, rotation=20)
+        axes.set_ylabel("SLOs met (%)")
+        axes.legend(fontsize="small")
+
+    draw_to(path, draw, title=title)
+
+
+def plot_sizes(tried: dict[int, float], target: float, path: Path) -> None:
+    """Attainment against the number of instances."""
+
+    def draw(axes: Axes) -> None:
+        counts = sorted(tried)
+        axes.plot(counts, [100 * tried[count] for count in counts], marker="o")
+        axes.axhline(100 * target, linestyle="--", linewidth=1)
+        axes.set_xlabel("instances")
+        axes.set_ylabel("SLOs met (%)")
+
+    draw_to(path, draw, title="Attainment by size of the fleet")
+
+
+def draw_to(path: Path, draw: Callable[[Axes], None], *, title: str) -> None:
+    """One pair of axes as a picture; the name's ending gives its form.
+
+    Raises:
+        ConfigError: the file cannot be written, or its form is unknown.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    draw(axes)
+    axes.set_title(title)
+    try:
+        figure.savefig(
+            path, dpi=120, metadata={"Software": None} if path.suffix == ".png" else None
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}. Give a name that ends in .png or .svg.") from None
