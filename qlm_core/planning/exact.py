@@ -24,11 +24,12 @@ from qlm_core.planning.result import Limits, PlanResult, Termination
 from qlm_core.planning.score import Plan, evaluate
 from qlm_core.planning.search import Clock, OnImprovement, search
 
-ENUMERATE_GROUPS = 48
+ENUMERATE_GROUPS = 20
 """Problems of up to so many groups are worth trying to prove optimal."""
 
 _BOUND_S_MIN = 0.1
-"""In less time than this, larger problems get a plan but no bound."""
+_BOUND_S_MIN_PER_GROUP = 4e-4
+"""In less time than this (0.1 s and 0.4 ms a group), larger problems get a plan but no bound."""
 
 _CHOOSE_GROUPS = 128
 """Up to so many groups, columns of the search and the bound are worth recombining."""
@@ -82,9 +83,10 @@ class _Exact:
         self.best: PlanResult | None = None
 
     def go(self, start: Plan | None, duals: Sequence[float]) -> PlanResult:
-        small = self.folded.problem.groups <= ENUMERATE_GROUPS
+        groups = self.folded.problem.groups
+        small = groups <= ENUMERATE_GROUPS
         wall_s = self.limits.wall_s
-        hurried = not small and wall_s <= _BOUND_S_MIN
+        hurried = not small and wall_s <= _BOUND_S_MIN + groups * _BOUND_S_MIN_PER_GROUP
         share = min(0.5, max(0.15, 0.03 / wall_s)) if small else self.tools.search_share
         found = self._search(wall_s if hurried else share * wall_s, start)
         if found.lower_bound is not None or hurried:

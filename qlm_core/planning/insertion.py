@@ -33,6 +33,7 @@ class Queues:
     def __init__(self, problem: Problem, plan: Sequence[Sequence[int]], frozen: Sequence[int]):
         self.problem = problem
         self.weight = problem.group_total_weight
+        self.tail_less_due = problem.tail_s - problem.due_s[:, None]
         self.ramped = bool(problem.ramp_s.any())
         self.free_from = np.array(frozen, np.int64)
         lengths = [len(queue) for queue in plan]
@@ -44,7 +45,7 @@ class Queues:
             filled = np.arange(width)[None, :] < self.length[:, None]
             self.groups[filled] = np.array([i for queue in plan for i in queue], np.int64)
         self._allocate(queues, width)
-        self._recompute(np.arange(queues))
+        self._recompute(slice(None))
 
     def _allocate(self, queues: int, width: int) -> None:
         self.before = np.zeros((queues, width))
@@ -52,34 +53,33 @@ class Queues:
         self.slope = np.zeros((queues, width))
         self.cost = np.zeros((queues, width))
 
-    def _recompute(self, rows: Ints) -> None:
-        """Refresh the timeline of some queues.
+    def _recompute(self, rows: int | slice) -> None:
+        """Refresh the timeline of one queue or of all.
 
         before[g, k]: when position k could start; model[g, k]: what is loaded then; cost[g, k]:
-        what the group at k pays; slope[g, k]: how fast the groups from k on get dearer, at least,
+        what the group at k pays; slope[g, k]: how fast, at least, the groups from k on get dearer
         when delayed.
         """
         problem = self.problem
-        width = self.groups.shape[1]
         groups = self.groups[rows]
         present = groups >= 0
-        classes = problem.queue_class[rows][:, None]
+        classes = problem.queue_class[rows, None]
         own_model = problem.group_model[groups]
-        model = np.empty_like(groups)
-        model[:, 0] = problem.loaded_model[rows]
-        model[:, 1:] = own_model[:, :-1]
+        model = self.model[rows]
+        model[..., 0] = problem.loaded_model[rows]
+        model[..., 1:] = own_model[..., :-1]
         swap = problem.swap_s[classes, model, own_model]
         step = np.where(present, swap + problem.duration_s[groups, classes], 0.0)
-        step[:, 0] += problem.busy_s[rows]
-        end = np.cumsum(step, axis=1)
-        self.before[rows, 0] = problem.busy_s[rows]
-        self.before[rows[:, None], np.arange(1, width)] = end[:, :-1]
-        self.model[rows] = model
+        step[..., 0] += problem.busy_s[rows]
+        end = step.cumsum(axis=-1)
+        before = self.before[rows]
+        before[..., 0] = problem.busy_s[rows]
+        before[..., 1:] = end[..., :-1]
         weight = np.where(present, self.weight[groups], 0.0)
-        lateness = end + problem.tail_s[groups, classes] - problem.due_s[groups]
+        lateness = end + self.tail_less_due[groups, classes]
         self.cost[rows] = self._group_cost(weight, lateness, end, problem.ramp_s[groups])
         rate = weight * (problem.eps + problem.beta * (lateness > LATE_TOLERANCE_S))
-        self.slope[rows] = np.cumsum(rate[:, ::-1], axis=1)[:, ::-1]
+        self.slope[rows] = rate[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
     def _group_cost(self, weight: Floats, lateness: Floats, end: Floats, ramp: Floats) -> Floats:
         problem = self.problem
@@ -109,7 +109,7 @@ class Queues:
         fits = duration < math.inf
         occupied = swap + np.where(fits, duration, 0.0)[:, None]
         end = self.before[pick, :used] + occupied
-        lateness = end + (problem.tail_s[group, classes] - problem.due_s[group])[:, None]
+        lateness = end + self.tail_less_due[group, classes][:, None]
         own = self._group_cost(self.weight[group], lateness, end, problem.ramp_s[group])
         next_model = problem.group_model[self.groups[pick, :used]]
         follows = column < length
@@ -140,7 +140,7 @@ class Queues:
         behind = (column >= position[:, None]) & (groups >= 0)
         classes = problem.queue_class[queue][:, None]
         end = self.before[queue, 1 : used + 1] + delay[:, None]
-        lateness = end + problem.tail_s[groups, classes] - problem.due_s[groups]
+        lateness = end + self.tail_less_due[groups, classes]
         cost = self._group_cost(self.weight[groups], lateness, end, problem.ramp_s[groups])
         extra: Floats = np.where(behind, cost - self.cost[queue, :used], 0.0).sum(axis=1)
         return extra
@@ -191,7 +191,7 @@ class Queues:
         row[position + 1 : length + 1] = row[position:length].copy()
         row[position] = group
         self.length[queue] = length + 1
-        self._recompute(np.array([queue]))
+        self._recompute(queue)
 
     def _grow(self) -> None:
         queues, width = self.groups.shape
@@ -199,7 +199,7 @@ class Queues:
         wider[:, :width] = self.groups
         self.groups = wider
         self._allocate(queues, 2 * width)
-        self._recompute(np.arange(queues))
+        self._recompute(slice(None))
 
     def earliest(self, group: int, count: int) -> Ints:
         """The queues that could finish a group first if it came last, in order of number."""
@@ -269,7 +269,7 @@ def _insert_all(
         _insert_by_regret(state, order)
         return state.plan()
     # A repair may look at every queue for each group; a first plan of a large fleet may not.
-    narrow = problem.queues > 2 * _CANDIDATE_QUEUES and len(order) > _REGRET_GROUPS
+    narrow = problem.queues > 2 * _CANDIDATE_QUEUES and 4 * len(order) > problem.groups
     for group in order:
         rows = state.earliest(group, _CANDIDATE_QUEUES) if narrow else None
         cost, queue, position = state.best(group, rows)
