@@ -178,9 +178,12 @@ def _fact_to_wire(fact: m.GatewayFact, now_s: float) -> gateway_pb.GatewayFact:
 def facts_from_wire(
     message: gateway_pb.GatewaySessionRequest, gateway: GatewayId, now_s: float
 ) -> Iterator[m.GatewayFact]:
-    """The facts of a batch, in order. Raises WireError."""
-    for fact in message.facts:
-        yield _fact_from_wire(fact, gateway, now_s)
+    """The facts of a batch, in order. What follows a hello is of the gateway that it names. Raises WireError."""
+    for wired in message.facts:
+        fact = _fact_from_wire(wired, gateway, now_s)
+        if isinstance(fact, m.GatewayHello):
+            gateway = fact.gateway
+        yield fact
 
 
 def _fact_from_wire(

@@ -62,7 +62,7 @@ metas = st.builds(
     produced_tokens=count,
 )
 facts = st.one_of(
-    st.builds(m.GatewayHello, name.map(GatewayId), text),
+    st.builds(m.GatewayHello, st.just(GatewayId("g")), text),
     st.builds(m.Arrived, metas),
     st.builds(m.Pulled, ids, name.map(AgentId)),
     st.builds(m.Returned, ids, count),
@@ -155,6 +155,17 @@ def test_facts_survive(said: list[m.GatewayFact]) -> None:
         wire.facts_to_wire(said, 0.0).SerializeToString()
     )
     assert list(wire.facts_from_wire(sent, GatewayId("g"), 0.0)) == said
+
+
+@given(metas, name.map(GatewayId))
+def test_what_follows_a_hello_in_its_batch_is_of_that_gateway(
+    request: RequestMeta, gateway: GatewayId
+) -> None:
+    said = [m.GatewayHello(gateway, "host:1"), m.Arrived(request)]
+    sent = wire.facts_to_wire(said, 0.0)
+    _, arrived = wire.facts_from_wire(sent, GatewayId(""), 0.0)
+    assert isinstance(arrived, m.Arrived)
+    assert arrived.request.gateway == gateway
 
 
 @given(st.lists(gateway_orders, max_size=5))
