@@ -1,0 +1,135 @@
+"""Whole runs: every policy serves every request once, and a run depends on nothing but its inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlm_core.sim.policies import policy_names
+from tests.simulator.beds import figures, one_model, simulate, two_models
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).with_name("golden.json")
+BEDS = {"one model": one_model, "two models": two_models}
+TRACED = [
+    ("one model", "qlm"),
+    ("one model", "edf-evict"),
+    ("two models", "qlm"),
+    ("two models", "fcfs"),
+]
+
+
+@pytest.mark.parametrize("bed", BEDS)
+@pytest.mark.parametrize("policy", policy_names())
+def test_every_request_ends_exactly_once(bed: str, policy: str) -> None:
+    data = BEDS[bed]()
+    record, trace = simulate(data, policy)
+    assert len(record.ended) == data["workload"]["requests"]
+    assert list(record.ended) == [1] * len(record.ended)
+    assert list(record.finished) == [1] * len(record.ended)
+    ends = [line.split()[2] for line in trace if line.split()[1] == "end"]
+    assert len(ends) == len(dict.fromkeys(ends)) == len(record.ended)
+    times = [float(line.split()[0]) for line in trace]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("without", ["eviction", "kv-swap", "warm-start", "load-balancing"])
+def test_each_lso_can_be_taken_out(without: str) -> None:
+    record, _ = simulate(two_models(), "qlm", without=(without,))
+    assert list(record.ended) == [1] * len(record.ended)
+
+
+def test_output_is_as_long_as_the_request_says_even_when_evicted() -> None:
+    data = one_model(requests=400, rate=40.0, count=1)
+    data["slo_classes"] = {
+        "interactive": {"ttft_s": 5, "weight": 4},
+        "batch-1": {"ttft_s": 60},
+        "batch-2": {"ttft_s": 3600},
+    }
+    kept, _ = simulate(data, "qlm")
+    plain, _ = simulate(data, "fcfs")
+    assert kept.evictions > 0
+    # An eviction in the very iteration that ends a request may cost it one more token.
+    assert 0 <= kept.output_tokens - plain.output_tokens <= kept.evictions
+
+
+def test_without_eviction_nothing_is_evicted() -> None:
+    data = one_model(requests=400, rate=40.0, count=1)
+    assert figures(data, "qlm", without=("eviction",))["evictions"] == 0
+
+
+def test_without_warm_start_swaps_take_longer() -> None:
+    data = two_models(requests=300, rate=40.0)
+    warm, cold = figures(data, "fcfs"), figures(data, "fcfs", without=("warm-start",))
+    assert warm["swaps"] > 0
+    assert cold["swap_s"] / cold["swaps"] > 3 * warm["swap_s"] / warm["swaps"]
+
+
+def test_a_backlog_is_spread_over_equal_instances() -> None:
+    """Groups bound to one instance each must not leave others idle."""
+    data = one_model(requests=400, rate=1000.0, count=4)
+    ours, shared = figures(data, "qlm"), figures(data, "fcfs")
+    assert ours["makespan_s"] < 1.15 * shared["makespan_s"]
+
+
+def test_several_models_are_batched() -> None:
+    data = two_models(requests=400, rate=60.0)
+    ours, fcfs = figures(data, "qlm"), figures(data, "fcfs")
+    assert ours["throughput_rps"] > 2 * fcfs["throughput_rps"]
+    assert ours["swaps"] < fcfs["swaps"]
+
+
+def test_in_overload_more_targets_are_met_than_by_deadlines_alone() -> None:
+    data = one_model(requests=1500, rate=12.0, count=1)
+    ours, edf = figures(data, "qlm"), figures(data, "edf")
+    assert edf["slo_attainment"] < 0.9
+    assert ours["slo_attainment"] > edf["slo_attainment"] + 0.05
+
+
+def digest(bed: str, policy: str) -> str:
+    return hashlib.sha256("\n".join(simulate(BEDS[bed](), policy)[1]).encode()).hexdigest()
+
+
+def test_traces_are_the_same_under_any_hash_seed() -> None:
+    program = (
+        "from tests.simulator.test_world import TRACED, digest\n"
+        "print([digest(*one) for one in TRACED])"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "4242")
+    ]
+    assert outputs == [outputs[0]] * 3
+    assert outputs[0].strip() == str([digest(*one) for one in TRACED])
+
+
+@pytest.mark.parametrize(("bed", "policy"), TRACED)
+def test_runs_are_those_on_record(bed: str, policy: str) -> None:
+    """A change of policy changes these; renew them with `python -m tests.simulator.test_world` and say why."""
+    assert summary(bed, policy) == json.loads(GOLDEN.read_text())[f"{bed}: {policy}"]
+
+
+def summary(bed: str, policy: str) -> dict[str, object]:
+    found = figures(BEDS[bed](), policy)
+    kept = ("slo_attainment", "classes", "makespan_s", "evictions", "swaps", "solves")
+    return {"trace": digest(bed, policy)} | {key: found[key] for key in kept}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(
+        json.dumps({f"{bed}: {policy}": summary(bed, policy) for bed, policy in TRACED}, indent=1)
+        + "\n"
+    )
