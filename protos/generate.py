@@ -21,6 +21,9 @@ def generate(target: Path) -> None:
     """Write the generated modules below `target`. Raises RuntimeError if the compiler fails."""
     from grpc_tools import protoc
 
+    scripts = Path(
+        sys.executable
+    ).parent  # the plugins lie beside this Python, which need not be on PATH
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.proto"))
     code = protoc.main(
         [
@@ -29,6 +32,10 @@ def generate(target: Path) -> None:
             f"--proto_path={files('grpc_tools') / '_proto'}",
             f"--python_out={target}",
             f"--grpc_python_out={target}",
+            *(
+                f"--plugin={name}={scripts / name}"
+                for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+            ),
             f"--mypy_out=quiet:{target}",
             f"--mypy_grpc_out=quiet:{target}",
             *sources,
