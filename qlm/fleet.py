@@ -105,13 +105,12 @@ class _LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("w", buffering=1, encoding="utf-8")
 
     def __call__(self, name: str, line: str) -> None:
         self._file.write(f"{name} | {line}\n")
 
     def show_end(self, lines: int = 20) -> None:
-        self._file.flush()
         for line in self._path.read_text().splitlines()[-lines:]:
             print(line, file=sys.stderr)
 
