@@ -295,19 +295,31 @@ def cut(w: Wholes, g: int, first: int, last: int) -> None:
     w[w[LENGTH] + g] -= last - first
 
 
-def insert_in_order(x: Reals, w: Wholes, order: Numbers) -> int:
-    """Put the groups of `order` one by one where they cost least; returns how many found no place."""
+def insert_in_order(x: Reals, w: Wholes, order: Numbers, sample: int) -> int:
+    """Put the groups of `order` one by one where they cost least; returns how many found no place.
+
+    With a sample > 0 each group looks at so many queues drawn at random, and at all only if it fits
+    on none of these.
+    """
     failed = 0
     for i in order:
         bound = NEVER
         queue = -1
         place = -1
-        for g in range(w[G]):
+        for _ in range(sample):
+            g = draw(w, w[G])
             cost, k = best_place(x, w, g, i, bound)
             if k >= 0:
                 bound = cost
                 queue = g
                 place = k
+        if queue < 0:
+            for g in range(w[G]):
+                cost, k = best_place(x, w, g, i, bound)
+                if k >= 0:
+                    bound = cost
+                    queue = g
+                    place = k
         if queue < 0:
             failed += 1
         else:

@@ -30,6 +30,13 @@ _INTERPRETED = SimpleNamespace(
 )
 
 
+_ALL_QUEUES_CELLS = 400_000
+"""Up to so many pairs of group and queue, every group of a first plan looks at every queue."""
+
+_SAMPLE = 20
+"""Beyond that, at so many drawn at random."""
+
+
 class Searcher:
     """Owns the arrays of one search. The problem must be free of pins.
 
@@ -120,13 +127,14 @@ class Searcher:
             self.w[length + queue] = 0
         self.kernels.reset(self.x, self.w)
         todo = self._store(order)
+        cells = self.problem.groups * self.problem.queues
         if by_regret:
-            cells = self.problem.groups * self.problem.queues
             extra = self._store(np.zeros(cells))
             places = self._store(np.zeros(cells, np.int64))
             failed = self.kernels.insert_by_regret(self.x, self.w, extra, places, todo)
         else:
-            failed = self.kernels.insert_in_order(self.x, self.w, todo)
+            sample = _SAMPLE if cells > _ALL_QUEUES_CELLS else 0
+            failed = self.kernels.insert_in_order(self.x, self.w, todo, sample)
         self.kernels.reset(self.x, self.w)
         return int(failed)
 
