@@ -133,6 +133,10 @@ class EngineProfile:
         # one more.
         _require_at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
 
+    def __hash__(self) -> int:
+        # Profiles are keys of caches that planning asks thousands of times; this is their identity.
+        return hash((self.model, self.gpu, self.tensor_parallel))
+
     @property
     def host_memory_bytes(self) -> int:
         """Host memory the model takes while it sleeps at level 1: its weights."""

@@ -8,6 +8,7 @@ plan takes it away.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from qlm_core.grouping import RequestGroup
 from qlm_core.messages import AgentHello
@@ -21,6 +22,9 @@ from qlm_core.model import (
     RequestId,
 )
 from qlm_core.profile import EngineProfile
+
+QueueKind = tuple[tuple[EngineProfile, ModelTier], ...]
+"""What queues have in common that plan alike: profiles, and whether each model sleeps or is cold."""
 
 
 class Window:
@@ -94,6 +98,7 @@ class Agent:
         queue: its virtual queue, group ids in order.
         window: references sent and not yet pulled or taken back, with their group.
         held: requests that it has pulled.
+        kind: what it has in common with agents that plan alike; the same object for all of them.
         sent_order: the order of groups it was last sent.
         swap_started_s: when the swap under way was first reported.
     """
@@ -103,6 +108,7 @@ class Agent:
         "gpu",
         "held",
         "id",
+        "kind",
         "lease_until_s",
         "profiles",
         "queue",
@@ -140,6 +146,8 @@ class Agent:
         if state.swapping_to is not None and state.swapping_to != before.swapping_to:
             self.swap_started_s = now_s
         self.state = state
+        if state.tiers != before.tiers or not before.tiers:
+            self.kind = _kind(tuple(self.profiles.values()), state.tiers)
         return (
             before.ready != state.ready
             or before.awake_model != state.awake_model
@@ -162,6 +170,23 @@ class Agent:
             if name == model:
                 return tier
         return ModelTier.COLD
+
+
+@lru_cache(maxsize=1024)
+def _kind(
+    profiles: tuple[EngineProfile, ...], tiers: tuple[tuple[ModelName, ModelTier], ...]
+) -> QueueKind:
+    # Whether a model is awake or asleep is told by `Agent.model`, not by the kind.
+    of = dict(tiers)
+    return tuple(
+        (
+            profile,
+            ModelTier.COLD
+            if of.get(ModelName(profile.model), ModelTier.COLD) is ModelTier.COLD
+            else ModelTier.ASLEEP,
+        )
+        for profile in profiles
+    )
 
 
 def homeless(

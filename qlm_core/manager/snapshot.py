@@ -13,7 +13,7 @@ What the arrays mean is said in `qlm_core.planning.problem`; this module says ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from qlm_core.config import ObjectiveConfig
 from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
-from qlm_core.manager.fleet import Agent
+from qlm_core.manager.fleet import Agent, QueueKind
 from qlm_core.model import AgentId, GroupId, ModelName, ModelTier
 from qlm_core.planning import NOTHING_LOADED, Plan, Problem
 from qlm_core.profile import EngineProfile
@@ -35,7 +35,7 @@ _SPREAD = 1.28
 """Half the ramp of a group's lateness in standard deviations of its wait: from p10 to p90."""
 
 Floats = NDArray[np.float64]
-ClassKey = tuple[tuple[EngineProfile, ModelTier], ...]
+Classes = dict[QueueKind, dict[ModelName, EngineProfile]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +83,17 @@ def take_snapshot(
         agents: usable ones, in a stable order.
         weights: weight of one request of each SLO class.
     """
-    models = sorted({group.key.model: None for group in groups} | _all_models(agents))
+    classes, queue_class = _classes(agents)
+    models = sorted(
+        {group.key.model: None for group in groups}
+        | {model: None for profiles in classes.values() for model in profiles}
+    )
     model_number = {model: number for number, model in enumerate(models)}
-    classes = _classes(agents)
     sheet = _GroupSheet(groups, classes, estimators, now_s=now_s)
-    busy = [ready_in_s(agent, estimators, now_s=now_s) for agent in agents]
+    busy = _ready_in_s(agents, estimators, now_s=now_s)
     shift_s = max(0.0, -min(busy, default=0.0))
     place = {agent.id: index for index, agent in enumerate(agents)}
     homes = [place.get(group.home, -1) if group.home is not None else -1 for group in groups]
-    numbers = {key: number for number, key in enumerate(classes)}
     problem = Problem(
         group_model=np.array([model_number[group.key.model] for group in groups], np.int64),
         group_requests=sheet.waiting,
@@ -100,7 +102,7 @@ def take_snapshot(
         duration_s=sheet.duration_s,
         tail_s=sheet.tail_s,
         ramp_s=sheet.ramp_s,
-        queue_class=np.array([numbers[_class_key(agent)] for agent in agents], np.int64),
+        queue_class=np.array(queue_class, np.int64),
         loaded_model=np.array(
             [
                 model_number.get(agent.model, NOTHING_LOADED) if agent.model else NOTHING_LOADED
@@ -143,23 +145,48 @@ def _move_costs(
     return (objective.move * waiting * factor).astype(np.float64)
 
 
-def _all_models(agents: Iterable[Agent]) -> dict[ModelName, None]:
-    return {model: None for agent in agents for model in agent.profiles}
-
-
-def _class_key(agent: Agent) -> ClassKey:
-    return tuple(
-        (profile, ModelTier.COLD if agent.tier(model) is ModelTier.COLD else ModelTier.ASLEEP)
-        for model, profile in agent.profiles.items()
-    )
-
-
-def _classes(agents: Iterable[Agent]) -> dict[ClassKey, dict[ModelName, EngineProfile]]:
-    """Queue classes in order of first appearance, each with its profiles by model."""
-    found: dict[ClassKey, dict[ModelName, EngineProfile]] = {}
+def _classes(agents: Sequence[Agent]) -> tuple[Classes, list[int]]:
+    """Queue classes in order of first appearance with their profiles, and each agent's class."""
+    found: Classes = {}
+    numbers: dict[QueueKind, int] = {}
+    # Agents of one kind share the object, so nearly all are told by it without hashing profiles.
+    by_object: dict[int, int] = {}
+    queue_class: list[int] = []
     for agent in agents:
-        found.setdefault(_class_key(agent), agent.profiles)
-    return found
+        number = by_object.get(id(agent.kind))
+        if number is None:
+            found.setdefault(agent.kind, agent.profiles)
+            number = numbers.setdefault(agent.kind, len(numbers))
+            by_object[id(agent.kind)] = number
+        queue_class.append(number)
+    return found, queue_class
+
+
+Room = tuple[float, float]
+"""The steady batch of an instance, and the seconds that one free place in it is worth."""
+
+
+def _ready_in_s(agents: Sequence[Agent], estimators: Estimators, *, now_s: float) -> list[float]:
+    """`ready_in_s` of many agents; those with one profile have the same room."""
+    rooms: dict[int, Room] = {}
+    ready: list[float] = []
+    for agent in agents:
+        state = agent.state
+        profile = agent.profiles.get(state.awake_model) if state.awake_model is not None else None
+        if profile is None or state.swapping_to is not None or not state.ready:
+            ready.append(ready_in_s(agent, estimators, now_s=now_s))
+            continue
+        room = rooms.get(id(profile))
+        if room is None:
+            room = rooms[id(profile)] = _room(profile, estimators, now_s=now_s)
+        batch, place_s = room
+        ready.append(-max(0.0, batch - len(agent.held)) * place_s)
+    return ready
+
+
+def _room(profile: EngineProfile, estimators: Estimators, *, now_s: float) -> Room:
+    rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
+    return rate.batch, rate.seconds_per_request - rate.absorb_s
 
 
 def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
@@ -176,9 +203,8 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
     profile = agent.profiles.get(state.awake_model)
     if profile is None:
         return 0.0
-    rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
-    free = max(0.0, rate.batch - len(agent.held))
-    return -free * (rate.seconds_per_request - rate.absorb_s)
+    batch, place_s = _room(profile, estimators, now_s=now_s)
+    return -max(0.0, batch - len(agent.held)) * place_s
 
 
 def swap_in_s(profile: EngineProfile, tier: ModelTier) -> float:
@@ -192,7 +218,7 @@ class _GroupSheet:
     def __init__(
         self,
         groups: Sequence[RequestGroup],
-        classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+        classes: Classes,
         estimators: Estimators,
         *,
         now_s: float,
@@ -223,7 +249,7 @@ def _first_due_s(group: RequestGroup) -> float:
 
 def _paces(
     key: GroupKey,
-    classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+    classes: Classes,
     estimators: Estimators,
     *,
     now_s: float,
@@ -244,7 +270,7 @@ def _paces(
 
 def _swap_matrix(
     models: Sequence[ModelName],
-    classes: dict[ClassKey, dict[ModelName, EngineProfile]],
+    classes: Classes,
     estimators: Estimators,
     *,
     now_s: float,
