@@ -87,7 +87,6 @@ class RwtConfig(Section, frozen=True, kw_only=True):
     """
 
     prior_output_tokens: int = 220
-    prior_weight: float = 20.0
     history: int = 512
     token_throughput: dict[str, float] = {}
 
@@ -96,7 +95,6 @@ class SolverLimits(Section, frozen=True, kw_only=True):
     """Bounds on what the solver holds."""
 
     waiting_requests_max: int = 500_000
-    groups_max: int = 20_000
     agents_max: int = 2_000
     gateways_max: int = 64
     message_bytes_max: int = 16_777_216
