@@ -105,8 +105,15 @@ class Attempts:
         """Put requests whose payloads did not come back into the window, in their order."""
         for item in reversed(items):
             self.batch.leave(item, AttemptState.REQUEUED)
-            self.window.put_back(item.ref)
+            self.window.landed(item.ref.id)
+            newer = self.window.take(item.ref.id)
+            self.window.put_back(newer or item.ref)
+
+    def refuse(self, item: InFlight) -> None:
+        """The gateway does not hand out the payload that was asked for."""
+        self._leave(item, AttemptState.DROPPED)
 
     def _leave(self, item: InFlight, state: AttemptState) -> None:
         self.batch.leave(item, state)
+        self.window.landed(item.ref.id)
         self.pace.resize(len(self.batch.running), self.now_s)

@@ -196,7 +196,7 @@ class Executor:
                 return False
             # The gateway gave our attempt up and made a newer one.
             self._attempts.drop(item)
-            ref = item.ref
+            ref = self.window.take(job.id) or item.ref
         elif item is None:
             found = self.window.take(job.id)
             if found is None:
@@ -217,7 +217,7 @@ class Executor:
     def _on_refused(self, event: Refused) -> bool:
         item = self.batch.pulling.get(event.id)
         if item is not None:
-            self.batch.leave(item, AttemptState.DROPPED)
+            self._attempts.refuse(item)
         elif event.id not in self.batch:
             self.window.take(event.id)
         return True

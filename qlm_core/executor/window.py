@@ -1,7 +1,8 @@
 """The agent's copy of its virtual queue: the order of groups and, in each, references to requests, first come first.
 
 A window is a part of the queue; the solver refills it. Requests of a gateway that cannot be reached are set
-aside until it can, so that they hold nobody up. All operations are O(1) per request.
+aside until it can, so that they hold nobody up. So are references to requests that are in flight here: whoever sent
+them may know that the attempt is void before we do. All operations are O(1) per request.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Window:
         self._groups: dict[GroupId, _References] = {}
         self._group_of: dict[RequestId, GroupId] = {}
         self._offline: dict[RequestId, RequestRef] = {}
+        self._in_flight: dict[RequestId, RequestRef] = {}
         self._reachable: dict[GatewayId, None] = {}
         # No group before this position has a reference.
         self._first = 0
@@ -36,7 +38,10 @@ class Window:
         return id in self._group_of or id in self._offline
 
     def apply(self, update: QueueUpdate, in_flight: Container[RequestId]) -> bool:
-        """Take an update over; False if it is older than the last one. What is in flight is not added."""
+        """Take an update over; False if it is older than the last one.
+
+        References to what is `in_flight` count from the moment that `landed` is told of it.
+        """
         if update.epoch < self.epoch:
             return False
         self.epoch = update.epoch
@@ -47,17 +52,27 @@ class Window:
             self._groups.clear()
             self._group_of.clear()
             self._offline.clear()
+            self._in_flight.clear()
         if update.order is not None:
             self.order = update.order
             self._position = {group.id: index for index, group in enumerate(update.order)}
             self._first = 0
         for id in update.remove:
             self.take(id)
+            self._in_flight.pop(id, None)
         for ref in update.add:
-            if ref.id not in in_flight:
+            if ref.id in in_flight:
+                self._in_flight[ref.id] = ref
+            else:
                 self.take(ref.id)
                 self._insert(ref)
         return True
+
+    def landed(self, id: RequestId) -> None:
+        """A request is no longer in flight: a reference that came meanwhile counts now."""
+        ref = self._in_flight.pop(id, None)
+        if ref is not None:
+            self._insert(ref)
 
     def set_reachable(self, gateway: GatewayId, reachable: bool) -> None:
         """Note whether a gateway can be asked for payloads."""

@@ -112,6 +112,16 @@ class TestPulling:
         w.finish("1-0")
         assert w.pulled == ["1-0", "1-2"]
 
+    def test_a_reference_to_what_is_in_flight_counts_when_the_attempt_is_revoked(self):
+        """As after a restart of the gateway, when the solver hears of it before the agent does."""
+        w = world(profile(slots=1))
+        w.queue(group(1), add=refs(1, 1))
+        w.grant()
+        w.tell(QueueUpdate(epoch=1, add=refs(1, 1)))
+        assert w.pulled == ["1-0"]
+        w.tell(Revoked(RequestId("1-0"), 1))
+        assert (w.aborted, w.pulled) == (["1-0"], ["1-0", "1-0"])
+
     def test_a_grant_nobody_asked_for_goes_back(self):
         w = world()
         w.models["9"] = "m1"

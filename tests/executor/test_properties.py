@@ -91,11 +91,12 @@ class Adversary(RuleBasedStateMachine):
                 case Abort(id, attempt):
                     del self.engine[id, attempt]
                 case Send(_, AttemptEnded() | AttemptReturned() as end):
-                    assert self.granted[end.id, end.attempt] == "open"
+                    before = self.granted[end.id, end.attempt]
+                    assert before in ("open", "void")
                     self.granted[end.id, end.attempt] = "closed"
                     if isinstance(end, AttemptReturned):
                         assert (end.id, end.attempt) not in self.engine
-                        if not self.left:
+                        if before == "open" and not self.left:
                             self.announce(end.id)
                 case SwapModel(model):
                     assert not self.engine
@@ -184,6 +185,18 @@ class Adversary(RuleBasedStateMachine):
             self.granted[id, attempt] = "closed"
             self.gone[id] = None
             self.tell(Revoked(RequestId(id), attempt))
+            assert (id, attempt) not in self.engine
+
+    @rule()
+    def restart_gateway(self) -> None:
+        """Its attempts are void: the solver sends the requests anew before the agent hears of it."""
+        void = [key for key, state in self.granted.items() if state == "open"]
+        self.granted.update(dict.fromkeys(void, "void"))
+        again = tuple(self.refs[id] for id, _ in void)
+        self.tell(QueueUpdate(epoch=self.epoch, add=again))
+        for id, attempt in void:
+            self.tell(Revoked(RequestId(id), attempt))
+            self.granted[id, attempt] = "closed"
             assert (id, attempt) not in self.engine
 
     @rule()
