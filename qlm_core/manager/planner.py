@@ -1,9 +1,10 @@
 """When to plan, and whether to adopt a plan.
 
 The plan in force is the agents' queues. `repair` changes it at once, by insertion alone. `start` asks for a better one:
-at most one solve runs at a time, not more often than `min_interval_s`, and only when something has changed or
-lateness is predicted. An answer speaks of a state that is past when it comes, so `consider` translates it into the
-present state, repairs it there, and adopts it only if our own evaluator finds it better than what is in force.
+at most one solve runs at a time, not more often than `min_interval_s`, only when something has changed or lateness is
+predicted, and not for a plan that insertion has made as good as any can be, which is the rule while the fleet has room.
+An answer speaks of a state that is past when it comes, so `consider` translates it into the present state, repairs it
+there, and adopts it only if our own evaluator finds it better than what is in force.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import Snapshot, take_snapshot
-from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
+from qlm_core.model import AgentId, Estimate, GroupId, ModelName, RequestMeta
 from qlm_core.planning import Plan, PlanResult, evaluate, repair
+from qlm_core.planning.bound import unhindered
 
 View = tuple[Sequence[RequestGroup], Sequence[Agent]]
 Queues = dict[AgentId, list[GroupId]]
@@ -126,11 +128,12 @@ class Planner:
         if not view[0]:
             return None
         self._estimators = estimators
+        view = view[0], contenders(*view)
         snapshot = self.snapshot(view, estimators, now_s=now_s)
         plan = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
         self.repairs += 1
-        self._pending = True
-        self._note(snapshot, plan, now_s=now_s, backend="repair", termination="limit")
+        if not self._note_repair(snapshot, plan, now_s=now_s):
+            self._pending = True
         return snapshot.to_queues(plan)
 
     def start(self, view: View, estimators: Estimators, *, now_s: float) -> StartSolve | None:
@@ -142,7 +145,10 @@ class Planner:
         if not groups or not agents or (len(groups) < 2 and len(agents) < 2):
             return None
         snapshot = self.snapshot(view, estimators, now_s=now_s)
-        warm = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
+        present = snapshot.to_plan(_queues(view))
+        warm = repair(snapshot.problem, present)
+        if warm == present and self._note_repair(snapshot, warm, now_s=now_s):
+            return None
         self.solves += 1
         self._solving = snapshot
         prove = now_s - self._proved_s >= self._config.replan.bound_period_s
@@ -194,6 +200,18 @@ class Planner:
 
     # ------------------------------------------------------------------ what is known
 
+    def _note_repair(self, snapshot: Snapshot, plan: Plan, *, now_s: float) -> bool:
+        """Note a plan that insertion made; say whether it is proven that none is better."""
+        self._note(snapshot, plan, now_s=now_s, backend="repair", termination="limit")
+        noted = self.in_force
+        assert noted is not None
+        if noted.objective > unhindered(snapshot.problem) + 1e-6 * max(1.0, noted.objective):
+            return False
+        self.in_force = replace(
+            noted, termination="optimal", lower_bound=noted.objective, gap=0.0, bound_at_s=now_s
+        )
+        return True
+
     def _note(
         self, snapshot: Snapshot, plan: Plan, *, now_s: float, backend: str, termination: str
     ) -> None:
@@ -231,6 +249,29 @@ class Planner:
             wall_s=result.wall_s,
             queue_values=values,
         )
+
+
+def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent]) -> list[Agent]:
+    """The agents that matter to where new groups are put, in the order given.
+
+    Those are the ones with a queue, or home to a group, or in the middle of something. Of the others, which differ in
+    their free room alone if kind and model are the same, the freest do, one more than there are new groups.
+    """
+    placed = {id: None for agent in agents for id in agent.queue}
+    homes = {group.home: None for group in groups}
+    most = 1 + sum(group.id not in placed for group in groups)
+    alike: dict[tuple[int, ModelName | None], list[tuple[int, int]]] = {}
+    kept: list[int] = []
+    for number, agent in enumerate(agents):
+        state = agent.state
+        if agent.queue or agent.id in homes or not state.ready or state.swapping_to is not None:
+            kept.append(number)
+        else:
+            same = alike.setdefault((id(agent.kind), state.awake_model), [])
+            same.append((len(agent.held), number))
+    for same in alike.values():
+        kept += [number for _, number in sorted(same)[:most]]
+    return [agents[number] for number in sorted(kept)]
 
 
 def _queues(view: View) -> dict[AgentId, Sequence[GroupId]]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from qlm_core.planning import pricing_kernels
-from qlm_core.planning.problem import NOTHING_LOADED, Floats, Ints, Problem
-from qlm_core.planning.score import Plan, Score
+from qlm_core.planning.problem import LATE_TOLERANCE_S, NOTHING_LOADED, Floats, Ints, Problem
+from qlm_core.planning.score import Plan, Score, late_probability
 
 TICK_S = 0.1
 MAX_TICKS = 6000
@@ -181,6 +181,38 @@ def _queue_sets(problem: Problem) -> list[tuple[int, Ints]]:
         if together.size:
             sets.append((number, together))
     return sets
+
+
+def unhindered(problem: Problem) -> float:
+    """A bound at the price of a sum: every group first on its best queue, its model loaded.
+
+    It is tight while the fleet has room, when searching for a better plan would be in vain.
+    """
+    if problem.groups == 0:
+        return 0.0
+    free_s = np.full(problem.classes, math.inf)
+    np.minimum.at(free_s, problem.queue_class, problem.busy_s)
+    away = _cost(problem, free_s + problem.duration_s, problem.tail_s).min(axis=1)
+    housed = problem.home >= 0
+    if not housed.any():
+        return float(away.sum())
+    home, group = np.where(housed, problem.home, 0), np.arange(problem.groups)
+    number = problem.queue_class[home]
+    end = problem.busy_s[home] + problem.duration_s[group, number]
+    stay = _cost(problem, end[:, None], problem.tail_s[group, number][:, None])[:, 0]
+    moved = np.minimum(away + problem.move_cost, stay)
+    return float(np.where(housed, moved, away).sum())
+
+
+def _cost(problem: Problem, end_s: Floats, tail_s: Floats) -> Floats:
+    """[N, K] what each group pays for ending at each of K instants; inf where it cannot."""
+    possible = np.isfinite(end_s)
+    end_s = np.where(possible, end_s, 0.0)
+    lateness = end_s + tail_s - problem.due_s[:, None]
+    probability = late_probability(lateness, problem.ramp_s[:, None])
+    tardiness = np.where(lateness > LATE_TOLERANCE_S, lateness, 0.0)
+    cost = problem.alpha * probability + problem.beta * tardiness + problem.eps * end_s
+    return np.where(possible, problem.group_total_weight[:, None] * cost, math.inf)
 
 
 def reach_of(problem: Problem, score: Score) -> float:

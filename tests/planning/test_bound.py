@@ -1,5 +1,6 @@
 """Bounds lie below every plan, proofs are proofs, and columns cost what plans cost."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlm_core.planning import Limits, Problem, Termination, evaluate, greedy
-from qlm_core.planning.bound import Pricing, ascend, reach_of, removal_prices
+from qlm_core.planning.bound import Pricing, ascend, reach_of, removal_prices, unhindered
 from qlm_core.planning.columns import Column, Partition, Picked, all_routes, column_cost
 from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
 from qlm_core.planning.exact import Toolbox, solve_exact
@@ -35,6 +36,24 @@ def test_any_prices_give_a_bound(problem: Problem, seed: int) -> None:
     ascent = ascend(pricing, start, optimum * 1.1, keep_going=lambda: next(counted) < 60)
     assert ascent.bound <= optimum * (1 + 1e-9)
     assert ascent.bound >= pricing.price(start).bound - 1e-9
+
+
+@given(problems(most_groups=5))
+@settings(max_examples=100, deadline=None)
+def test_no_plan_beats_groups_that_are_all_first(problem: Problem) -> None:
+    assert unhindered(problem) <= best_objective(problem) * (1 + 1e-9) + 1e-9
+
+
+def test_groups_with_a_free_queue_each_reach_the_bound_of_all_first() -> None:
+    problem = dataclasses.replace(
+        random_problem(3, groups=3, queues=6, models=1, alpha=5.0),
+        busy_s=np.zeros(6),
+        loaded_model=np.zeros(6, np.int64),
+        queue_class=np.zeros(6, np.int64),
+    )
+    plan = greedy(problem)
+    assert max(map(len, plan)) == 1
+    assert evaluate(problem, plan).objective == pytest.approx(unhindered(problem))
 
 
 @given(problems(most_groups=7))

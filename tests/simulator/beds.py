@@ -44,6 +44,25 @@ def two_models(*, requests: int = 120, rate: float = 10.0) -> dict[str, Any]:
     }
 
 
+def crowded() -> dict[str, Any]:
+    """More on one A10 than it can serve in time, with a class that has to be evicted for."""
+    return one_model(requests=300, rate=40.0, count=1) | {
+        "slo_classes": {
+            "interactive": {"ttft_s": 5, "weight": 4},
+            "batch-1": {"ttft_s": 60},
+            "batch-2": {"ttft_s": 3600},
+        }
+    }
+
+
+def three_models() -> dict[str, Any]:
+    """Three models on two A100: they have to be swapped."""
+    data = two_models(requests=250, rate=20.0)
+    data["fleet"][0]["models"] = ["mistral-7b-ft1", "vicuna-13b-ft1", "mistral-7b-ft2"]
+    data["workload"]["batch_2_models"] = {"mistral-7b-ft2": 1}
+    return data
+
+
 def scenario(data: dict[str, Any]) -> Scenario:
     return scenario_from_mapping(data, "test.yaml")
 

@@ -12,16 +12,24 @@ from pathlib import Path
 import pytest
 
 from qlm_core.sim.policies import policy_names
-from tests.simulator.beds import figures, one_model, simulate, two_models
+from tests.simulator.beds import (
+    crowded,
+    figures,
+    one_model,
+    simulate,
+    three_models,
+    two_models,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
 BEDS = {"one model": one_model, "two models": two_models}
+TRACED_BEDS = {"crowded": crowded, "three models": three_models}
 TRACED = [
-    ("one model", "qlm"),
-    ("one model", "edf-evict"),
-    ("two models", "qlm"),
-    ("two models", "fcfs"),
+    ("crowded", "qlm"),
+    ("crowded", "edf-evict"),
+    ("three models", "qlm"),
+    ("three models", "fcfs"),
 ]
 
 
@@ -93,7 +101,8 @@ def test_in_overload_more_targets_are_met_than_by_deadlines_alone() -> None:
 
 
 def digest(bed: str, policy: str) -> str:
-    return hashlib.sha256("\n".join(simulate(BEDS[bed](), policy)[1]).encode()).hexdigest()
+    trace = simulate(TRACED_BEDS[bed](), policy)[1]
+    return hashlib.sha256("\n".join(trace).encode()).hexdigest()
 
 
 def test_traces_are_the_same_under_any_hash_seed() -> None:
@@ -122,8 +131,17 @@ def test_runs_are_those_on_record(bed: str, policy: str) -> None:
     assert summary(bed, policy) == json.loads(GOLDEN.read_text())[f"{bed}: {policy}"]
 
 
+def test_the_traced_runs_plan_swap_and_evict() -> None:
+    record, _ = simulate(crowded(), "qlm")
+    assert record.solves > 0
+    assert record.evictions > 0
+    record, _ = simulate(three_models(), "qlm")
+    assert record.solves > 0
+    assert record.swaps > 0
+
+
 def summary(bed: str, policy: str) -> dict[str, object]:
-    found = figures(BEDS[bed](), policy)
+    found = figures(TRACED_BEDS[bed](), policy)
     kept = ("slo_attainment", "classes", "makespan_s", "evictions", "swaps", "solves")
     return {"trace": digest(bed, policy)} | {key: found[key] for key in kept}
 

@@ -1,0 +1,60 @@
+"""When planning is left out because it could gain nothing, and which agents new groups need to look at."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from qlm_core.manager.events import StartSolve, Wakeup
+from qlm_core.manager.planner import contenders
+from qlm_core.manager.snapshot import Snapshot
+from qlm_core.messages import Pulled
+from qlm_core.model import AgentId, GroupId
+from qlm_core.planning import Plan, evaluate, repair
+from tests.manager.conftest import Bench
+
+
+def test_while_the_fleet_has_room_no_solve_is_asked_for(bench: Bench) -> None:
+    for name in ("a", "b", "c"):
+        bench.agent(name, "m")
+    for slo_class in ("interactive", "batch-1"):
+        bench.arrive("m", slo_class, count=1)
+        bench.post(Wakeup(), after_s=0.2)
+    assert not any(isinstance(effect, StartSolve) for effect in bench.effects)
+    plan = bench.manager.planner.in_force
+    assert plan is not None
+    assert (plan.termination, plan.gap) == ("optimal", 0.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench, seed: int) -> None:
+    rng = Random(seed)
+    agents = [
+        bench.agent(f"a{number}", *rng.choice((("m",), ("n",), ("m", "n"))), speed=1 + number % 2)
+        for number in range(14)
+    ]
+    for _ in range(30):
+        model = rng.choice("mn")
+        ids = bench.arrive(model, rng.choice(("interactive", "batch-1")), count=rng.randint(1, 3))
+        for id in ids:
+            if rng.random() < 0.8:
+                home = bench.manager.book.get(id).group.home or rng.choice(agents)
+                bench.fact(Pulled(id, home), after_s=0.01)
+    manager = bench.manager
+    # One more group, seen by all agents and by the contenders alone.
+    manager._place = lambda: None
+    bench.arrive("m", "batch-2", count=1)
+    groups, everyone = manager._view()
+    few = contenders(groups, everyone)
+    assert len(few) < len(everyone)
+    planner, objectives = manager.planner, []
+    for chosen in (everyone, few):
+        snapshot = planner.snapshot((groups, chosen), manager.estimators, now_s=bench.now_s)
+        queues = {agent.id: agent.queue for agent in chosen}
+        objectives.append(evaluate(snapshot.problem, repaired(snapshot, queues)).objective)
+    assert objectives[1] == pytest.approx(objectives[0])
+
+
+def repaired(snapshot: Snapshot, queues: dict[AgentId, list[GroupId]]) -> Plan:
+    return repair(snapshot.problem, snapshot.to_plan(queues))
