@@ -8,7 +8,7 @@ from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 
 
@@ -103,7 +103,8 @@ class EngineProfile:
 
     model: str
     gpu: str
-    iteration: IterationTime
+    # Profiles are keys of caches that planning asks thousands of times: the longest field is not hashed.
+    iteration: IterationTime = field(hash=False)
     kv_cache_tokens: int
     tensor_parallel: int = 1
     max_num_seqs: int = 256
@@ -132,10 +133,6 @@ class EngineProfile:
         # A decoding sequence needs a token of the budget in every iteration, and a prompt needs
         # one more.
         _require_at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-
-    def __hash__(self) -> int:
-        # Profiles are keys of caches that planning asks thousands of times; this is their identity.
-        return hash((self.model, self.gpu, self.tensor_parallel))
 
     @property
     def host_memory_bytes(self) -> int:
