@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from qlm_core.config import SolverConfig
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
 from qlm_core.manager.fleet import Agent
-from qlm_core.manager.snapshot import Snapshot, take_snapshot
+from qlm_core.manager.snapshot import Snapshot, room, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, ModelName, RequestMeta
 from qlm_core.planning import Plan, PlanResult, evaluate, repair
 from qlm_core.planning.bound import unhindered
@@ -128,10 +129,15 @@ class Planner:
         if not view[0]:
             return None
         self._estimators = estimators
-        view = view[0], contenders(*view)
+        groups, agents = view
+        placed = {id: None for agent in agents for id in agent.queue}
+        new = [group for group in groups if group.id not in placed]
+        self.repairs += 1
+        if len(new) == 1 and (seat := free_seat(new[0], agents, estimators, now_s=now_s)):
+            return {seat.id: [new[0].id]}
+        view = groups, contenders(groups, agents, new=len(new))
         snapshot = self.snapshot(view, estimators, now_s=now_s)
         plan = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
-        self.repairs += 1
         if not self._note_repair(snapshot, plan, now_s=now_s):
             self._pending = True
         return snapshot.to_queues(plan)
@@ -251,15 +257,43 @@ class Planner:
         )
 
 
-def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent]) -> list[Agent]:
+def free_seat(
+    group: RequestGroup, agents: Sequence[Agent], estimators: Estimators, *, now_s: float
+) -> Agent | None:
+    """The idle agent that takes all of a new group at once and is done with it first, if there is one.
+
+    Nothing is gained by planning for such a group: it delays nobody, and would end later anywhere else. A group that was at
+    home somewhere is only seated there, since it pays for a move.
+    """
+    model, waiting = group.key.model, group.waiting
+    places: dict[int, tuple[float, float, float]] = {}
+    seat, earliest_s = None, inf
+    for agent in agents:
+        state = agent.state
+        if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
+            continue
+        profile = agent.profiles.get(model)
+        if profile is None or (group.home is not None and group.home != agent.id):
+            continue
+        place = places.get(id(profile))
+        if place is None:
+            batch, place_s = room(profile, estimators, now_s=now_s)
+            rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
+            place = places[id(profile)] = batch, place_s, waiting * rate.seconds_per_request
+        batch, place_s, duration_s = place
+        free = batch - len(agent.held)
+        if free >= waiting and (end_s := duration_s - free * place_s) < earliest_s:
+            seat, earliest_s = agent, end_s
+    return seat
+
+
+def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent], *, new: int) -> list[Agent]:
     """The agents that matter to where new groups are put, in the order given.
 
     Those are the ones with a queue, or home to a group, or in the middle of something. Of the others, which differ in
-    their free room alone if kind and model are the same, the freest do, one more than there are new groups.
+    their free room alone if kind and model are the same, the freest do, one more than the `new` groups.
     """
-    placed = {id: None for agent in agents for id in agent.queue}
     homes = {group.home: None for group in groups}
-    most = 1 + sum(group.id not in placed for group in groups)
     alike: dict[tuple[int, ModelName | None], list[tuple[int, int]]] = {}
     kept: list[int] = []
     for number, agent in enumerate(agents):
@@ -270,7 +304,7 @@ def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent]) -> list[
             same = alike.setdefault((id(agent.kind), state.awake_model), [])
             same.append((len(agent.held), number))
     for same in alike.values():
-        kept += [number for _, number in sorted(same)[:most]]
+        kept += [number for _, number in sorted(same)[: new + 1]]
     return [agents[number] for number in sorted(kept)]
 
 

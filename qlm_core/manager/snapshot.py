@@ -176,15 +176,16 @@ def _ready_in_s(agents: Sequence[Agent], estimators: Estimators, *, now_s: float
         if profile is None or state.swapping_to is not None or not state.ready:
             ready.append(ready_in_s(agent, estimators, now_s=now_s))
             continue
-        room = rooms.get(id(profile))
-        if room is None:
-            room = rooms[id(profile)] = _room(profile, estimators, now_s=now_s)
-        batch, place_s = room
+        found = rooms.get(id(profile))
+        if found is None:
+            found = rooms[id(profile)] = room(profile, estimators, now_s=now_s)
+        batch, place_s = found
         ready.append(-max(0.0, batch - len(agent.held)) * place_s)
     return ready
 
 
-def _room(profile: EngineProfile, estimators: Estimators, *, now_s: float) -> Room:
+def room(profile: EngineProfile, estimators: Estimators, *, now_s: float) -> Room:
+    """The room of an idle instance."""
     rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
     return rate.batch, rate.seconds_per_request - rate.absorb_s
 
@@ -203,7 +204,7 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
     profile = agent.profiles.get(state.awake_model)
     if profile is None:
         return 0.0
-    batch, place_s = _room(profile, estimators, now_s=now_s)
+    batch, place_s = room(profile, estimators, now_s=now_s)
     return -max(0.0, batch - len(agent.held)) * place_s
 
 

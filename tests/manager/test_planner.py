@@ -32,9 +32,9 @@ def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench,
     rng = Random(seed)
     agents = [
         bench.agent(f"a{number}", *rng.choice((("m",), ("n",), ("m", "n"))), speed=1 + number % 2)
-        for number in range(14)
+        for number in range(24)
     ]
-    for _ in range(30):
+    for _ in range(12):
         model = rng.choice("mn")
         ids = bench.arrive(model, rng.choice(("interactive", "batch-1")), count=rng.randint(1, 3))
         for id in ids:
@@ -46,7 +46,7 @@ def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench,
     manager._place = lambda: None
     bench.arrive("m", "batch-2", count=1)
     groups, everyone = manager._view()
-    few = contenders(groups, everyone)
+    few = contenders(groups, everyone, new=1)
     assert len(few) < len(everyone)
     planner, objectives = manager.planner, []
     for chosen in (everyone, few):
@@ -58,3 +58,16 @@ def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench,
 
 def repaired(snapshot: Snapshot, queues: dict[AgentId, list[GroupId]]) -> Plan:
     return repair(snapshot.problem, snapshot.to_plan(queues))
+
+
+def test_a_group_that_fits_an_idle_agent_is_seated_on_the_freest_without_planning(
+    bench: Bench,
+) -> None:
+    a, b = bench.agent("a", "m"), bench.agent("b", "m")
+    [first] = bench.arrive("m", count=1)
+    assert list(bench.window(a)) == [first]
+    bench.fact(Pulled(first, a))
+    [second] = bench.arrive("m", "batch-1", count=1)
+    assert list(bench.window(b)) == [second]
+    assert bench.manager.planner.in_force is None
+    assert bench.manager.planner.repairs == 2
