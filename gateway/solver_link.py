@@ -21,7 +21,16 @@ from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable
-from qlm_core.messages import EstimateGiven, Fleet, GatewayFact, GatewayHello, GatewayOrder
+from qlm_core.messages import (
+    Ended,
+    EstimateGiven,
+    FirstToken,
+    Fleet,
+    GatewayFact,
+    GatewayHello,
+    GatewayOrder,
+    Pulled,
+)
 from qlm_core.messages import ShedOrder as Shed
 from qlm_core.model import Estimate, GatewayId, ModelName, RequestId, RequestMeta
 
@@ -31,6 +40,9 @@ FACTS_PER_MESSAGE_MAX = 2_000
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 2.0
 QUESTION_TIMEOUT_S = 5.0
+
+# Facts that no decision waits for; what must be planned for is told at once, and takes these along.
+_UNHURRIED = (Pulled, FirstToken, Ended)
 
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -95,7 +107,10 @@ class SolverLink:
         facts = self._facts
         if facts is None:
             return
-        facts.put(fact)
+        if isinstance(fact, _UNHURRIED):
+            facts.put_soon(fact)
+        else:
+            facts.put(fact)
         if facts.broken and self._hang_up is not None:
             self._hang_up()
 

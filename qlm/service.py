@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,9 @@ async def _until_stopped(serve: Serve, supervised: bool) -> None:
     ended = threading.Event()
 
     def ready(*_: object) -> None:
+        # What has been loaded stays; without this every full collection walks through all of it again.
+        gc.collect()
+        gc.freeze()
         if supervised:
             print(READY, flush=True)
 

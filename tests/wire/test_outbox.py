@@ -37,3 +37,32 @@ async def test_a_peer_that_does_not_read_breaks_it() -> None:
         outbox.put(item)
     assert outbox.broken
     assert await outbox.take() == []
+
+
+async def test_what_may_linger_travels_with_what_may_not() -> None:
+    outbox: Outbox[int] = Outbox(limit=10)
+    outbox.put_soon(1)
+    reader = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    assert not reader.done()
+    outbox.put(2)
+    assert await asyncio.wait_for(reader, 5.0) == [1, 2]
+
+
+async def test_what_lingers_leaves_by_itself() -> None:
+    outbox: Outbox[int] = Outbox(limit=10)
+    outbox.put_soon(1)
+    outbox.put_soon(2)
+    assert await asyncio.wait_for(outbox.take(), 5.0) == [1, 2]
+    outbox.put_soon(3)
+    outbox.close()
+    assert await outbox.take() == [3]
+    assert await outbox.take() == []
+
+
+async def test_lingering_is_no_way_around_the_limit() -> None:
+    outbox: Outbox[int] = Outbox(limit=1)
+    outbox.put_soon(1)
+    outbox.put_soon(2)
+    assert outbox.broken
+    assert await outbox.take() == []
