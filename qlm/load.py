@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
 import msgspec
 
 from qlm.report import Fate, Outcome
-from qlm_core.sim.workload import WorkloadRequest
+from qlm_core.sim.workload import WorkloadRequest, fitted
 
 BYTES_PER_TOKEN = 4
 # Prompts are windows into one text; its length is prime to the step between two prompts.
@@ -77,18 +77,7 @@ class Bodies:
     def fitted(self, request: WorkloadRequest) -> WorkloadRequest:
         """The request, cut to what its model can hold."""
         room = self.model_len.get(request.model)
-        if room is None or request.prompt_tokens + request.max_tokens <= room:
-            return request
-        # Token counts are estimates on both sides; a sixteenth keeps clear of the edge.
-        room -= room // 16
-        output_tokens = min(request.output_tokens, room // 2)
-        prompt_tokens = min(request.prompt_tokens, room - output_tokens)
-        return replace(
-            request,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            max_tokens=min(request.max_tokens, room - prompt_tokens),
-        )
+        return request if room is None else fitted(request, room)
 
     def body(self, number: int, request: WorkloadRequest) -> bytes:
         """The body of a streaming completion request, as JSON."""

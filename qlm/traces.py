@@ -6,8 +6,8 @@
 | Azure 2023 | TIMESTAMP, ContextTokens, GeneratedTokens |
 | BurstGPT | Timestamp (s), Model, Request tokens, Response tokens |
 | Mooncake | JSON lines with timestamp (ms), input_length, output_length |
-| ServeGen | t_s, client, rate_rps, family, p1, optional model: rates of clients in windows of 600
-s |
+| ServeGen, by client | t_s, client, rate_rps, family, p1, optional model: windows of 600 s |
+| ServeGen, totals | t_s, rate_rps, cv_rate_weighted, optional model: windows of 600 s |
 
 Time starts with the first request. Requests without output (the failed ones of BurstGPT) are left
 out. Everything is streamed.
@@ -35,6 +35,7 @@ AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
 MOONCAKE = ("timestamp", "input_length", "output_length")
 SERVEGEN = ("t_s", "client", "rate_rps", "family", "p1")
+SERVEGEN_TOTALS = ("t_s", "rate_rps", "cv_rate_weighted")
 
 _FAMILIES: dict[str, Literal["gamma", "weibull"]] = {
     "gamma": "gamma",
@@ -54,7 +55,8 @@ def read_requests(path: Path, mapping: TraceMapping) -> Iterator[WorkloadRequest
         TableError: the file, a column or a value is unusable; the message says where and what to
             do.
     """
-    if not _has(columns_of(path), SERVEGEN):
+    columns = columns_of(path)
+    if not (_has(columns, SERVEGEN) or _has(columns, SERVEGEN_TOTALS)):
         return requests_from_trace(read_trace(path), mapping)
     rows = rows_from_rate_windows(
         read_rate_windows(path), seed=mapping.seed, rate_scale=mapping.rate_scale
@@ -103,11 +105,17 @@ def read_rate_windows(path: Path) -> Iterator[RateWindow]:
     Raises:
         TableError: as `read_requests`.
     """
-    require_columns(path, columns_of(path), SERVEGEN)
+    columns = columns_of(path)
+    totals = _has(columns, SERVEGEN_TOTALS)
+    if not totals:
+        require_columns(path, columns, SERVEGEN)
     model: str | None = None
     for row in rows_of(path):
         model = model or row.text("model")
         if row.text("model") != model:
+            continue
+        if totals:
+            yield _total_window(row)
             continue
         family = _FAMILIES.get((row.text("family") or "").lower())
         if family is None:
@@ -123,6 +131,19 @@ def read_rate_windows(path: Path) -> Iterator[RateWindow]:
             family=family,
             shape=row.number("p1", least=1e-3, most=1e3),
         )
+
+
+def _total_window(row: Row) -> RateWindow:
+    silent = row.text("cv_rate_weighted") is None
+    # A mean over clients is at the mercy of the burstiest; beyond 30 a window is one burst anyway.
+    cv = 1.0 if silent else min(30.0, row.number("cv_rate_weighted", least=0.05))
+    return RateWindow(
+        start_s=row.number("t_s"),
+        client="all",
+        rate_rps=row.number("rate_rps"),
+        family="gamma",
+        shape=1.0 / cv**2,
+    )
 
 
 def _converter(path: Path, columns: tuple[str, ...]) -> Callable[[Row], TraceRow | None]:

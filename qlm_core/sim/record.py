@@ -21,7 +21,9 @@ class RunRecord:
         slo_class: [n] index into `classes`, in order of arrival, as are all arrays.
         ended: [n] how many terminal records the request had.
         ttft_s, e2e_s, tpot_s: [n] NaN where there is none.
-        estimates: [n] mean, p50 and p90 of the estimated wait at arrival; NaN without one.
+        mean_s, p50_s, p90_s: [n] the estimated wait at arrival; NaN without one.
+        cut: requests that were longer than their model's smallest instance holds.
+        steps: entries of the agenda that happened.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +47,7 @@ class RunRecord:
     preemptions: int = 0
     instances: int = 0
     solves: int = 0
+    cut: int = 0
     steps: int = 0
 
     def arrived(self, arrival_s: float, slo_class: int) -> int:

@@ -33,6 +33,7 @@ def report_of(record: RunRecord, *, policy: str, seed: int, wall_s: float) -> di
         "lost": int(np.sum(ended == 0)),
         "duplicated": int(np.sum(ended > 1)),
         "finished": finished,
+        "cut": record.cut,
         "slo_attainment": _rounded(float(attained.mean())) if requests else None,
         "classes": {
             name: _class_figures(attained[slo_class == number], ttft_s[slo_class == number])

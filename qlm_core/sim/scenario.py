@@ -8,7 +8,7 @@ sections `slo_classes`, `solver` and `executor` may be given here as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,6 +194,16 @@ def instances(fleet: tuple[FleetPart, ...]) -> tuple[InstanceSpec, ...]:
                 )
             )
     return tuple(specs)
+
+
+def room_tokens(specs: Sequence[InstanceSpec]) -> dict[str, int]:
+    """Tokens of prompt and output that a request of each model may have: what its smallest instance holds."""
+    rooms: dict[str, int] = {}
+    for spec in specs:
+        for profile in spec.profiles:
+            held = profile.kv_cache_tokens // profile.block_tokens * profile.block_tokens
+            rooms[profile.model] = min(held, rooms.get(profile.model, held))
+    return rooms
 
 
 def _profile(model: str, part: FleetPart, where: str) -> EngineProfile:

@@ -37,6 +37,22 @@ class WorkloadRequest:
     max_tokens: int
 
 
+def fitted(request: WorkloadRequest, room_tokens: int) -> WorkloadRequest:
+    """The request, cut to what fits into so many tokens of prompt and output together."""
+    if request.prompt_tokens + request.max_tokens <= room_tokens:
+        return request
+    # Token counts are estimates on both sides; a sixteenth keeps clear of the edge.
+    room = room_tokens - room_tokens // 16
+    output_tokens = min(request.output_tokens, room // 2)
+    prompt_tokens = min(request.prompt_tokens, room - output_tokens)
+    return replace(
+        request,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        max_tokens=min(request.max_tokens, room - prompt_tokens),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Mix:
     """Names and their shares, e.g. of SLO classes or models; shares need not add up to 1."""

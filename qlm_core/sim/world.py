@@ -48,8 +48,8 @@ from qlm_core.sim.host import Host, Surroundings
 from qlm_core.sim.instance import Instance
 from qlm_core.sim.policies import Brain, Context, Policy
 from qlm_core.sim.record import RunRecord
-from qlm_core.sim.scenario import Scenario, instances
-from qlm_core.sim.workload import WorkloadRequest
+from qlm_core.sim.scenario import Scenario, instances, room_tokens
+from qlm_core.sim.workload import WorkloadRequest, fitted
 
 GATEWAY = GatewayId("gateway-0")
 STALLED_S = 6 * 3600.0
@@ -65,7 +65,8 @@ class World:
     """One run of one policy on one scenario.
 
     Args:
-        workload: the requests in order of arrival; consumed once.
+        workload: the requests in order of arrival; consumed once. Those longer than an instance of their model holds
+            are cut, as a client would have to.
         trace: is told of everything that happens, a line each.
     """
 
@@ -91,9 +92,9 @@ class World:
         self._requests: dict[RequestId, WorkloadRequest] = {}
         self.record = RunRecord(tuple(self._classes))
         around = self._surroundings()
-        self._hosts = [
-            Host(Instance(spec, policy.engine), around) for spec in instances(scenario.fleet)
-        ]
+        specs = instances(scenario.fleet)
+        self._rooms = room_tokens(specs)
+        self._hosts = [Host(Instance(spec, policy.engine), around) for spec in specs]
         self._host = {host.agent: host for host in self._hosts}
         self._brain: Brain = policy.build(
             Context(
@@ -155,8 +156,10 @@ class World:
         request = next(self._workload, None)
         if request is None:
             self._arriving = False
-        else:
-            self._agenda.at(request.arrival_s, self._arrive, request)
+            return
+        cut = fitted(request, self._rooms[request.model])
+        self.record.cut += cut is not request
+        self._agenda.at(cut.arrival_s, self._arrive, cut)
 
     def _arrive(self, request: WorkloadRequest) -> None:
         number = self.record.arrived(request.arrival_s, self._numbers[request.slo_class])

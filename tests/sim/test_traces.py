@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import pytest
@@ -140,14 +140,58 @@ def test_measurements_are_read(tmp_path: Path) -> None:
     assert (point.decode_batch, point.context_tokens, point.iteration_ms) == (4, 400, 12.5)
 
 
-@pytest.mark.skipif(
+def test_total_rates_become_requests(tmp_path: Path) -> None:
+    text = (
+        "model,t_s,rate_rps,active_clients,top_client_share,cv_rate_weighted\ns,0,3.0,9,0.4,2.5\n"
+    )
+    path = write(tmp_path, "totals.csv", text + "s,600,1.0,9,0.4,1.0\n")
+    arrivals = [request.arrival_s for request in read_requests(path, MAPPING)]
+    assert arrivals == sorted(arrivals)
+    assert sum(at_s < 600 for at_s in arrivals) == pytest.approx(1800, rel=0.2)
+    assert sum(at_s >= 600 for at_s in arrivals) == pytest.approx(600, rel=0.2)
+
+
+needs_data = pytest.mark.skipif(
     not DATA.exists(), reason="the data folder is not beside the checkout (../shared/data)"
 )
-def test_the_public_traces_are_read() -> None:
-    azure = list(read_trace(DATA / "traces" / "azure2023_conv.csv.gz"))
-    assert len(azure) == 19_366
-    mooncake = list(islice(read_trace(DATA / "traces" / "mooncake_conversation.csv.gz"), 500))
-    assert max(row.prompt_tokens for row in mooncake) > 20_000
-    windows = DATA / "traces" / "servegen_clients_14d_top20.csv.gz"
-    mapping = TraceMapping(mix=only("interactive"), models=only("m"), rate_scale=0.001, limit=2000)
-    assert len(list(read_requests(windows, mapping))) == 2000
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "requests", "span_s", "output_tokens"),
+    [
+        ("azure2023_conv.csv.gz", 19_366, 3_498.7, 4_088_258),
+        ("mooncake_conversation.csv.gz", 12_031, 3_537.0, 4_123_000),
+    ],
+)
+def test_public_traces_are_read_whole(
+    name: str, requests: int, span_s: float, output_tokens: int
+) -> None:
+    rows = list(read_trace(DATA / "traces" / name))
+    assert len(rows) == requests
+    assert rows[-1].arrival_s == pytest.approx(span_s, rel=0.01)
+    assert sum(row.output_tokens for row in rows) == pytest.approx(output_tokens, rel=0.01)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name", ["servegen_clients_14d_top20.csv.gz", "servegen_rate_windows.csv.gz"]
+)
+def test_public_rates_keep_their_rhythm(name: str) -> None:
+    """A thousandth of the production rate; more comes by day than by night, as in the file."""
+    path = DATA / "traces" / name
+    stated: dict[float, float] = {}
+    for window in read_rate_windows(path):
+        if window.start_s < 86_400:
+            stated[window.start_s] = stated.get(window.start_s, 0.0) + window.rate_rps / 1000
+    mapping = TraceMapping(mix=only("interactive"), models=only("m"), rate_scale=0.001)
+    day = takewhile(lambda one: one.arrival_s < 86_400, read_requests(path, mapping))
+    counts: dict[float, int] = {}
+    for request in day:
+        start_s = request.arrival_s // 600 * 600
+        counts[start_s] = counts.get(start_s, 0) + 1
+    assert sum(counts.values()) == pytest.approx(600 * sum(stated.values()), rel=0.05)
+    busiest = sorted(stated, key=stated.__getitem__)
+    assert sum(counts.get(at_s, 0) for at_s in busiest[-36:]) > 1.5 * sum(
+        counts.get(at_s, 0) for at_s in busiest[:36]
+    )

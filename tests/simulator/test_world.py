@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from qlm_core.sim.policies import policy_names
+from qlm_core.sim.policies import policy_named, policy_names
+from qlm_core.sim.workload import WorkloadRequest
+from qlm_core.sim.world import World
 from tests.simulator.beds import (
     crowded,
     figures,
     one_model,
+    scenario,
     simulate,
     three_models,
     two_models,
@@ -98,6 +101,24 @@ def test_in_overload_more_targets_are_met_than_by_deadlines_alone() -> None:
     ours, edf = figures(data, "qlm"), figures(data, "edf")
     assert edf["slo_attainment"] < 0.9
     assert ours["slo_attainment"] > edf["slo_attainment"] + 0.05
+
+
+def test_requests_longer_than_an_instance_holds_are_cut() -> None:
+    data = one_model(requests=4)
+    data["fleet"][0]["models"] = ["vicuna-13b"]
+    data["fleet"][0]["gpu"] = "a40"
+    data["workload"]["model"] = "vicuna-13b"
+    bed = scenario(data)
+    long = WorkloadRequest(
+        arrival_s=0.0,
+        model="vicuna-13b",
+        slo_class="interactive",
+        prompt_tokens=120_000,
+        output_tokens=500,
+        max_tokens=2048,
+    )
+    record = World(bed, policy_named("qlm"), [long], seed=0).run()
+    assert (record.cut, list(record.finished), record.output_tokens) == (1, [1], 500)
 
 
 def digest(bed: str, policy: str) -> str:
