@@ -12,7 +12,7 @@ from gateway.intake import Wish
 from gateway.openai import Problem
 from qlm_core.errors import InvalidRequest
 from qlm_core.ledger import EndRecord
-from qlm_core.model import Phase, RequestId
+from qlm_core.model import Estimate, Phase, RequestId
 
 Headers = dict[bytes, bytes]
 RawHeaders = list[tuple[bytes, bytes]]
@@ -83,12 +83,16 @@ def echoed(headers: Headers) -> RawHeaders:
     return [(b"x-request-id", own)] if _is_plain(own) else []
 
 
-def answering(headers: Headers, id: RequestId, queue_s: float | None) -> RawHeaders:
-    """Ids and time in the queue."""
+def answering(
+    headers: Headers, id: RequestId, queue_s: float | None, estimate: Estimate | None
+) -> RawHeaders:
+    """Ids, time in the queue, and the wait that was estimated at the arrival."""
     told = echoed(headers) or [(b"x-request-id", id.encode())]
     told.append((b"x-qlm-request-id", id.encode()))
     if queue_s is not None:
         told.append((b"x-llm-d-flow-queue-duration-ms", b"%d" % int(queue_s * 1000)))
+    if estimate is not None:
+        told.append((b"x-qlm-estimated-wait-ms", _in_milliseconds(estimate)))
     return told
 
 
@@ -97,7 +101,7 @@ def answered(headers: Headers, id: RequestId, record: EndRecord) -> RawHeaders:
     queue_s = record.queue_s
     if queue_s is None and record.phase is not Phase.FINISHED:
         queue_s = record.e2e_s
-    return answering(headers, id, queue_s)
+    return answering(headers, id, queue_s, record.estimate)
 
 
 def problem(problem: Problem) -> RawHeaders:
@@ -110,6 +114,14 @@ def problem(problem: Problem) -> RawHeaders:
     if problem.status == 401:
         told.append((b"www-authenticate", b"Bearer"))
     return told
+
+
+def _in_milliseconds(estimate: Estimate) -> bytes:
+    """A dictionary as structured fields have it (RFC 8941)."""
+    parts = (("mean", estimate.mean_s), ("p50", estimate.p50_s), ("p90", estimate.p90_s))
+    return ", ".join(
+        f"{name}={value_s * 1000:.0f}" for name, value_s in (*parts, ("p99", estimate.p99_s))
+    ).encode()
 
 
 def _milliseconds(headers: Headers, names: tuple[bytes, ...]) -> float | None:

@@ -244,7 +244,7 @@ class _Streamed(_Exchange):
         queue_s = None
         if row is not None and row.pulled_s is not None:
             queue_s = row.pulled_s - row.meta.arrival_s
-        extra = hd.answering(self._headers, self._live.request.id, queue_s)
+        extra = hd.answering(self._headers, self._live.request.id, queue_s, self._live.estimate)
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *extra]})
         while outputs:
             events = b"".join([openai.event(output.data) for output in outputs])

@@ -14,8 +14,10 @@ import msgspec
 
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
+from qlm_core.model import Estimate
 
 SLO_CLASS_HEADER = "x-llm-d-inference-objective"
+ESTIMATE_HEADER = "x-qlm-estimated-wait-ms"
 DROPPED_HEADER = "x-llm-d-request-dropped-reason"
 # Enough for the usage event and the end mark; the rest of a stream is counted and forgotten.
 TAIL_BYTES = 8_192
@@ -61,6 +63,7 @@ class HttpTransport:
             async with self._session.post(
                 self._url, data=shot.body, headers={SLO_CLASS_HEADER: shot.request.slo_class}
             ) as response:
+                outcome.estimate = _estimate(response.headers.get(ESTIMATE_HEADER, ""))
                 if response.status == 200:
                     await _read_stream(response, outcome, sent_s)
                 else:
@@ -100,6 +103,18 @@ def _note(event: dict[str, object], outcome: Outcome) -> None:
         code = str(error.get("code") or error.get("type") or "error")
         outcome.fate = Fate.SHED if code.startswith("rejected") else Fate.FAILED
         outcome.reason = f"{code}: {error.get('message', '')}"
+
+
+def _estimate(text: str) -> Estimate | None:
+    """An estimate as the header has it, None where there is none."""
+    parts = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    try:
+        mean_s, p50_s, p90_s, p99_s = (
+            float(parts[name]) / 1000 for name in ("mean", "p50", "p90", "p99")
+        )
+    except (KeyError, ValueError):
+        return None
+    return Estimate(mean_s=mean_s, p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
 
 
 def _refused(status: int, headers: Mapping[str, str], body: bytes, outcome: Outcome) -> None:

@@ -232,6 +232,19 @@ async def test_answers_carry_ids_and_queue_time() -> None:
         assert int(headers["x-llm-d-flow-queue-duration-ms"]) >= 0  # type: ignore[index, call-overload]
 
 
+async def test_answers_carry_the_wait_that_was_estimated() -> None:
+    async with fleet() as it:
+        it.solver.estimates = True
+        it.agent.on_payload = lambda payload: None
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        await soon(lambda: it.gateway.driver.live(payload.id).estimate is not None)  # type: ignore[union-attr]
+        it.agent.say(payload, "x", finish="stop")
+        _, _, headers = await asked
+        expected = "mean=1500, p50=1000, p90=2000, p99=3000"
+        assert headers["x-qlm-estimated-wait-ms"] == expected  # type: ignore[index, call-overload]
+
+
 async def test_a_client_that_hangs_up_cancels() -> None:
     async with fleet() as it:
         it.agent.on_payload = lambda payload: it.agent.say(payload, "first")

@@ -103,8 +103,9 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_child_that_cannot_start_is_reported_by_its_own_words(tmp_path: Path) -> None:
-    config = fleet.temporary_config(
-        tmp_path, [AGENTS, "gateway.store.path=/proc/no/such/place.sqlite"]
+    config = config_file.override(
+        fleet.temporary_config(tmp_path, [AGENTS]),
+        ["gateway.store.path=/proc/no/such/place.sqlite"],
     )
     result = subprocess.run(
         [sys.executable, "-m", "qlm", "up", "--config", write(config, tmp_path)],
