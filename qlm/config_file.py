@@ -203,7 +203,9 @@ def _assign(node: Any, steps: list[str], value: object, path: str) -> None:
     step, rest = steps[0], steps[1:]
     for key in _keys(node, step, path):
         if rest:
-            _assign(node[key], rest, value, path)
+            # What an earlier override left out has its defaults; a misspelt key is found later on.
+            inner = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+            _assign(inner, rest, value, path)
         else:
             node[key] = value
 

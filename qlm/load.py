@@ -153,6 +153,5 @@ async def run(
             tasks.create_task(one(shot, outcome))
     elapsed_s = loop.time() - started_s
     for outcome in outcomes:
-        outcome.ttft_s = None if outcome.ttft_s is None else outcome.ttft_s * time_scale
-        outcome.e2e_s = None if outcome.e2e_s is None else outcome.e2e_s * time_scale
+        outcome.stretch(time_scale)
     return outcomes, elapsed_s * time_scale

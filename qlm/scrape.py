@@ -40,6 +40,17 @@ def total(found: Iterable[Sample], name: str, label: str = "") -> float | None:
     return sum(values) if values else None
 
 
+def by_label(found: Iterable[Sample], name: str, label: str) -> dict[str, float]:
+    """The sums of a metric for each value of a label, in order of appearance; zeros are left out."""
+    sums: dict[str, float] = {}
+    for one in found:
+        rest = f",{one.labels}".partition(f',{label}="')[2]
+        if one.name == name and rest and one.value:
+            value = rest.partition('"')[0]
+            sums[value] = sums.get(value, 0.0) + one.value
+    return sums
+
+
 async def read(urls: Iterable[str]) -> list[Sample]:
     """The samples of several endpoints; one that does not answer is left out."""
     import aiohttp

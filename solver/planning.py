@@ -1,6 +1,7 @@
 """The planner as the configuration wants it: which backend, how long, and what became of each solve.
 
-Every step down from a backend to the next (no licence, too large, time-out, crash) is logged and counted here.
+Every step down from a backend to the next (no licence, too large, time-out, crash) is counted here, and logged when
+it is for another reason than the one before.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ log = logging.getLogger("qlm.solver")
 class PlanningCounts:
     """What became of all solves so far."""
 
-    __slots__ = ("seconds", "solves", "step_downs")
+    __slots__ = ("_reasons", "seconds", "solves", "step_downs")
 
     def __init__(self) -> None:
         self.solves: Counter[tuple[str, str]] = Counter()
         self.step_downs: Counter[tuple[str, str]] = Counter()
         self.seconds: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
 
     def note(self, result: PlanResult) -> None:
-        """Count a finished solve and log each step down."""
+        """Count a finished solve and log what is new about its steps down."""
         status = result.termination.value
         self.solves[result.backend, status] += 1
         spent_s = self.seconds.get(result.backend, 0.0)
         self.seconds[result.backend] = spent_s + result.wall_s
         for step in result.step_downs:
             self.step_downs[step.backend, step.termination.value] += 1
-            log.warning(
+            news = self._reasons.get(step.backend) != step.reason
+            self._reasons[step.backend] = step.reason
+            log.log(
+                logging.WARNING if news else logging.DEBUG,
                 "backend stepped down",
                 extra={
                     "backend": step.backend,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from qlm.commands import options
 
@@ -33,17 +34,33 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(explanation, indent=2))
         return 0
-    for key, value in explanation.items():
-        if isinstance(value, list):
-            print(f"{key}:")
-            for item in value:
-                print(f"  {_flat(item)}")
-        elif value is not None:
-            print(f"{key}: {_flat(value)}")
+    for line in lines_of(explanation):
+        print(line)
     return 0
+
+
+def lines_of(explanation: dict[str, Any]) -> list[str]:
+    """An explanation in words: first where the request stands and why, then the figures behind it."""
+    known = dict(explanation)
+    id, state = known.pop("id"), known.pop("state", None) or known.pop("phase", "")
+    lines = [f"{id}: {state}"]
+    for key in ("because", "reason"):
+        if known.get(key):
+            lines.append(f"  {known.pop(key)}")
+    for key, value in known.items():
+        name = key.replace("_", " ")
+        if isinstance(value, list):
+            lines.append(f"  {name}: {'' if value else 'none'}".rstrip())
+            lines += [f"    {_flat(item)}" for item in value]
+        elif value is not None and value != "":
+            lines.append(f"  {name}: {_flat(value)}")
+    return lines
 
 
 def _flat(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
-    return str(value)
+        items = ((key.replace("_", " "), item) for key, item in value.items() if item is not None)
+        return ", ".join(f"{name} {_flat(item)}" for name, item in items)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

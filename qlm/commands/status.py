@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from qlm.commands import options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+
+    from qlm.scrape import Sample
 
 REFRESH_S = 1.0
+GROUPS_SHOWN_MAX = 8
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,18 +63,33 @@ def _view(args: argparse.Namespace) -> dict[str, Any]:
             timeout=dial.CALL_TIMEOUT_S,
         )
     view: dict[str, Any] = json.loads(answer.view_json)
-    return view | {"attainment": _attainment(args)}
+    return view | _counted(args)
 
 
-def _attainment(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Ended requests and the share of them within targets, by class, as the gateway counts."""
+def _counted(args: argparse.Namespace) -> dict[str, Any]:
+    """What the gateway and, where it can be reached, the solver count."""
     import asyncio
 
     from qlm import scrape
 
-    found = asyncio.run(scrape.read([f"{options.url_of(args)}/metrics"]))
+    config = options.config_of(args)
+    urls = [f"{options.url_of(args)}/metrics"]
+    if config.solver.metrics_listen:
+        urls.append(f"http://{config.solver.metrics_listen}/metrics")
+    found = asyncio.run(scrape.read(urls))
+    return {
+        "attainment": _attainment(found, config.slo_classes),
+        "solves": scrape.by_label(found, "qlm_solves_total", "backend"),
+        "step_downs": scrape.by_label(found, "qlm_backend_step_downs_total", "backend"),
+    }
+
+
+def _attainment(found: list[Sample], classes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Ended requests and the share of them within targets, by class."""
+    from qlm import scrape
+
     shares = {}
-    for name in options.config_of(args).slo_classes:
+    for name in classes:
         label = f'slo_class="{name}"'
         ended = scrape.total(found, "qlm_requests_total", label) or 0.0
         dropped = [s for s in found if 'outcome="cancelled"' in s.labels]
@@ -82,33 +102,39 @@ def _attainment(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def _picture(view: dict[str, Any]) -> RenderableType:
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = [_agents(view["agents"])]
+    queues = {agent["id"]: agent["queue"] for agent in view["agents"] if agent["queue"]}
     if view["unplaced"]:
-        groups = ", ".join(_group(group) for group in view["unplaced"])
-        parts.append(Text(f"waiting without a queue: {groups}"))
-    parts.append(
-        Text(f"{view['waiting']} requests wait, {view['held']} are with agents; {_plan(view)}")
-    )
-    if view["attainment"]:
-        shares = (
+        queues["(none)"] = view["unplaced"]
+    if queues:
+        parts.append(_queues(queues))
+    groups = sum(len(queue) for queue in queues.values())
+    lines = {
+        "requests": f"{view['waiting']} wait in {groups} groups, {view['held']} are with agents",
+        "plan": _plan(view["plan"]),
+        "planner": _planner(view["planner"], view["solves"]),
+        "fell back": ", ".join(
+            f"from {one} {n:.0f} times" for one, n in view["step_downs"].items()
+        ),
+        "attained": ", ".join(
             f"{name} {100 * one['attainment_ratio']:.1f} % of {one['ended']:.0f}"
             for name, one in view["attainment"].items()
-        )
-        parts.append(Text(f"attained: {', '.join(shares)}"))
-    return Group(*parts)
+        ),
+    }
+    summary = Table.grid(padding=(0, 1))
+    for name, text in lines.items():
+        if text:
+            summary.add_row(name, Text(text))
+    return Group(*parts, summary)
 
 
 def _agents(agents: list[dict[str, Any]]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(title="Agents and their virtual queues", title_justify="left")
-    for name in ("agent", "gpu", "model", "state"):
-        table.add_column(name)
-    for name in ("running", "KV tokens", "tokens/s"):
-        table.add_column(name, justify="right")
-    table.add_column("virtual queue: model/class waiting (starts in)")
+    table = _table(
+        left=("agent", "gpu", "model", "state"), right=("running", "KV tokens", "tokens/s")
+    )
     for agent in agents:
         table.add_row(
             agent["id"],
@@ -118,8 +144,43 @@ def _agents(agents: list[dict[str, Any]]) -> RenderableType:
             str(agent["running"]),
             f"{agent['kv_used_tokens']:,}",
             f"{agent['tokens_per_s']:,.0f}",
-            "\n".join(_group(group) for group in agent["queue"]) or "empty",
         )
+    return table
+
+
+def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
+    """The groups of each virtual queue, in order; of a long one only the first."""
+    table = _table(
+        left=("queue", "model", "class"), right=("group", "waiting", "running", "starts in s")
+    )
+    for name, queue in queues.items():
+        for place, group in enumerate(queue[:GROUPS_SHOWN_MAX]):
+            start_s = group["starts_in_s"]
+            table.add_row(
+                "" if place else name,
+                group["model"],
+                group["slo_class"],
+                str(group["group"]),
+                str(group["waiting"]),
+                str(group["held"]),
+                "-" if start_s is None else f"{start_s:.1f}",
+            )
+        rest = queue[GROUPS_SHOWN_MAX:]
+        if rest:
+            waiting = sum(group["waiting"] for group in rest)
+            table.add_row("", f"and {len(rest)} more", "", "", str(waiting), "", "")
+    return table
+
+
+def _table(*, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -133,15 +194,18 @@ def _state(agent: dict[str, Any]) -> str:
     return "ready" if agent["ready"] else "engine down"
 
 
-def _group(group: dict[str, Any]) -> str:
-    start_s = group["starts_in_s"]
-    start = "" if start_s is None else f" ({start_s:.1f} s)"
-    return f"{group['model']}/{group['slo_class']} {group['waiting']}{start}"
-
-
-def _plan(view: dict[str, Any]) -> str:
-    plan = view["plan"]
+def _plan(plan: dict[str, Any] | None) -> str:
     if plan is None:
-        return "no plan yet"
-    gap = "" if plan["gap"] is None else f", at most {100 * plan['gap']:.1f} % above the optimum"
-    return f"plan by {plan['backend']}, {plan['age_s']:.0f} s old{gap}"
+        return "none yet"
+    text = f"by {plan['backend']}, {plan['age_s']:.0f} s old, objective {plan['objective']:.4g}"
+    if plan["gap"] is None:
+        return f"{text}, no bound known"
+    return f"{text}, gap {100 * plan['gap']:.1f} % to a bound {plan['bound_age_s']:.0f} s old"
+
+
+def _planner(planner: dict[str, Any], solves: dict[str, float]) -> str:
+    by = ", ".join(f"{name} {count:.0f}" for name, count in solves.items())
+    return (
+        f"{planner['solves']} solves{f' ({by})' if by else ''}, {planner['adopted']} adopted; "
+        f"{planner['repairs']} repairs"
+    )

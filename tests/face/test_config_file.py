@@ -85,7 +85,17 @@ def test_overrides_reach_into_lists_by_index_by_name_and_all_at_once() -> None:
     assert config.models["mistral-7b"].max_model_len == 100
 
 
-@pytest.mark.parametrize("text", ["solver.backend", "agents[9].gpu=a", "log.level.x=1", "=1"])
+def test_an_override_reaches_into_what_another_one_gave_in_part() -> None:
+    config = config_file.override(
+        Config(), ["agents=[{name: a, models: [mistral-7b]}]", "agents.*.engine.sim.time_scale=10"]
+    )
+    assert config.agents[0].engine.sim.time_scale == 10
+    assert config.agents[0].drain_s == Config().agents[0].drain_s
+
+
+@pytest.mark.parametrize(
+    "text", ["solver.backend", "agents[9].gpu=a", "log.level.x=1", "=1", "slover.backend=auto"]
+)
 def test_an_override_that_leads_nowhere_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         config_file.override(Config(), [text])

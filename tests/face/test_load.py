@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qlm import load, scrape
 from qlm.report import Fate, Outcome
+from qlm_core.model import Estimate
 from qlm_core.sim.workload import WorkloadRequest
 
 
@@ -74,6 +75,7 @@ class Recorder:
         self.together -= 1
         outcome.fate = Fate.FAILED if shot.number in self._failing else Fate.FINISHED
         outcome.ttft_s, outcome.e2e_s, outcome.output_tokens = 0.25, 0.5, 3
+        outcome.estimate = Estimate(mean_s=0.1, p50_s=0.2, p90_s=0.3, p99_s=0.4)
 
 
 async def test_every_request_is_sent_once_and_counted() -> None:
@@ -107,6 +109,8 @@ async def test_times_are_on_the_clock_of_the_fleet() -> None:
         time_scale=100.0,
     )
     assert outcomes[0].ttft_s == pytest.approx(25.0)
+    assert outcomes[0].estimate is not None
+    assert outcomes[0].estimate.mean_s == pytest.approx(10.0)
     assert outcomes[1].sent_s >= 1.0
     assert elapsed_s >= 1.0
 
@@ -120,3 +124,5 @@ def test_metrics_are_summed_over_their_labels() -> None:
     assert scrape.total(found, "a_total", 'from="x"') == 3.0
     assert scrape.total(found, "b") == 1.5
     assert scrape.total(found, "c") is None
+    assert scrape.by_label(found, "a_total", "to") == {"b c": 2.0}
+    assert scrape.by_label(found, "a_total", "from") == {"m{1}": 2.0, "x": 3.0}

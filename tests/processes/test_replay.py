@@ -1,7 +1,8 @@
-"""A trace through the whole system by both transports, with each planner backend."""
+"""A trace through the whole system: by the command, by both transports, with each planner backend."""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import random
 import subprocess
@@ -11,34 +12,35 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qlm import fleet
+from qlm import fleet, load, replay, scrape
 from qlm.report import Report
+from qlm_core.sim.workload import WorkloadRequest
 
 REQUESTS = 40
 TIME_SCALE = 10
+CLASSES = ("interactive", "batch-1", "batch-2")
 
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Forty requests of a chat trace's shape within 20 s."""
+    """More than forty requests of a chat trace's shape, two a second."""
     rng = random.Random(1)
     file = tmp_path / "trace.csv"
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["arrival_s", "prompt_tokens", "output_tokens"])
-        for number in range(REQUESTS):
+        for number in range(REQUESTS + 10):
             writer.writerow([number * 0.5, rng.randint(20, 1500), rng.randint(5, 300)])
     return file
 
 
 async def replayed(config_file: Path, trace: Path, transport: str, folder: Path) -> Report:
-    import asyncio
-
     out = folder / f"{transport}.json"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "qlm", "replay", str(trace), "--config", str(config_file)),
-        *("--transport", transport, "--time-scale", str(TIME_SCALE), "--json", str(out)),
-        *("--plot", str(folder / f"{transport}.png")),
+        *("--transport", transport, "--time-scale", str(TIME_SCALE), "--rate-scale", "2"),
+        *("--limit", str(REQUESTS), "--mix", "interactive=0.5,batch-2=0.5"),
+        *("--json", str(out), "--plot", str(folder / f"{transport}.png")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -46,6 +48,37 @@ async def replayed(config_file: Path, trace: Path, transport: str, folder: Path)
     assert process.returncode == 0, stderr.decode()
     assert f"accounted    {REQUESTS} sent = {REQUESTS} finished" in stdout.decode()
     return msgspec.json.decode(out.read_bytes(), type=Report)
+
+
+async def test_a_trace_is_replayed_and_reported(tmp_path: Path, trace: Path) -> None:
+    overrides = ["solver.backend=search", f"agents.*.engine.sim.time_scale={TIME_SCALE}"]
+    config = fleet.temporary_config(tmp_path, overrides)
+    async with fleet.running(config, tmp_path):
+        for transport in ("http", "grpc"):
+            report = await replayed(tmp_path / "config.yaml", trace, transport, tmp_path)
+            assert [one.name for one in report.classes] == ["interactive", "batch-2"]
+            assert sum(one.requests for one in report.classes) == REQUESTS
+            assert all(one.output_tokens > 0 for one in report.classes)
+            assert report.estimate is not None
+            assert report.swaps is not None
+            assert report.evictions is not None
+            assert (tmp_path / f"{transport}.png").stat().st_size > 10_000
+
+
+def burst() -> list[WorkloadRequest]:
+    """All at once, and more than two instances take at once, so that there is something to plan."""
+    rng = random.Random(2)
+    return [
+        WorkloadRequest(
+            arrival_s=0.0,
+            model=("mistral-7b", "vicuna-13b")[number % 3 == 0],
+            slo_class=CLASSES[number % 3],
+            prompt_tokens=rng.randint(200, 1500),
+            output_tokens=rng.randint(50, 200),
+            max_tokens=512,
+        )
+        for number in range(4 * REQUESTS)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,28 +92,47 @@ async def replayed(config_file: Path, trace: Path, transport: str, folder: Path)
         ("greedy", True),
     ],
 )
-async def test_a_trace_is_served_whatever_plans(
-    backend: str,
-    licensed: bool,
-    tmp_path: Path,
-    trace: Path,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_mixed_load_is_served_whatever_plans(
+    backend: str, licensed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not licensed:
         monkeypatch.setenv("GRB_LICENSE_FILE", str(tmp_path / "no-such-licence"))
-    overrides = [f"solver.backend={backend}", f"agents.*.engine.sim.time_scale={TIME_SCALE}"]
-    config = fleet.temporary_config(tmp_path, overrides)
-    async with fleet.running(config, tmp_path):
-        for transport in ("http", "grpc"):
-            report = await replayed(tmp_path / "config.yaml", trace, transport, tmp_path)
-            assert report.fates == {
-                "finished": REQUESTS,
-                "shed": 0,
-                "failed": 0,
-                "cancelled": 0,
-                "lost": 0,
-            }
-            assert sum(one.requests for one in report.classes) == REQUESTS
-            assert all(one.output_tokens > 0 for one in report.classes)
-            assert (tmp_path / f"{transport}.png").stat().st_size > 10_000
-            assert report.swaps is not None
+    config = fleet.temporary_config(
+        tmp_path,
+        [
+            "agents=[{name: one, gpu: a10, models: [mistral-7b]}, "
+            "{name: two, gpu: a100, models: [vicuna-13b, mistral-7b]}]",
+            f"solver.backend={backend}",
+            f"agents.*.engine.sim.time_scale={2 * TIME_SCALE}",
+        ],
+    )
+    async with fleet.running(config, tmp_path) as running:
+        metrics = replay.metrics_urls(config, running.url)
+        reports = await asyncio.gather(
+            *(
+                replay.measured(
+                    burst(),
+                    replay.Target(
+                        url=running.url,
+                        grpc_address=config.gateway.grpc_listen,
+                        transport=transport,
+                        metrics_urls=metrics,
+                    ),
+                    slos=replay.slos_of(config),
+                    bodies=load.Bodies(),
+                )
+                for transport in ("http", "grpc")
+            )
+        )
+        found = await scrape.read(metrics)
+    for report, outcomes in reports:
+        assert report.fates == dict.fromkeys(report.fates, 0) | {"finished": 4 * REQUESTS}
+        assert {outcome.slo_class for outcome in outcomes} == set(CLASSES)
+    solves = scrape.by_label(found, "qlm_solves_total", "backend")
+    fallen = scrape.by_label(found, "qlm_backend_step_downs_total", "backend")
+    if licensed:
+        assert solves.get(backend)
+    else:
+        assert solves
+        assert backend not in solves
+        assert fallen.get(backend)
