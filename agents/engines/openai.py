@@ -39,6 +39,7 @@ _PROBE_S = 1.0
 # Probes in a row that fail before a server counts as down.
 _PROBES_LOST = 3
 _ERROR_CHARS_MAX = 2000
+_EVENT_BYTES_MAX = 4_194_304
 
 
 class _Choice(msgspec.Struct):
@@ -194,6 +195,9 @@ class Connection:
         rest = b""
         async for data, _ in content.iter_chunks():
             *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _EVENT_BYTES_MAX:
+                log.warning("endless event in a stream", extra={"id": job.id})
+                return JobLost(job.id, job.attempt)
             for line in lines:
                 if not line.startswith(b"data:"):
                     continue
@@ -283,8 +287,8 @@ class _Relay:
         job = self._job
         if not self._finish_reason or self._finish_reason in ("abort", "error"):
             return JobLost(job.id, job.attempt)
-        prompt = max(0, self._prompt_tokens - job.produced_tokens)
-        return JobDone(job.id, job.attempt, self._finish_reason, prompt, self._output_tokens)
+        reason, prompt = self._finish_reason, self._prompt_tokens
+        return JobDone(job.id, job.attempt, reason, prompt, self._output_tokens)
 
 
 def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:

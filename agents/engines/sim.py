@@ -271,7 +271,8 @@ class SimEngine:
 
     def _finish(self, job: _Job) -> None:
         del self._jobs[job.id]
-        self._tell(JobDone(job.id, job.attempt, job.finish_reason, job.prompt_tokens, job.emitted))
+        prompt = job.prompt_tokens + job.earlier_tokens
+        self._tell(JobDone(job.id, job.attempt, job.finish_reason, prompt, job.emitted))
 
     # ------------------------------------------------------------------- time
 

@@ -29,7 +29,10 @@ JobOutput = Chunk
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
-    """A job finished. Token counts are of this job alone, as the engine counts them."""
+    """A job finished. Token counts are of this job alone, as the engine counts them.
+
+    What earlier attempts produced is part of a continued job's prompt, so `prompt_tokens` has it too.
+    """
 
     id: RequestId
     attempt: int

@@ -82,6 +82,19 @@ async def test_a_resumed_job_continues_where_it_stopped(harness: Harness, chat: 
         assert harness.heard.text("a") == harness.expected_text("a", 8, 20)
 
 
+async def test_the_prompt_of_a_resumed_job_includes_what_it_continues(harness: Harness):
+    harness.engine.submit(harness.job("whole", 20))
+    whole = await harness.heard.end_of("whole")
+    text = harness.expected_text("resumed", 0, 8)
+    harness.engine.submit(
+        harness.job("resumed", 20, attempt=2, resume_text=text, produced_tokens=8)
+    )
+    resumed = await harness.heard.end_of("resumed")
+    assert isinstance(whole, JobDone)
+    assert isinstance(resumed, JobDone)
+    assert resumed.prompt_tokens == whole.prompt_tokens + 8
+
+
 async def test_an_unreadable_body_is_refused(harness: Harness):
     model = ModelName(harness.models[0])
     harness.engine.submit(Payload(RequestId("bad"), 1, model, False, b"{"))
