@@ -102,6 +102,8 @@ class FakeServer:
                 if index == 2 and "break" in prompt:
                     await response.write(b'data: {"error": {"message": "x", "code": 500}}\n\n')
                     break
+                if index == 2 and "babble" in prompt:
+                    await response.write(b"data: " + b"x" * 5_000_000)
                 if index == 2 and "cut" in prompt:
                     assert request.transport is not None
                     request.transport.close()

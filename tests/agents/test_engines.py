@@ -33,6 +33,7 @@ class TestOpenAI:
             ("busy", JobLost),
             ("break", JobLost),
             ("cut", JobLost),
+            ("babble", JobLost),
         ],
     )
     async def test_ways_to_fail(self, prompt: str, outcome: type):
