@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,7 +26,7 @@ from qlm_core.sim.scenario import (
     requests,
     scenario_from_mapping,
 )
-from qlm_core.sim.workload import Mix, TraceMapping, WorkloadRequest
+from qlm_core.sim.workload import Mix, TraceMapping, WorkloadRequest, fitted
 from qlm_core.sim.world import World
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 Run = dict[str, Any]
 Progress = Callable[[str], None]
+Result = TypeVar("Result")
+
+LINE_S = 5.0
+"""How often a run that has not ended is heard of."""
 
 TEMPLATE = """\
 # A scenario for `qlm sim`. What you leave out keeps the default shown here; unknown keys are errors.
@@ -47,6 +52,8 @@ fleet:
     models: [vicuna-13b]      # `-ft1`, `-ft2`, ... stand for fine-tuned versions
     awake: ""                 # the model loaded at the start; empty: dealt out in turn
     host_memory_gb: 256       # for sleeping models and the KV cache of evicted requests
+# Profiles of your own (`qlm profile fit`), which go before the shipped ones. Files, relative to this one.
+profiles: []                  # - my-gpu.json
 
 # What is asked of it: W_A (one model), W_B (several), W_C (W_B with mega prompts), or streams of your own.
 workload:
@@ -81,17 +88,32 @@ policies: [qlm, edf, fcfs]    # what is compared unless --policy says otherwise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bed:
-    """A scenario and where its requests come from: its own workload, or a trace."""
+    """A scenario and where its requests come from: its own workload, or a trace.
+
+    Attributes:
+        model_len: for a trace, the longest context of each model; longer requests are cut to it.
+    """
 
     scenario: Scenario
     trace: Path | None = None
     mapping: TraceMapping | None = None
+    model_len: dict[str, int] = field(default_factory=dict)
 
     def requests(self, seed: int) -> Iterator[WorkloadRequest]:
         """The requests of one seed, in order of arrival."""
         if self.trace is None or self.mapping is None:
             return requests(self.scenario, seed=seed)
-        return read_requests(self.trace, replace(self.mapping, seed=seed))
+        return self._of_trace(self.trace, replace(self.mapping, seed=seed))
+
+    def _of_trace(self, trace: Path, mapping: TraceMapping) -> Iterator[WorkloadRequest]:
+        for request in read_requests(trace, mapping):
+            if request.slo_class not in self.scenario.slo_classes:
+                raise ConfigError(
+                    f"{trace}: the class {request.slo_class!r} is none of "
+                    f"{', '.join(self.scenario.slo_classes)}. Add it to slo_classes of --fleet."
+                )
+            room = self.model_len.get(request.model)
+            yield request if room is None else fitted(request, room)
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -110,7 +132,20 @@ def read_scenario(path: Path) -> Scenario:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(data, dict) and isinstance(data.get("profiles"), list):
+        data["profiles"] = [
+            _profile(path.parent / one) if isinstance(one, str) else one for one in data["profiles"]
+        ]
     return scenario_from_mapping(data, str(path))
+
+
+def _profile(path: Path) -> object:
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Name a file of `qlm profile fit`.") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}. Name a file of `qlm profile fit`.") from None
 
 
 def bed_of_scenario(path: Path) -> Bed:
@@ -132,7 +167,9 @@ def bed_of_trace(
     Raises:
         ConfigError: a class or model that the fleet does not know, or a share out of range.
     """
-    scenario = read_scenario(fleet) if fleet is not None else demo_scenario()
+    config = Config()
+    scenario = read_scenario(fleet) if fleet is not None else demo_scenario(config)
+    lengths = {} if fleet else {name: one.max_model_len for name, one in config.models.items()}
     served = list(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     mapping = TraceMapping(
         mix=Mix.parse(mix),
@@ -147,12 +184,11 @@ def bed_of_trace(
         if name not in served:
             raise ConfigError(f"--models: {name!r} is none of {', '.join(served)}.")
     scenario = msgspec.structs.replace(scenario, name=trace.name)
-    return Bed(scenario=scenario, trace=trace, mapping=mapping)
+    return Bed(scenario=scenario, trace=trace, mapping=mapping, model_len=lengths)
 
 
-def demo_scenario() -> Scenario:
-    """The fleet of the default configuration."""
-    config = Config()
+def demo_scenario(config: Config) -> Scenario:
+    """The fleet of a configuration; of the default one, that of `qlm demo`."""
     parts = tuple(FleetPart(gpu=one.gpu, models=one.models) for one in config.agents)
     return Scenario(
         name="demo",
@@ -163,16 +199,32 @@ def demo_scenario() -> Scenario:
     )
 
 
-def run_one(bed: Bed, policy: str, seed: int, without: tuple[str, ...] = ()) -> Run:
-    """One policy with one seed; the figures of `qlm_core.sim.report`."""
+def run_one(
+    bed: Bed,
+    policy: str,
+    seed: int,
+    without: tuple[str, ...] = (),
+    watch: Callable[[int], None] | None = None,
+) -> Run:
+    """One policy with one seed; the figures of `qlm_core.sim.report`. `watch` is told how many requests have arrived."""
     begin_s = time.perf_counter()
     removed = without if policy == "qlm" else ()
-    world = World(
-        bed.scenario, policy_named(policy, without=removed), bed.requests(seed), seed=seed
-    )
+    arrivals = bed.requests(seed)
+    if watch is not None:
+        arrivals = _watched(arrivals, watch)
+    world = World(bed.scenario, policy_named(policy, without=removed), arrivals, seed=seed)
     record = world.run()
     name = policy + "".join(f" -{lso}" for lso in removed)
     return report_of(record, policy=name, seed=seed, wall_s=time.perf_counter() - begin_s)
+
+
+def _watched(
+    arrivals: Iterator[WorkloadRequest], watch: Callable[[int], None]
+) -> Iterator[WorkloadRequest]:
+    for number, request in enumerate(arrivals, start=1):
+        yield request
+        if number % 256 == 0:
+            watch(number)
 
 
 def run_all(
@@ -192,56 +244,62 @@ def run_all(
     for policy in policies:
         policy_named(policy, without=without if policy == "qlm" else ())
     wanted = [(policy, seed) for policy in policies for seed in seeds]
-    if jobs == 1 or len(wanted) == 1:
-        return [run_one(bed, policy, seed, without) for policy, seed in wanted]
-    results: dict[tuple[str, int], Run] = {}
-    with ProcessPoolExecutor(min(jobs, len(wanted))) as pool:
-        futures = {pool.submit(run_one, bed, *key, without): key for key in wanted}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            progress(f"{len(results)}/{len(wanted)}  {futures[future][0]}")
-    return [results[key] for key in wanted]
+    return in_processes(
+        [(bed, *key, without) for key in wanted],
+        run_one,
+        [f"{policy}, seed {seed}" for policy, seed in wanted],
+        jobs=jobs,
+        progress=progress,
+    )
 
 
-def smallest_fleet(
-    bed: Bed,
+def in_processes(
+    calls: Sequence[tuple[Any, ...]],
+    function: Callable[..., Result],
+    names: Sequence[str],
     *,
-    policy: str,
-    target: float,
-    gpu: str | None,
-    largest: int,
-    seed: int,
-    progress: Progress = lambda _: None,
-) -> tuple[dict[int, float], int | None]:
-    """Attainment by number of instances of one class of GPU, and the smallest number that reaches the target.
+    jobs: int,
+    progress: Progress,
+) -> list[Result]:
+    """`function(*call, watch=...)` for every call, `jobs` at once; tells every few seconds how far each is."""
+    counts: Any = multiprocessing.RawArray("q", len(calls))
+    results: dict[int, Result] = {}
+    with ProcessPoolExecutor(min(jobs, len(calls)), initializer=_share, initargs=(counts,)) as pool:
+        futures = {
+            pool.submit(_counted, number, function, call): number
+            for number, call in enumerate(calls)
+        }
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=LINE_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                number = futures[future]
+                results[number] = future.result()
+                progress(f"{len(results)}/{len(calls)} done: {names[number]}")
+            if not done:
+                running = [
+                    f"{names[number]}: {counts[number]:,} requests"
+                    for number in range(len(calls))
+                    if counts[number] and number not in results
+                ]
+                progress(f"{len(results)}/{len(calls)} done; " + "; ".join(running))
+    return [results[number] for number in range(len(calls))]
 
-    The number is doubled until the target is reached and bisected from there.
-    """
-    parts = bed.scenario.fleet
-    index = next((at for at, one in enumerate(parts) if gpu in (None, one.gpu)), None)
-    if index is None:
-        raise ConfigError(f"--gpu: the fleet has no {gpu!r}.")
-    tried: dict[int, float] = {}
 
-    def attained(count: int) -> float:
-        if count not in tried:
-            part = msgspec.structs.replace(parts[index], count=count)
-            fleet = tuple(part if at == index else one for at, one in enumerate(parts))
-            scenario = msgspec.structs.replace(bed.scenario, fleet=fleet)
-            figures = run_one(replace(bed, scenario=scenario), policy, seed)
-            tried[count] = figures["slo_attainment"] or 0.0
-            progress(f"{count} instances: {tried[count]:.2%}")
-        return tried[count]
+_counts: Any = None
+"""In a process of the pool: how many requests each run has seen, shared with the one who waits."""
 
-    low, high = 0, 1
-    while attained(high) < target:
-        if high >= largest:
-            return tried, None
-        low, high = high, min(2 * high, largest)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if attained(middle) >= target else (middle, high)
-    return tried, high
+
+def _share(counts: Any) -> None:
+    global _counts  # noqa: PLW0603 - a pool hands shared memory over in its initializer only
+    _counts = counts
+
+
+def _counted(number: int, function: Callable[..., Result], call: tuple[Any, ...]) -> Result:
+    def watch(requests: int) -> None:
+        _counts[number] = requests
+
+    return function(*call, watch=watch)
 
 
 def write_template(path: Path) -> None:
@@ -259,12 +317,6 @@ def write_template(path: Path) -> None:
 def to_json(runs: list[Run]) -> str:
     """`{"runs": [...]}`."""
     return json.dumps({"runs": runs}, indent=1)
-
-
-def sizes_to_json(tried: dict[int, float], smallest: int | None, target: float) -> str:
-    """Attainment by size, and the answer."""
-    sizes = [{"instances": count, "slo_attainment": tried[count]} for count in sorted(tried)]
-    return json.dumps({"target": target, "smallest": smallest, "sizes": sizes}, indent=1)
 
 
 def by_policy(runs: list[Run], *path: str) -> dict[str, float]:
@@ -318,19 +370,6 @@ def plot_attainment(runs: list[Run], path: Path, *, title: str) -> None:
         axes.legend(fontsize="small")
 
     draw_to(path, draw, title=title)
-
-
-def plot_sizes(tried: dict[int, float], target: float, path: Path) -> None:
-    """Attainment against the number of instances."""
-
-    def draw(axes: Axes) -> None:
-        counts = sorted(tried)
-        axes.plot(counts, [100 * tried[count] for count in counts], marker="o")
-        axes.axhline(100 * target, linestyle="--", linewidth=1)
-        axes.set_xlabel("instances")
-        axes.set_ylabel("SLOs met (%)")
-
-    draw_to(path, draw, title="Attainment by size of the fleet")
 
 
 def draw_to(path: Path, draw: Callable[[Axes], None], *, title: str) -> None:

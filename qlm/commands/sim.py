@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qlm.simulations import Bed
 
-_FIRST = {"trace", "new", "size"}
+_FORMS = ("trace", "new", "size")
+_NUMBERS = (("seeds", 1), ("jobs", 1), ("largest", 1), ("seed", 0), ("limit", 1))
+_PLOTS = (".png", ".svg", ".pdf")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,8 +20,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "sim",
         help="simulate a fleet and compare policies",
-        usage="qlm sim SCENARIO|trace|new|size ...",
-        description="Forms: qlm sim SCENARIO.yaml; qlm sim trace FILE; qlm sim size FILE; qlm sim new FILE.",
+        usage="qlm sim SCENARIO.yaml [options]\n"
+        "       qlm sim trace TRACE [--fleet FLEET.yaml] [--mix CLASS=SHARE,...] [options]\n"
+        "       qlm sim size TRACE|SCENARIO.yaml [--gpu GPU,...] [--target SHARE] [options]\n"
+        "       qlm sim new [FILE]",
+        description="Policies and scenario files are described in docs/simulator.md.",
     )
     parser.add_argument("what", metavar="SCENARIO", help="a scenario file, or trace, size or new")
     parser.add_argument("file", nargs="?", help="the trace, or the scenario to write")
@@ -34,15 +39,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each policy")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures here; - is standard output"
     )
-    parser.add_argument("--plot", metavar="FILE", help="draw attainment here (PNG or SVG)")
+    parser.add_argument("--plot", metavar="FILE", help="draw attainment here (.png, .svg, .pdf)")
     trace = parser.add_argument_group("for a trace")
-    trace.add_argument("--fleet", metavar="FILE", help="a scenario whose fleet and settings to use")
     trace.add_argument(
-        "--mix", default="interactive=0.5,batch-1=0.3,batch-2=0.2", help="SLO classes"
+        "--fleet",
+        metavar="FILE",
+        help="a scenario whose fleet and settings to use (default: the fleet of qlm demo)",
+    )
+    trace.add_argument(
+        "--mix",
+        default="interactive=0.5,batch-1=0.3,batch-2=0.2",
+        help="SLO classes and their shares (default: %(default)s)",
     )
     trace.add_argument("--models", help="models and their shares (default: the fleet's, equally)")
     trace.add_argument(
@@ -50,25 +61,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     trace.add_argument("--limit", type=int, default=None, help="most requests")
     size = parser.add_argument_group("for sizing")
-    size.add_argument("--target", type=float, default=0.99, help="attainment to reach")
-    size.add_argument("--gpu", help="the class of GPU to vary (default: the fleet's first)")
-    size.add_argument("--largest", type=int, default=64, help="largest number of instances tried")
+    size.add_argument(
+        "--target", type=float, default=0.99, help="attainment to reach (default: %(default)s)"
+    )
+    size.add_argument("--gpu", metavar="GPU,...", help="classes of GPU to try (default: all)")
+    size.add_argument(
+        "--largest", type=int, default=64, help="most instances tried (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate and report."""
+    """Simulate and report; status 1 when a request was lost or no fleet reaches the target."""
     from qlm import simulations
-    from qlm_core.errors import ConfigError
 
-    for name, least in (("seeds", 1), ("jobs", 1), ("largest", 1)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name}: must be at least {least}.")
-    if args.what in _FIRST and args.file is None:
-        raise ConfigError(f"qlm sim {args.what}: FILE is missing.")
+    _check(args)
     if args.what == "new":
-        simulations.write_template(Path(args.file))
-        print(f"wrote {args.file}; run it with: qlm sim {args.file}")
-        return 0
+        return _new(args.file)
     bed = _bed(args)
     if args.what == "size":
         return _size(args, bed)
@@ -78,22 +86,56 @@ def run(args: argparse.Namespace) -> int:
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
     )
-    if args.json == "-":
-        print(simulations.to_json(runs))
-        return 0
-    if args.json:
-        Path(args.json).write_text(simulations.to_json(runs) + "\n", encoding="utf-8")
+    _write(args.json, simulations.to_json(runs))
     if args.plot:
         simulations.plot_attainment(runs, Path(args.plot), title=bed.scenario.name)
-    print(simulations.table(runs))
+    if args.json != "-":
+        print(simulations.table(runs))
+    return 1 if any(one["lost"] or one["duplicated"] for one in runs) else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what could only fail after minutes of simulation."""
+    from qlm_core.errors import ConfigError
+
+    for name, least in _NUMBERS:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name}: {value} is out of range. Give at least {least}.")
+    if not 0.0 < args.target <= 1.0:
+        raise ConfigError(f"--target: {args.target} is out of range. Give a share up to 1.")
+    if args.what in ("trace", "size") and args.file is None:
+        raise ConfigError(f"qlm sim {args.what}: FILE is missing. Name a trace.")
+    if args.what not in _FORMS and args.file is not None:
+        raise ConfigError(
+            f"{args.file}: one scenario at a time. For a trace, write qlm sim trace {args.file}."
+        )
+    for option in ("json", "plot"):
+        name = getattr(args, option)
+        if name and name != "-" and not Path(name).absolute().parent.is_dir():
+            raise ConfigError(f"--{option}: {name}: no such folder. Make it first.")
+    if args.plot and Path(args.plot).suffix not in _PLOTS:
+        raise ConfigError(f"--plot: {args.plot}: give a name that ends in {', '.join(_PLOTS)}.")
+
+
+def _new(name: str | None) -> int:
+    from qlm import simulations
+
+    if name is None:
+        print(simulations.TEMPLATE, end="")
+        return 0
+    simulations.write_template(Path(name))
+    print(f"wrote {name}; run it with: qlm sim {name}")
     return 0
 
 
 def _bed(args: argparse.Namespace) -> Bed:
     from qlm import simulations
 
-    if args.what not in _FIRST:
+    if args.what not in _FORMS:
         return simulations.bed_of_scenario(Path(args.what))
+    if Path(args.file).suffix in (".yaml", ".yml"):
+        return simulations.bed_of_scenario(Path(args.file))
     return simulations.bed_of_trace(
         Path(args.file),
         fleet=Path(args.fleet) if args.fleet else None,
@@ -105,32 +147,47 @@ def _bed(args: argparse.Namespace) -> Bed:
 
 
 def _size(args: argparse.Namespace, bed: Bed) -> int:
-    from qlm import simulations
+    from qlm import fleet_sizing
+    from qlm_core.errors import ConfigError
+    from qlm_core.sim.policies import policy_named
 
     policy = (args.policy or "qlm").split(",")[0]
-    tried, smallest = simulations.smallest_fleet(
+    policy_named(policy)
+    known = fleet_sizing.known_gpus(bed.scenario)
+    gpus = args.gpu.split(",") if args.gpu else known
+    for gpu in gpus:
+        if gpu not in known:
+            raise ConfigError(f"--gpu: {gpu!r} is unknown. Use some of {', '.join(known)}.")
+    found = fleet_sizing.sizes(
         bed,
+        gpus,
         policy=policy,
         target=args.target,
-        gpu=args.gpu,
         largest=args.largest,
         seed=args.seed,
+        jobs=args.jobs,
         progress=_progress,
     )
-    for count in sorted(tried):
-        print(f"{count:5d} instances  {tried[count]:7.2%}")
+    _write(args.json, fleet_sizing.to_json(found, args.target))
     if args.plot:
-        simulations.plot_sizes(tried, args.target, Path(args.plot))
-    if args.json:
-        text = simulations.sizes_to_json(tried, smallest, args.target)
-        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")
-    if smallest is None:
-        print(f"no fleet of up to {args.largest} instances reaches {args.target:.1%}")
-        return 1
-    print(f"smallest fleet for {args.target:.1%}: {smallest} instances")
-    return 0
+        title = f"{bed.scenario.name}: attainment by size of the fleet"
+        fleet_sizing.plot(found, args.target, Path(args.plot), title=title)
+    if args.json != "-":
+        print(fleet_sizing.describe(found, args.target, args.largest))
+    return 0 if any(one.smallest is not None for one in found) else 1
+
+
+def _write(name: str | None, text: str) -> None:
+    from qlm_core.errors import ConfigError
+
+    if name == "-":
+        print(text)
+    elif name:
+        try:
+            Path(name).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json: {name}: {error.strerror}.") from None
 
 
 def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)

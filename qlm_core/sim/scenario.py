@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +24,7 @@ from qlm_core.config import (
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.profile import EngineProfile
-from qlm_core.profile_catalog import find_profile
+from qlm_core.profile_catalog import base_model, find_profile
 from qlm_core.sim.lengths import LengthsName
 from qlm_core.sim.workload import (
     W_B_BATCH_1,
@@ -107,7 +107,7 @@ class SimulationConfig(Section, frozen=True, kw_only=True):
 
 
 class Scenario(Section, frozen=True, kw_only=True):
-    """One bed on which policies are compared."""
+    """One bed on which policies are compared. `profiles` go before the shipped ones."""
 
     name: str
     fleet: tuple[FleetPart, ...]
@@ -118,6 +118,7 @@ class Scenario(Section, frozen=True, kw_only=True):
     )
     solver: SolverConfig = SolverConfig()
     executor: ExecutorConfig = ExecutorConfig()
+    profiles: tuple[EngineProfile, ...] = ()
     simulation: SimulationConfig = SimulationConfig()
     policies: tuple[str, ...] = ("qlm", "edf", "fcfs")
 
@@ -160,7 +161,7 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
         raise ConfigError(f"{where}: {_readable(str(error))}") from None
     try:
         _check(scenario)
-        instances(scenario.fleet)
+        instances(scenario.fleet, scenario.profiles)
         if scenario.workload.kind != "streams" or scenario.workload.streams:
             next(requests(scenario, seed=0), None)
     except ConfigError as error:
@@ -168,8 +169,10 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
     return scenario
 
 
-def instances(fleet: tuple[FleetPart, ...]) -> tuple[InstanceSpec, ...]:
-    """Every instance of a fleet.
+def instances(
+    fleet: tuple[FleetPart, ...], own: tuple[EngineProfile, ...] = ()
+) -> tuple[InstanceSpec, ...]:
+    """Every instance of a fleet; `own` profiles go before the shipped ones.
 
     Raises:
         ConfigError: a GPU or model without a profile; the message names the key.
@@ -181,7 +184,7 @@ def instances(fleet: tuple[FleetPart, ...]) -> tuple[InstanceSpec, ...]:
             raise ConfigError(f"{where}.models: empty. Name at least one model.")
         if part.awake and part.awake not in part.models:
             raise ConfigError(f"{where}.awake: {part.awake!r} is not one of its models.")
-        profiles = tuple(_profile(model, part, where) for model in part.models)
+        profiles = tuple(_profile(model, part, own, where) for model in part.models)
         for _ in range(part.count):
             awake = part.awake or part.models[len(specs) % len(part.models)]
             specs.append(
@@ -206,8 +209,14 @@ def room_tokens(specs: Sequence[InstanceSpec]) -> dict[str, int]:
     return rooms
 
 
-def _profile(model: str, part: FleetPart, where: str) -> EngineProfile:
+def _profile(
+    model: str, part: FleetPart, own: tuple[EngineProfile, ...], where: str
+) -> EngineProfile:
     for degree in range(part.gpus, 0, -1):
+        for profile in own:
+            same_gpus = (profile.gpu, profile.tensor_parallel) == (part.gpu, degree)
+            if same_gpus and profile.model in (model, base_model(model)):
+                return replace(profile, model=model)
         try:
             return find_profile(model, part.gpu, tensor_parallel=degree)
         except ConfigError as error:

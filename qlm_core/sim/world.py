@@ -92,7 +92,7 @@ class World:
         self._requests: dict[RequestId, WorkloadRequest] = {}
         self.record = RunRecord(tuple(self._classes))
         around = self._surroundings()
-        specs = instances(scenario.fleet)
+        specs = instances(scenario.fleet, scenario.profiles)
         self._rooms = room_tokens(specs)
         self._hosts = [Host(Instance(spec, policy.engine), around) for spec in specs]
         self._host = {host.agent: host for host in self._hosts}

@@ -10,6 +10,7 @@ import pytest
 
 from qlm import simulations
 from qlm.__main__ import main
+from qlm.fleet_sizing import smallest_fleet
 from qlm_core.errors import ConfigError
 from qlm_core.sim.scenario import instances
 from tests.simulator.beds import one_model, scenario
@@ -82,8 +83,82 @@ def test_a_trace_runs_on_the_default_fleet(
 
 def test_the_smallest_fleet_reaches_the_target() -> None:
     bed = simulations.Bed(scenario=scenario(one_model(requests=600, rate=10.0)))
-    tried, smallest = simulations.smallest_fleet(
-        bed, policy="qlm", target=0.98, gpu=None, largest=16, seed=0
+    found = smallest_fleet(bed, "a10", "qlm", 0.98, 16, 0)
+    assert found.smallest is not None
+    assert found.tried[found.smallest] >= 0.98
+    assert max((v for k, v in found.tried.items() if k < found.smallest), default=0) < 0.98
+
+
+def test_sizes_are_found_by_class_of_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plot, figures = (tmp_path / name for name in ("s.yaml", "p.svg", "f.json"))
+    path.write_text(json.dumps(one_model(requests=200, rate=8.0)))
+    command = ["sim", "size", str(path), "--gpu", "a10,h100", "--policy", "edf"]
+    assert main([*command, "--json", str(figures), "--plot", str(plot)]) == 0
+    gpus = json.loads(figures.read_text())["gpus"]
+    assert list(gpus) == ["a10", "h100"]
+    assert gpus["h100"]["smallest"] <= gpus["a10"]["smallest"]
+    assert "<svg" in plot.read_text()
+    assert "h100" in capsys.readouterr().out
+    assert main(["sim", "size", str(path), "--gpu", "a9"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent.yaml"], ("absent.yaml", "qlm sim new")),
+        (["trace", "absent.csv"], ("absent.csv",)),
+        (["trace"], ("FILE is missing",)),
+        (["s.yaml", "other"], ("one scenario at a time",)),
+        (["s.yaml", "--seeds", "0"], ("--seeds", "at least 1")),
+        (["s.yaml", "--plot", "x.gif"], ("--plot", ".png")),
+        (["s.yaml", "--json", "nowhere/x.json"], ("--json", "folder")),
+        (["s.yaml", "--policy", "nobody"], ("nobody", "shepherd")),
+        (["s.yaml", "--policy", "qlm", "--without", "luck"], ("luck", "kv-swap")),
+        (["size", "s.yaml", "--target", "2"], ("--target",)),
+        (["trace", "t.csv", "--mix", "gold=1"], ("--mix", "gold", "batch-1")),
+        (["trace", "t.csv", "--models", "gpt-5"], ("--models", "gpt-5", "mistral-7b")),
+        (["trace", "t.csv", "--rate-scale", "0"], ("rate_scale", "not positive")),
+        (["trace", "t.csv"], ("gold", "slo_classes")),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(json.dumps(one_model()))
+    (tmp_path / "t.csv").write_text(
+        "arrival_s,prompt_tokens,output_tokens,slo_class\n0,10,10,gold\n"
     )
-    assert smallest is not None
-    assert tried[smallest] >= 0.98 > max((v for k, v in tried.items() if k < smallest), default=0)
+    assert main(["sim", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert [word for word in words if word not in said] == []
+
+
+def test_profiles_of_ones_own_go_before_the_shipped_ones(tmp_path: Path) -> None:
+    own = {
+        "model": "mistral-7b",
+        "gpu": "a10",
+        "iteration": {
+            "base_ms": 500.0,
+            "per_token_ms": 0.1,
+            "per_sequence_ms": 0.1,
+            "per_context_token_ms": 0.0,
+        },
+        "kv_cache_tokens": 20_000,
+    }
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps(one_model() | {"profiles": ["own.json"]}))
+    bed = simulations.bed_of_scenario(path)
+    specs = instances(bed.scenario.fleet, bed.scenario.profiles)
+    assert {spec.profiles[0].iteration.base_ms for spec in specs} == {500.0}
+    path.write_text(json.dumps(one_model() | {"profiles": ["absent.json"]}))
+    with pytest.raises(ConfigError, match="qlm profile fit"):
+        simulations.bed_of_scenario(path)
