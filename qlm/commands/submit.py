@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qlm.commands import options
 
 if TYPE_CHECKING:
-    from protos.qlm.v1 import client_service_pb2 as pb
+    from qlm.client import Event
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,82 +30,55 @@ def run(args: argparse.Namespace) -> int:
     """Send and print; status 1 unless the request finished."""
     import sys
 
-    from protos.qlm.v1 import client_service_pb2 as pb
-    from qlm import dial
+    from qlm.client import Client
     from qlm_core.errors import QlmError
 
     prompt = " ".join(args.prompt) or sys.stdin.read()
     if not prompt.strip():
         raise QlmError("prompt: empty. Give it as arguments or on standard input.")
-    model = args.model or next(iter(options.config_of(args).models))
-    request = pb.NewRequest(
-        model=model,
-        body_json=_body(args, prompt),
-        endpoint=(pb.ENDPOINT_COMPLETIONS if args.completion else pb.ENDPOINT_CHAT_COMPLETIONS),
-        slo_class=args.slo_class,
-        tenant=args.tenant,
-    )
-    metadata = dial.metadata(options.key_of(args))
-    with dial.stub(options.address_of(args)) as stub:
+    wish = {"slo_class": args.slo_class, "tenant": args.tenant}
+    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
         if args.no_wait:
-            answer = stub.Enqueue(
-                pb.EnqueueRequest(request=request), metadata=metadata, timeout=dial.CALL_TIMEOUT_S
-            )
-            print(answer.accepted.id)
+            print(client.enqueue(_body(args, prompt), **wish).id)
             return 0
-        replies = stub.Submit(pb.SubmitRequest(request=request), metadata=metadata)
-        return _follow(reply.event for reply in replies)
+        return _follow(client.submit(_body(args, prompt), **wish))
 
 
-def _body(args: argparse.Namespace, prompt: str) -> bytes:
-    import json
-
-    body: dict[str, object] = (
-        {"prompt": prompt}
-        if args.completion
-        else {"messages": [{"role": "user", "content": prompt}]}
-    )
+def _body(args: argparse.Namespace, prompt: str) -> dict[str, object]:
+    model = args.model or next(iter(options.config_of(args).models))
+    body: dict[str, object] = {"model": model}
+    if args.completion:
+        body["prompt"] = prompt
+    else:
+        body["messages"] = [{"role": "user", "content": prompt}]
     if args.max_tokens is not None:
         body["max_tokens"] = args.max_tokens
-    return json.dumps(body).encode()
+    return body
 
 
-def _follow(events: Iterable[pb.RequestEvent]) -> int:
+def _follow(events: Iterable[Event]) -> int:
     """Print an answer to standard output and what becomes of the request to standard error."""
     import sys
 
-    from protos.qlm.v1 import types_pb2 as types
+    from qlm.client import Accepted, Output
+    from qlm_core.model import Phase
 
     for event in events:
-        kind = event.WhichOneof("kind")
-        if kind == "accepted":
+        if isinstance(event, Accepted):
             wait = ""
-            if event.accepted.HasField("estimate"):
-                estimate = event.accepted.estimate
-                wait = f", estimated wait {estimate.mean_s:.1f} s (p90 {estimate.p90_s:.1f} s)"
-            print(f"{event.accepted.id}: {event.accepted.slo_class}{wait}", file=sys.stderr)
-        elif kind == "chunk":
-            for text in _texts(event.chunk.chunk_json):
-                print(text, end="", flush=True)
-        elif kind == "ended":
+            if event.estimate is not None:
+                mean_s, p90_s = event.estimate.mean_s, event.estimate.p90_s
+                wait = f", estimated wait {mean_s:.1f} s (p90 {p90_s:.1f} s)"
+            print(f"{event.id}: {event.slo_class}{wait}", file=sys.stderr)
+        elif isinstance(event, Output):
+            print(event.text, end="", flush=True)
+        else:
             print()
-            ended = event.ended
-            phase = types.Phase.Name(ended.phase).removeprefix("PHASE_").lower()
-            ttft = f", first token after {ended.ttft_s:.2f} s" if ended.HasField("ttft_s") else ""
+            ttft = f", first token after {event.ttft_s:.2f} s" if event.ttft_s is not None else ""
             print(
-                f"{phase} ({ended.reason}){ttft}, {ended.usage.output_tokens} tokens in "
-                f"{ended.e2e_s:.2f} s, SLO {'met' if ended.attained else 'missed'}",
+                f"{event.phase.value} ({event.reason}){ttft}, {event.output_tokens} tokens in "
+                f"{event.e2e_s:.2f} s, SLO {'met' if event.attained else 'missed'}",
                 file=sys.stderr,
             )
-            return 0 if ended.phase == types.PHASE_FINISHED else 1
+            return 0 if event.phase is Phase.FINISHED else 1
     return 1
-
-
-def _texts(chunk: bytes) -> Iterator[str]:
-    """The pieces of text in an OpenAI chunk of either kind."""
-    import json
-
-    for choice in json.loads(chunk).get("choices", ()):
-        text = choice.get("text") or (choice.get("delta") or {}).get("content")
-        if text:
-            yield text
