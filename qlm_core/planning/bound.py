@@ -4,6 +4,8 @@ Give each group a price for being served. For any prices, the sum of the prices 
 queue, the cheapest (cost less prices) sequence it could run on its own, is a bound: no plan costs
 less. One dynamic program per class of queues finds all of those sequences (`Pricing`); `ascend`
 looks for the prices that make the bound tight. Prices carry over from one problem to the next.
+Sequences may run a group twice, which costs some tightness; those that do so most can be remembered
+(a state-space relaxation, refined as in Righini and Salani, 2008).
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ from qlm_core.planning.score import Plan, Score, late_probability
 TICK_S = 0.1
 MAX_TICKS = 6000
 _ROUND = 1e-6
+_WORTHWHILE = 0.05
+"""An ascent that closes less than this share of the gap between two reviews has stalled."""
+
+_MOST_CELLS = 4_000_000
+"""Size of the tables up to which groups are remembered."""
+
 _MOVE_CELLS = 6000
 """Queues that are somebody's home are priced one by one up to so many pairs of group and queue."""
 
@@ -75,9 +83,23 @@ class PricingClass:
         self.cost_at_horizon = (
             self.early * end + self.tardy * np.maximum(over, 0) + self.late * step + self.move
         )
-        size = models * horizon
+        self.flag_of = np.zeros(problem.groups, np.int64)
+        self.states = 1
+        self._cells = models * horizon
+        self._allocate()
+
+    def remember(self, groups: Ints) -> None:
+        """Let each of these groups run at most once in a sequence; every one doubles the tables."""
+        mine = groups[np.isin(groups, self.jobs)]
+        self.flag_of[:] = 0
+        self.flag_of[mine] = 1 << np.arange(len(mine))
+        self.states = 1 << len(mine)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        size = self._cells * self.states
         self.value, self.second = np.zeros(size), np.zeros(size)
-        self.action, self.other = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.action, self.other = np.zeros(size, np.int32), np.zeros(size, np.int32)
 
 
 class Pricing:
@@ -128,10 +150,15 @@ class Pricing:
             )  # fmt: skip
         order = np.lexsort((-starts, each.model))
         beyond = self.beyond(each, prices)
-        self.kernels.backward(
+        sorted_groups = (
             self.horizon, self.tick_s, models, each.model_from, each.jobs[order], starts[order],
             each.ticks[order], price[order], each.due[order], each.late[order], each.tardy[order],
-            each.early[order], each.ramp[order], each.swap_ticks.ravel(), each.swap_cost.ravel(),
+            each.early[order], each.ramp[order],
+        )  # fmt: skip
+        memory = () if each.states == 1 else (each.flag_of[each.jobs[order]], each.states)
+        backward = self.kernels.backward_remembering if memory else self.kernels.backward
+        backward(
+            *sorted_groups, *memory, each.swap_ticks.ravel(), each.swap_cost.ravel(),
             beyond, each.value, each.second, each.action, each.other,
         )  # fmt: skip
         for queue in each.queues.tolist():
@@ -140,9 +167,21 @@ class Pricing:
             if model >= 0 and tick < self.horizon:
                 end = self.kernels.follow(
                     tick, model, self.horizon, models, each.ticks_of,
-                    each.swap_ticks.ravel(), each.action, each.other, self._path, 0,
+                    each.flag_of, each.states, each.swap_ticks.ravel(), each.action, each.other, self._path, 0,
                 )  # fmt: skip
                 paths[queue] = self._path[:end].copy()
+
+    def remember(self, groups: Ints) -> bool:
+        """From now on, let each of these run at most once in a sequence, which lifts the bound.
+
+        Every one doubles the time and the tables; False if that would be too much.
+        """
+        cells = max(each.value.size // each.states for each in self.classes)
+        if cells << len(groups) > _MOST_CELLS:
+            return False
+        for each in self.classes:
+            each.remember(groups)
+        return True
 
     def beyond(self, each: PricingClass, prices: Floats) -> float:
         """A bound on what a queue can still gain after the horizon."""
@@ -155,12 +194,13 @@ class Pricing:
         if model != NOTHING_LOADED:
             if tick >= self.horizon:
                 return tick, -1, beyond
-            return tick, model, float(each.value[model * self.horizon + tick])
+            return tick, model, float(each.value[(model * self.horizon + tick) * each.states])
         best = (tick, -1, 0.0)
         for first in range(self.problem.models):
             at = tick + int(each.swap_ticks[NOTHING_LOADED, first])
             value = float(each.swap_cost[NOTHING_LOADED, first])
-            value += float(each.value[first * self.horizon + at]) if at < self.horizon else beyond
+            ahead = (first * self.horizon + at) * each.states
+            value += float(each.value[ahead]) if at < self.horizon else beyond
             if value < best[2]:
                 best = (at, first, value)
         return best
@@ -271,6 +311,8 @@ class Ascent:
     bound: float
     prices: Floats
     queue_values: Floats
+    mean_served: Floats
+    """[N] how often the mean of the sequences serves each group; all ones for a fractional plan."""
     rounds: int
 
 
@@ -282,16 +324,24 @@ def ascend(
     keep_going: Callable[[], bool],
     on_priced: Callable[[Priced], None] | None = None,
     max_rounds: int = 1_000_000,
+    review_rounds: int = 0,
+    after: Ascent | None = None,
 ) -> Ascent:
     """Raise the bound from given prices: the volume algorithm (Barahona and Anbil, 2000).
 
     Steps go from the best prices so far along the mean of the sequences priced, which tends to a
     fractional plan; `upper`, the objective of some plan, sets their length. Stops when `keep_going`
-    says no, when the bound meets `upper`, or when steps no longer help.
+    says no, when the bound meets `upper`, when steps no longer help, or, given `review_rounds`, when
+    so many have closed next to nothing of the gap.
     """
-    state = _Volume(pricing.price(prices), prices, upper)
+    state = _Volume(pricing.price(prices), prices, upper, after)
     rounds = 1
+    reviewed = state.best.bound
     while not state.finished() and rounds < max_rounds and keep_going():
+        if review_rounds and rounds % review_rounds == 0:
+            if state.best.bound - reviewed < _WORTHWHILE * (upper - reviewed):
+                break
+            reviewed = state.best.bound
         trial = state.trial()
         priced = pricing.price(trial)
         rounds += 1
@@ -302,6 +352,7 @@ def ascend(
         bound=state.best.bound,
         prices=state.prices,
         queue_values=state.best.queue_values,
+        mean_served=state.mean_served,
         rounds=rounds,
     )
 
@@ -314,12 +365,12 @@ class _Volume:
     _PATIENCE = 20
     _REVIEW_ROUNDS = 100
 
-    def __init__(self, priced: Priced, prices: Floats, upper: float):
+    def __init__(self, priced: Priced, prices: Floats, upper: float, after: Ascent | None):
         self.upper = upper
         self.best = priced
         self.prices = prices.copy()
-        self.mean_served = priced.served.copy()
-        self.step = 0.1
+        self.mean_served = priced.served.copy() if after is None else after.mean_served
+        self.step = 0.1 if after is None else 0.002
         self.most_weight = 0.1
         self.stale = 0
         self.reviewed_bound = priced.bound

@@ -21,9 +21,8 @@ from qlm_core.planning.result import Termination
 from qlm_core.planning.score import Plan, late_probability
 
 _MOST_ROUTES = 60_000
-_MOST_COLUMNS = 6_000
+_MOST_COLUMNS = 1_900
 """More than this a MIP solver does not choose from in time."""
-_MOST_NODES = 3_000_000
 
 
 class Column(NamedTuple):
@@ -136,10 +135,10 @@ class _Room:
 
 
 def all_routes(
-    problem: Problem, pricing: Pricing, prices: Floats, upper: float
+    problem: Problem, pricing: Pricing, prices: Floats, upper: float, most_steps: int
 ) -> dict[Column, float] | None:
     """Every column that a plan better than `upper` can use, with its cost; None if they are too
-    many.
+    many, or take more than `most_steps` to find.
 
     A plan costs the sum of the prices plus each queue's cost less prices, and no queue does better
     than its value; so no queue of a better plan is more than upper - bound above its value. Of
@@ -158,7 +157,7 @@ def all_routes(
     for each in pricing.classes:
         for queue in each.queues.tolist():
             limit = float(priced.queue_values[queue]) + slack
-            count = _routes_of(problem, pricing, each, queue, prices, limit, room)
+            count = _routes_of(problem, pricing, each, queue, prices, limit, room, most_steps)
             if count < 0 or len(columns) > _MOST_COLUMNS:
                 return None
             columns.update(_cheapest(problem.groups, queue, room, count))
@@ -173,6 +172,7 @@ def _routes_of(
     prices: Floats,
     limit: float,
     room: _Room,
+    most_steps: int,
 ) -> int:
     number = int(problem.queue_class[queue])
     groups = problem.groups
@@ -191,10 +191,11 @@ def _routes_of(
         pricing.horizon, tick, problem.models, ticks, problem.group_model, prices,
         np.where(moved, problem.move_cost, 0.0), problem.due_s - problem.tail_s[:, number],
         problem.alpha * weight, problem.beta * weight, problem.eps * weight, problem.ramp_s,
-        swap_ticks, problem.kappa * swap_s, each.value, pricing.beyond(each, prices),
-        np.zeros(groups, np.int64), np.zeros(deep, np.int64), np.zeros(deep, np.int64),
-        np.zeros(deep), np.zeros(deep, np.int64), float(problem.busy_s[queue]), duration, swap_s,
-        np.zeros(deep), np.zeros(deep), _MOST_NODES, room.routes, room.lengths, room.costs,
+        swap_ticks, problem.kappa * swap_s, each.flag_of, each.states, each.value,
+        pricing.beyond(each, prices), np.zeros(groups, np.int64), np.zeros(deep, np.int64),
+        np.zeros(deep, np.int64), np.zeros(deep, np.int64), np.zeros(deep),
+        np.zeros(deep, np.int64), float(problem.busy_s[queue]), duration, swap_s,
+        np.zeros(deep), np.zeros(deep), most_steps, room.routes, room.lengths, room.costs,
     )  # fmt: skip
     return int(found)
 

@@ -19,17 +19,29 @@ from qlm_core.planning.bound import Ascent, Priced, Pricing, ascend, reach_of, r
 from qlm_core.planning.columns import Column, PartitionSolver, all_routes, partition_of
 from qlm_core.planning.explain import capacity_values
 from qlm_core.planning.pins import Folded, fold_pins
-from qlm_core.planning.problem import Problem
+from qlm_core.planning.problem import Floats, Problem
 from qlm_core.planning.result import Limits, PlanResult, Termination
 from qlm_core.planning.score import Plan, evaluate
 from qlm_core.planning.search import Clock, OnImprovement, search
 
-ENUMERATE_GROUPS = 20
+ENUMERATE_GROUPS = 40
 """Problems of up to so many groups are worth trying to prove optimal."""
+
+_SEARCH_S_PER_GROUP = 0.003
+"""Their search has usually ended after so long."""
 
 _BOUND_S_MIN = 0.1
 _BOUND_S_MIN_PER_GROUP = 4e-4
-"""In less time than this (0.1 s and 0.4 ms a group), larger problems get a plan but no bound."""
+_PROOF_S_MIN_PER_GROUP = 0.005
+"""In less time than this (the first two, or the last for a proof), it all goes to the search."""
+
+_REMEMBERED = 8
+"""Most groups that the bound remembers."""
+
+_REVIEW_ROUNDS = 60
+"""Rounds of an ascent after which it must have helped."""
+
+_ROUTE_STEPS_PER_S = 4e7
 
 _CHOOSE_GROUPS = 128
 """Up to so many groups, columns of the search and the bound are worth recombining."""
@@ -63,7 +75,7 @@ def solve_exact(
     duals: Sequence[float] = (),
 ) -> PlanResult:
     """The best plan and the best bound within the limit; `duals` start the bound where another
-    ended.
+    ended (NaN for groups that it did not know).
 
     Needs a limit on wall time: the ascent of the bound is paced by the clock.
     """
@@ -83,25 +95,32 @@ class _Exact:
         self.best: PlanResult | None = None
 
     def go(self, start: Plan | None, duals: Sequence[float]) -> PlanResult:
-        groups = self.folded.problem.groups
-        small = groups <= ENUMERATE_GROUPS
         wall_s = self.limits.wall_s
-        hurried = not small and wall_s <= _BOUND_S_MIN + groups * _BOUND_S_MIN_PER_GROUP
-        share = min(0.5, max(0.15, 0.03 / wall_s)) if small else self.tools.search_share
-        found = self._search(wall_s if hurried else share * wall_s, start)
+        hurried = wall_s < self._time_to_bound_s()
+        found = self._search(wall_s if hurried else self._search_share() * wall_s, start)
         if found.lower_bound is not None or hurried:
             return self._finish(found, found.lower_bound, None)
-        ascent = self._ascend(duals, 0.5 if small else 0.75)
-        bound = ascent.bound + self.folded.constant
-        if self.tools.on_bound is not None:
-            self.tools.on_bound(bound)
-        if small and self._open(bound) and self._left_s() > 0:
-            bound = max(bound, self._enumerate(ascent, bound))
-        if self._open(bound) and not small and self._left_s() > 0.2:
+        ascent, bound = self._prove(duals)
+        if self._open(bound) and self._left_s() > 0.2:
             self._choose_columns()
         if self._open(bound) and self._left_s() > 0.01:
             self._search(self._left_s(), self._best_plan())
         return self._finish(self._best_result(), bound, ascent)
+
+    @property
+    def _small(self) -> bool:
+        return self.folded.problem.groups <= ENUMERATE_GROUPS
+
+    def _time_to_bound_s(self) -> float:
+        groups = self.folded.problem.groups
+        some = _BOUND_S_MIN + groups * _BOUND_S_MIN_PER_GROUP
+        return min(some, groups * _PROOF_S_MIN_PER_GROUP) if self._small else some
+
+    def _search_share(self) -> float:
+        if not self._small:
+            return self.tools.search_share
+        enough = self.folded.problem.groups * _SEARCH_S_PER_GROUP / self.limits.wall_s
+        return min(0.7, max(0.15, enough))
 
     def _best_result(self) -> PlanResult:
         assert self.best is not None
@@ -155,41 +174,71 @@ class _Exact:
                 if groups and len(dict.fromkeys(groups)) == len(groups):
                     self.columns[Column(queue, groups)] = None
 
-    def _ascend(self, duals: Sequence[float], share: float) -> Ascent:
+    def _prove(self, duals: Sequence[float]) -> tuple[Ascent, float]:
+        """Raise the bound as far as time allows; where it stalls, remember the groups that repeat."""
         problem = self.folded.problem
         plan = self.folded.fold(self._best_plan())
         score = evaluate(problem, plan)
         self.pricing = Pricing(problem, self.tools.pricing, reach_of(problem, score))
-        if len(duals) == self.problem.groups:
-            prices = np.maximum(0.0, np.array(duals, np.float64)[self.folded.numbers])
-        else:
-            prices = 0.9 * removal_prices(problem, plan)
-        until_s = share * max(0.0, self._left_s())
-        begin_s = self.tools.clock()
+        prices = self._first_prices(duals, plan)
+        until_s = self.tools.clock() + 0.8 * max(0.0, self._left_s())
+        repeats = _Repeats(problem.groups)
         collect = problem.groups <= _CHOOSE_GROUPS and self.tools.partition is not None
-        return ascend(
-            self.pricing,
-            prices,
-            score.objective,
-            keep_going=lambda: self.tools.clock() - begin_s < until_s,
-            on_priced=self._collect_paths if collect else None,
-        )
+        bound = -math.inf
+
+        def heard(priced: Priced) -> None:
+            repeats.note(priced)
+            if collect:
+                self._collect_paths(priced)
+
+        first: Ascent | None = None
+        ascent: Ascent | None = None
+        while True:
+            ascent = ascend(
+                self.pricing,
+                prices,
+                self._best_result().objective - self.folded.constant,
+                keep_going=lambda: self.tools.clock() < until_s,
+                on_priced=heard,
+                review_rounds=_REVIEW_ROUNDS,
+                after=ascent,
+            )
+            # Prices for a bound that remembers groups are poor ones for the next, which does not yet.
+            first = first or ascent
+            prices = ascent.prices
+            bound = max(bound, ascent.bound + self.folded.constant)
+            if self.tools.on_bound is not None:
+                self.tools.on_bound(bound)
+            if self._small and self._open(bound):
+                bound = max(bound, self._enumerate(ascent, bound))
+            if not self._open(bound) or self.tools.clock() >= until_s:
+                return first, bound
+            if not repeats.remember_one_more(self.pricing):
+                return first, bound
+
+    def _first_prices(self, duals: Sequence[float], plan: Plan) -> Floats:
+        """Those of an earlier bound; for groups that are new since (NaN), what removing them saves."""
+        prices = 0.9 * removal_prices(self.folded.problem, plan)
+        if len(duals) == self.problem.groups:
+            known = np.array(duals, np.float64)[self.folded.numbers]
+            prices = np.where(np.isnan(known), prices, np.maximum(0.0, known))
+        return prices
 
     def _enumerate(self, ascent: Ascent, bound: float) -> float:
         """Try to prove the best choice among all columns that matter; returns the proven bound."""
         if self.tools.partition is None:
             return bound
         upper = self._best_result().objective - self.folded.constant
-        columns = all_routes(self.folded.problem, self.pricing, ascent.prices, upper)
+        steps = int(_ROUTE_STEPS_PER_S * 0.2 * max(0.0, self._left_s()))
+        columns = all_routes(self.folded.problem, self.pricing, ascent.prices, upper, steps)
         if columns is None:
-            self._choose_columns()
             return bound
         plan = self.folded.fold(self._best_plan())
         known: dict[Column, float | None] = dict(columns)
         for queue, groups in enumerate(plan):
             known.setdefault(Column(queue, groups), None)
         partition = partition_of(self.folded.problem, known)
-        picked = self.tools.partition(partition, max(0.02, self._left_s()), plan)
+        picked = self.tools.partition(partition, max(0.001, 0.4 * self._left_s()), plan)
         if picked.plan is not None:
             self._offer(self.folded.restore(picked.plan))
         if picked.termination is Termination.OPTIMAL:
@@ -240,3 +289,29 @@ class _Exact:
             queue_values=values,
             capacity_values=capacity,
         )
+
+
+class _Repeats:
+    """How often the cheapest sequences of late have run groups more than once."""
+
+    _FADE = 0.98
+
+    def __init__(self, groups: int):
+        self.often = np.zeros(groups)
+        self.remembered: list[int] = []
+
+    def note(self, priced: Priced) -> None:
+        """Take in the sequences of one pricing."""
+        self.often *= self._FADE
+        for path in priced.paths:
+            if path.size > 1:
+                self.often += np.maximum(np.bincount(path, minlength=len(self.often)) - 1, 0)
+
+    def remember_one_more(self, pricing: Pricing) -> bool:
+        """Have the bound remember the group that repeats most; False if none does, or too many."""
+        self.often[self.remembered] = 0.0
+        most = int(self.often.argmax())
+        if self.often[most] <= 0.0 or len(self.remembered) == _REMEMBERED:
+            return False
+        self.remembered.append(most)
+        return pricing.remember(np.array(self.remembered))

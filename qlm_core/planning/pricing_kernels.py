@@ -164,12 +164,120 @@ def backward(
                 other[row + t] = first
 
 
+def backward_remembering(
+    horizon: int,
+    tick_s: float,
+    models: int,
+    model_from: Wholes,
+    jobs: Wholes,
+    starts: Wholes,
+    ticks: Wholes,
+    price: Reals,
+    due: Reals,
+    late: Reals,
+    tardy: Reals,
+    early: Reals,
+    ramp: Reals,
+    flag: Wholes,
+    states: int,
+    swap_ticks: Wholes,
+    swap_cost: Reals,
+    beyond: float,
+    value: Reals,
+    second: Reals,
+    action: Wholes,
+    other: Wholes,
+) -> None:
+    """The same over tables [M * horizon * states], where remembered groups run at most once.
+
+    A state is the set of remembered groups that have run; `flag` is a group's bit in it, 0 for one
+    that is not remembered.
+    """
+    for t in range(horizon - 1, -1, -1):
+        for m in range(models):
+            row = m * horizon
+            here = (row + t) * states
+            for s in range(states):
+                value[here + s] = 0.0
+                action[here + s] = STOP
+                second[here + s] = 0.0
+                other[here + s] = STOP
+            for z in range(model_from[m], model_from[m + 1]):
+                if starts[z] < t:
+                    break
+                i = jobs[z]
+                q = t + ticks[z]
+                end = q * tick_s
+                over = end - due[z]
+                cost = early[z] * end - price[z]
+                if ramp[z] > 0.0:
+                    risk = over / ramp[z] + 0.5
+                    if risk >= 1.0:
+                        cost += late[z]
+                    elif risk > 0.0:
+                        cost += late[z] * risk
+                    if over > TOLERANCE_S:
+                        cost += tardy[z] * over
+                elif over > TOLERANCE_S:
+                    cost += late[z] + tardy[z] * over
+                bit = flag[z]
+                there = (row + q) * states
+                for s in range(states):
+                    if s & bit:
+                        continue
+                    v = beyond
+                    if q < horizon:
+                        v = value[there + s + bit]
+                        if action[there + s + bit] == i:
+                            v = second[there + s + bit]
+                    v += cost
+                    if v < value[here + s]:
+                        second[here + s] = value[here + s]
+                        other[here + s] = action[here + s]
+                        value[here + s] = v
+                        action[here + s] = i
+                    elif v < second[here + s]:
+                        second[here + s] = v
+                        other[here + s] = i
+        # Swaps come second, and never lead to another swap, so that swaps of no ticks stay valid.
+        for m in range(models):
+            here = (m * horizon + t) * states
+            for s in range(states):
+                best = 0.0
+                first = STOP
+                for m2 in range(models):
+                    if m2 == m or model_from[m2 + 1] == model_from[m2]:
+                        continue
+                    q = t + swap_ticks[m * models + m2]
+                    if q >= horizon:
+                        v = beyond
+                    else:
+                        there = (m2 * horizon + q) * states + s
+                        if q == t and action[there] < STOP:
+                            continue
+                        v = value[there]
+                    v += swap_cost[m * models + m2]
+                    if v < best:
+                        best = v
+                        first = -2 - m2
+                if best < value[here + s]:
+                    second[here + s] = value[here + s]
+                    other[here + s] = action[here + s]
+                    value[here + s] = best
+                    action[here + s] = first
+                elif best < second[here + s]:
+                    second[here + s] = best
+                    other[here + s] = first
+
+
 def follow(
     t: int,
     m: int,
     horizon: int,
     models: int,
     ticks_of: Wholes,
+    flag_of: Wholes,
+    states: int,
     swap_ticks: Wholes,
     action: Wholes,
     other: Wholes,
@@ -178,10 +286,12 @@ def follow(
 ) -> int:
     """Write the best sequence from tick t and model m into `path` from `at` on; returns its end."""
     last = -1
+    state = 0
     while t < horizon and at < len(path):
-        step = action[m * horizon + t]
+        here = (m * horizon + t) * states + state
+        step = action[here]
         if step >= 0 and step == last:
-            step = other[m * horizon + t]
+            step = other[here]
         if step == STOP:
             break
         if step < STOP:
@@ -192,6 +302,7 @@ def follow(
         path[at] = step
         at += 1
         t += ticks_of[step]
+        state += flag_of[step]
         last = step
     return at
 
@@ -214,11 +325,14 @@ def enumerate_routes(
     ramp: Reals,
     swap_ticks: Wholes,
     swap_cost: Reals,
+    flag: Wholes,
+    states: int,
     value: Reals,
     beyond: float,
     used: Wholes,
     stack: Wholes,
     clock: Wholes,
+    state: Wholes,
     spent: Reals,
     upcoming: Wholes,
     begin_s: float,
@@ -244,6 +358,7 @@ def enumerate_routes(
     nodes = 0
     depth = 0
     clock[0] = tick
+    state[0] = 0
     spent[0] = 0.0
     when_s[0] = begin_s
     paid[0] = 0.0
@@ -287,13 +402,14 @@ def enumerate_routes(
         )
         onwards = beyond
         if t < horizon:
-            onwards = value[own * horizon + t]
+            onwards = value[(own * horizon + t) * states + state[depth] + flag[i]]
         if cost + onwards > limit:
             continue
         stack[depth] = i
         used[i] = 1
         depth += 1
         clock[depth] = t
+        state[depth] = state[depth - 1] + flag[i]
         spent[depth] = cost
         when_s[depth] = now
         exact += move[i] + cost_at(now, due[i], late[i], tardy[i], early[i], ramp[i])

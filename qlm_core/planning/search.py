@@ -2,8 +2,9 @@
 plans.
 
 A run is a chain of cycles, each cooling from a start temperature to a small share of it and
-resuming from the best plan so far. A cycle fills the time that is left, up to a number of moves per
-group beyond which a new cycle pays more. A warm start begins cooler, so that a good plan is refined
+resuming from the best plan so far. Cycles become longer and longer, so that whoever takes the plan
+early finds a cooled one; none exceeds a number of moves per group beyond which a new cycle pays
+more. A warm start begins cooler, so that a good plan is refined
 rather than forgotten. The caller passes the clock in; under a limit on work alone the clock decides
 nothing, and the same seed gives the same plan, compiled or not.
 """
@@ -45,11 +46,18 @@ class Tuning:
     """Most moves per group in one cycle ..."""
     small_cycle_moves: int = 5_000
     """... and on problems of up to `ruin_groups`."""
+    first_s: float = 0.04
+    """The first cycle ends then (or after as many moves as compiled kernels make until then) ..."""
+    growth: float = 4.5
+    """... the second after so many times as long, and so on."""
     ruin_groups: int = 64
     """Up to so many groups, cycles alternate between annealing and ruin-and-recreate."""
     ruin_work: int = 40
     """One round of ruin-and-recreate costs about so many moves."""
 
+
+_NEARLY = 1.7
+"""A stage is not worth its while if the limit is so many times its end."""
 
 _CHUNK_S = 0.004
 _CHUNK_WORK = 20_000
@@ -122,21 +130,39 @@ class _Run:
         mean_cost = self.searcher.best_cost / groups
         small = groups <= tuning.ruin_groups
         most = groups * (tuning.small_cycle_moves if small else tuning.cycle_moves)
-        hurried = self._moves_left(most) <= groups * tuning.hurried_moves
-        share = tuning.warm if warm else tuning.hurried if hurried else tuning.hot
-        cycle = 0
-        while (moves := self._moves_left(most)) > 0:
+        stage_s, reheats, cycle = tuning.first_s, 0, 0
+        while True:
+            while (moves := self._moves_until(stage_s)) <= 0:
+                if stage_s >= self._longest_s():
+                    return
+                stage_s *= tuning.growth
+                reheats = 0
+            moves = min(moves, most)
+            hurried = moves <= groups * tuning.hurried_moves
+            share = tuning.warm if warm else tuning.hurried if hurried else tuning.hot
+            if reheats > 0:
+                share = tuning.reheats[(reheats - 1) % len(tuning.reheats)]
             if cycle > 0:
                 self.searcher.resume()
             self._cycle(moves, share * mean_cost + 1e-12, ruin=small and cycle % 2 == 0)
-            share = tuning.reheats[cycle % len(tuning.reheats)]
             cycle += 1
+            reheats += 1
 
-    def _moves_left(self, most: int) -> int:
+    def _longest_s(self) -> float:
+        """The limit, in seconds of compiled kernels if it is one on work."""
+        if self.limits.work is not None:
+            return self.limits.work / _FIRST_RATE_PER_S
+        return self.limits.wall_s
+
+    def _moves_until(self, stage_s: float) -> int:
+        """Moves until a stage ends; one that ends near the limit ends there."""
+        longest_s = self._longest_s()
+        if stage_s * _NEARLY >= longest_s:
+            stage_s = longest_s
         if self.limits.work is not None:
             late = self._elapsed() >= self.limits.wall_s
-            return 0 if late else min(self.limits.work - self.work, most)
-        return int(min((self.limits.wall_s - self._elapsed()) * self.rate_per_s, most))
+            return 0 if late else int(stage_s * _FIRST_RATE_PER_S) - self.work
+        return int((stage_s - self._elapsed()) * self.rate_per_s)
 
     def _elapsed(self) -> float:
         return self.clock() - self.begin_s
@@ -145,27 +171,34 @@ class _Run:
         """Cool once over `moves` moves, or over the time they were thought to take."""
         begin_s, begin_work = self._elapsed(), self.work
         span_s = max(1e-9, min(moves / self.rate_per_s, self.limits.wall_s - begin_s))
+        timed = self.limits.work is None
         done = 0.0
         while done < 1.0:
-            timed = self.limits.work is None
-            chunk = _CHUNK_WORK
             if timed:
-                chunk = max(200, int(self.rate_per_s * min(_CHUNK_S, span_s / 8)))
-            chunk = max(1, min(chunk, begin_work + moves - self.work))
-            step = chunk / (self.rate_per_s * span_s) if timed else chunk / moves
+                chunk_s = min(_CHUNK_S, span_s / 8, (1.0 - done) * span_s)
+                chunk = max(200, int(self.rate_per_s * chunk_s))
+                step = chunk / (self.rate_per_s * span_s)
+            else:
+                chunk = max(1, min(_CHUNK_WORK, begin_work + moves - self.work))
+                step = chunk / moves
             temperature = hot * self.tuning.cooling**done
             before_s = self._elapsed()
             self._chunk(chunk, temperature, self.tuning.cooling ** (step / chunk), ruin=ruin)
             after_s = self._elapsed()
             if timed:
-                if after_s > before_s:
-                    self.rate_per_s = 0.5 * self.rate_per_s + 0.5 * chunk / (after_s - before_s)
+                self._learn_rate(chunk, after_s - before_s)
                 done = (after_s - begin_s) / span_s
             else:
                 done = (self.work - begin_work) / moves
             self._tell()
             if not timed and after_s >= self.limits.wall_s:
                 return
+
+    def _learn_rate(self, chunk: int, spent_s: float) -> None:
+        """Short chunks say little about the rate."""
+        if spent_s > 0.0:
+            trust = 0.5 * min(1.0, spent_s / _CHUNK_S)
+            self.rate_per_s += trust * (chunk / spent_s - self.rate_per_s)
 
     def _chunk(self, moves: int, temperature: float, cooling: float, *, ruin: bool) -> None:
         if ruin:

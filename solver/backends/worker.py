@@ -77,7 +77,9 @@ class Worker:
                 problem, Limits(work=20_000), seed=0, clock=_no_clock, start=start, compiled=kernels
             )
         pricing = Pricing(problem, pricing_kernels, 20.0)
-        all_routes(problem, pricing, np.ones(3), 100.0)
+        pricing.price(np.ones(3))
+        pricing.remember(np.array([0]))
+        all_routes(problem, pricing, np.ones(3), 100.0, 1000)
         self._compiled = True
         self._tell(Ready(compiled=True))
 

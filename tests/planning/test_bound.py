@@ -70,7 +70,7 @@ def test_routes_hold_every_better_plan(seed: int) -> None:
     pricing = pricing_of(problem)
     prices = removal_prices(problem, greedy(problem))
     optimum = best_objective(problem)
-    routes = all_routes(problem, pricing, prices, optimum)
+    routes = all_routes(problem, pricing, prices, optimum, 1_000_000)
     assert routes is not None
     assert pick_by_hand(problem, routes) == pytest.approx(optimum)
     for column, cost in routes.items():
@@ -155,6 +155,46 @@ def test_a_bound_without_a_partition_solver_and_duals_to_go_on_from() -> None:
     assert first.lower_bound <= first.objective
     assert len(first.duals) == 7
     assert len(first.queue_values) == 3
-    again = solve(0.5, first.duals)
+    from_nothing = solve(0.3)
+    again = solve(0.3, first.duals)
+    assert from_nothing.lower_bound is not None
     assert again.lower_bound is not None
-    assert again.lower_bound >= first.lower_bound * 0.99
+    assert again.lower_bound > from_nothing.lower_bound
+    unknown = (float("nan"), *first.duals[1:])
+    assert solve(0.3, unknown).lower_bound is not None
+
+
+def test_remembered_groups_lift_the_bound_and_keep_it_one() -> None:
+    lifted = 0
+    for seed in range(12):
+        problem = random_problem(seed, groups=5, alpha=2.0 * (seed % 2), rich=seed % 3 == 0)
+        optimum = best_objective(problem)
+        plain, remembering = pricing_of(problem), pricing_of(problem)
+        assert remembering.remember(np.array([0, 2, 3]))
+        for scale in (0.8, 1.5, 4.0):
+            prices = scale * removal_prices(problem, greedy(problem)) + 1.0
+            before, after = plain.price(prices), remembering.price(prices)
+            assert before.bound - 1e-9 <= after.bound <= optimum + 1e-9
+            lifted += after.bound > before.bound + 1e-6
+            for path in after.paths:
+                counts = np.bincount(path, minlength=5)
+                assert counts[[0, 2, 3]].max(initial=0) <= 1
+    assert lifted > 0
+
+
+def test_routes_found_with_remembered_groups_are_fewer_and_hold_the_optimum() -> None:
+    for seed in range(4):
+        problem = random_problem(seed, groups=5, alpha=2.0, rich=seed % 2 == 1)
+        optimum = best_objective(problem)
+        prices = removal_prices(problem, greedy(problem))
+        counts = []
+        for remembered in ([], [0, 1, 2, 3, 4]):
+            pricing = pricing_of(problem)
+            if remembered:
+                assert pricing.remember(np.array(remembered))
+            routes = all_routes(problem, pricing, prices, optimum, 1_000_000)
+            assert routes is not None
+            assert pick_by_hand(problem, routes) == pytest.approx(optimum)
+            counts.append(len(routes))
+        assert counts[1] <= counts[0]
+    assert all_routes(problem, pricing, prices, optimum, 1) is None
