@@ -165,6 +165,32 @@ async def test_questions_go_to_the_solver() -> None:
         (new(model=""), grpc.StatusCode.INVALID_ARGUMENT, "request.model"),
         (new(body_json=b"{"), grpc.StatusCode.INVALID_ARGUMENT, "body: not valid JSON"),
         (new(body_json=b"{}"), grpc.StatusCode.INVALID_ARGUMENT, "messages: missing"),
+        (
+            new(body_json=b'{"messages": []}'),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "messages: empty",
+        ),
+        (
+            new(body_json=b'{"prompt": "' + b"x" * 6000 + b'"}', endpoint=pb.ENDPOINT_COMPLETIONS),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "prompt: about 1500 tokens, more than the model's 1000",
+        ),
+        (
+            new(body_json=b'{"prompt": "' + b"x" * 9000 + b'"}', endpoint=pb.ENDPOINT_COMPLETIONS),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "body: it has 9014 bytes, at most 8000 are accepted",
+        ),
+        (
+            new(slo=types_pb2.Slo(ttft_s=float("inf"))),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "slo.ttft_s",
+        ),
+        (
+            new(slo=types_pb2.Slo(ttft_s=1, e2e_s=1e12)),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "slo.e2e_s: must be above 0 and at most",
+        ),
+        (new(tenant="t" * 300), grpc.StatusCode.INVALID_ARGUMENT, "tenant"),
         (new(endpoint=0), grpc.StatusCode.INVALID_ARGUMENT, "request.endpoint"),
         (new(slo_class="gold"), grpc.StatusCode.INVALID_ARGUMENT, "slo_class"),
         (new(slo=types_pb2.Slo(ttft_s=-1)), grpc.StatusCode.INVALID_ARGUMENT, "slo.ttft_s"),
@@ -180,7 +206,10 @@ async def test_questions_go_to_the_solver() -> None:
 async def test_bad_requests_name_the_field(
     request_: pb.NewRequest, code: grpc.StatusCode, words: str
 ) -> None:
-    async with running(config()) as (_, at), Client(at.grpc) as stub:
+    async with (
+        running(config(limits={"body_bytes_max": 8000})) as (gateway, at),
+        Client(at.grpc) as stub,
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as unary:
             await stub.Enqueue(pb.EnqueueRequest(request=request_))
         with pytest.raises(grpc.aio.AioRpcError) as stream:
@@ -188,6 +217,25 @@ async def test_bad_requests_name_the_field(
         for raised in (unary.value, stream.value):
             assert raised.code() is code
             assert words in (raised.details() or "")
+        assert len(gateway.driver.ledger) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "words"),
+    [
+        ({"model": "nope"}, grpc.StatusCode.NOT_FOUND, "Use one of: tiny, other"),
+        ({"slo_class": "gold"}, grpc.StatusCode.INVALID_ARGUMENT, "slo_class: 'gold'"),
+        ({"slo": types_pb2.Slo(ttft_s=-1)}, grpc.StatusCode.INVALID_ARGUMENT, "slo.ttft_s"),
+    ],
+)
+async def test_bad_questions_name_the_field(
+    question: dict[str, Any], code: grpc.StatusCode, words: str
+) -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.EstimateWait(pb.EstimateWaitRequest(**({"model": "tiny"} | question)))
+        assert raised.value.code() is code
+        assert words in (raised.value.details() or "")
 
 
 async def test_unknown_ids_are_not_found() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -172,6 +173,31 @@ async def test_bad_bodies_are_told_what_to_mend(
         assert len(gateway.driver.ledger) == 0
         if code == "model_not_found":
             assert "tiny, other" in answer["error"]["message"]
+
+
+async def test_a_body_of_unknown_length_is_cut_off_at_the_limit() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 1000
+
+    async with running(config(limits={"body_bytes_max": 4000})) as (_, at):
+        url = f"http://{at.http}/v1/completions"
+        async with aiohttp.ClientSession() as session, session.post(url, data=endless()) as answer:
+            assert answer.status == 413
+            assert json.loads(await answer.text())["error"]["code"] == "body_too_large"
+        status, _, _ = await post(url, {"model": "nope", "prompt": "x"})
+        assert status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff\xfe", b'{"model": "tiny", "prompt": "\xc3("}', b'{"a":' + b"[" * 100_000],
+    ids=["empty", "binary", "broken text", "too deep"],
+)
+async def test_rubbish_is_not_json(body: bytes) -> None:
+    async with running(config()) as (_, at):
+        status, answer, _ = await post(f"http://{at.http}/v1/completions", body)
+        assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize(
