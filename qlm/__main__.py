@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "show queues, agents and attainment",
     "explain": "explain where a request stands and why",
     "sim": "simulate a fleet and compare policies",
+    "profile": "list, fit and check profiles of engines",
     "plan": "solve planning problems from files",
     "bench": "measure the data plane, the core or the planner",
     "config": "check or show the configuration",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlm.tables import TableError, columns_of, require_columns, rows_of
+from qlm.tables import Row, TableError, columns_of, require_columns, rows_of
 from qlm_core.sim.fidelity import MeasuredRequest
 from qlm_core.sim.fit import MeasuredIteration
 
@@ -15,14 +15,15 @@ POINTS = ("prefill_tokens", "decode_batch", "iter_ms")
 def read_request_log(path: Path) -> list[MeasuredRequest]:
     """A log of requests with the columns of `LOG`.
 
-    TTFT counts from `queued_s`, when the engine received the request, where there is that column,
-    else from `arrival_s`.
+    TTFT counts from `queued_s`, when the engine received the request, where there is that column, else from
+    `arrival_s`. Without `tpot_ms`, or where it is empty, the time per token follows from `e2e_ms`.
 
     Raises:
         TableError: the file, a column or a value is unusable, or there is no row.
     """
     columns = columns_of(path)
-    require_columns(path, columns, LOG)
+    wanted = tuple(name for name in LOG if name != "tpot_ms" or "e2e_ms" not in columns)
+    require_columns(path, columns, wanted)
     received = "queued_s" if "queued_s" in columns else "arrival_s"
     log = [
         MeasuredRequest(
@@ -30,13 +31,22 @@ def read_request_log(path: Path) -> list[MeasuredRequest]:
             prompt_tokens=row.count("prompt_tokens", least=1),
             output_tokens=row.count("output_tokens", least=1),
             ttft_s=row.number("ttft_ms") / 1e3,
-            tpot_s=row.number("tpot_ms") / 1e3,
+            tpot_s=_tpot_s(row),
         )
         for row in rows_of(path)
     ]
     if not log:
         raise TableError(f"{path}: it holds no request. Give a log with at least one row.")
     return log
+
+
+def _tpot_s(row: Row) -> float:
+    if row.text("tpot_ms") is not None:
+        return row.number("tpot_ms") / 1e3
+    gaps = row.count("output_tokens", least=1) - 1
+    if not gaps:
+        return 0.0
+    return max(0.0, row.number("e2e_ms") - row.number("ttft_ms")) / 1e3 / gaps
 
 
 def read_iterations(path: Path) -> list[MeasuredIteration]:

@@ -31,6 +31,7 @@ from qlm_core.sim.world import World
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Run = dict[str, Any]
 Progress = Callable[[str], None]
@@ -373,23 +374,24 @@ def plot_attainment(runs: list[Run], path: Path, *, title: str) -> None:
 
 
 def draw_to(path: Path, draw: Callable[[Axes], None], *, title: str) -> None:
-    """One pair of axes as a picture; the name's ending gives its form.
-
-    Raises:
-        ConfigError: the file cannot be written, or its form is unknown.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
+    """One pair of axes as a picture; the name's ending gives its form. Raises as `save`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
     axes.set_title(title)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        ConfigError: the file cannot be written, or its form is unknown.
+    """
+    metadata = {"Software": None} if path.suffix == ".png" else None
     try:
-        figure.savefig(
-            path, dpi=120, metadata={"Software": None} if path.suffix == ".png" else None
-        )
+        figure.savefig(path, dpi=120, metadata=metadata)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}. Give a name that ends in .png or .svg.") from None

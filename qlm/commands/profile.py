@@ -1,0 +1,240 @@
+"""`qlm profile`: what engines cost. Lists and shows profiles, fits one to measurements, compares one with a measured run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qlm_core.profile import EngineProfile
+    from qlm_core.sim.fit import MeasuredIteration
+
+_LIMITS = ("kv_cache_tokens", "max_num_seqs", "max_num_batched_tokens")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser("profile", help="list, fit and check profiles of engines")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="the shipped profiles")
+    show = actions.add_parser("show", help="a profile as JSON")
+    show.add_argument("profile", help="MODEL:GPU, MODEL:GPU:GPUS or a file")
+    _add_fit(actions.add_parser("fit", help="make a profile from measurements"))
+    compare = actions.add_parser("compare", help="replay a measured run and set both side by side")
+    compare.add_argument("log", type=Path, help="CSV with arrival_s, lengths, ttft_ms, tpot_ms")
+    compare.add_argument("profile", help="MODEL:GPU, MODEL:GPU:GPUS or a file")
+    _add_limits(compare)
+    compare.add_argument("--plot", metavar="FILE", help="draw both distributions (.png, .svg)")
+
+
+def _add_fit(fit: argparse.ArgumentParser) -> None:
+    source = fit.add_mutually_exclusive_group(required=True)
+    source.add_argument("--url", help="a running OpenAI-compatible engine, measured now")
+    source.add_argument("--log", type=Path, help="a log of requests (see qlm profile compare)")
+    source.add_argument(
+        "--iterations", type=Path, help="measured iterations: prefill_tokens, decode_batch, iter_ms"
+    )
+    fit.add_argument("--model", help="name of the model (default: that of --like)")
+    fit.add_argument("--gpu", help="name of the GPU (default: that of --like)")
+    fit.add_argument("--like", help="MODEL:GPU or a file: capacity and swap times to start from")
+    fit.add_argument("--form", choices=("roofline", "linear"), default="roofline")
+    fit.add_argument("--api-key", default="", help="bearer key of the engine")
+    fit.add_argument("--out", metavar="FILE", help="write the profile here (default: print it)")
+    _add_limits(fit)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    for name in _LIMITS:
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=int, metavar="N", help="the engine's own setting"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    if args.action == "list":
+        return _list()
+    if args.action == "show":
+        print(_as_json(_named(args.profile)))
+        return 0
+    return _fit(args) if args.action == "fit" else _compare(args)
+
+
+def _list() -> int:
+    from qlm_core.profile_catalog import shipped_profiles
+
+    for one in shipped_profiles():
+        print(
+            f"{one.model}:{one.gpu}:{one.tensor_parallel}".ljust(24),
+            f"{one.kv_cache_tokens:>9,} KV tokens  {one.source}",
+        )
+    return 0
+
+
+def _named(text: str) -> EngineProfile:
+    """A profile by name or file. Raises ConfigError."""
+    import msgspec
+
+    from qlm_core.errors import ConfigError
+    from qlm_core.profile import EngineProfile
+    from qlm_core.profile_catalog import find_profile
+
+    path = Path(text)
+    if path.suffix == ".json" or path.exists():
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=EngineProfile)
+        except OSError as error:
+            raise ConfigError(f"{text}: {error.strerror}. Name a file or MODEL:GPU.") from None
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{text}: {error}.") from None
+    model, _, rest = text.partition(":")
+    gpu, _, degree = rest.partition(":")
+    if not gpu or (degree and not degree.isdigit()):
+        raise ConfigError(f"{text}: not a profile. Write MODEL:GPU, for example llama-3-8b:a100.")
+    return find_profile(model, gpu, tensor_parallel=int(degree) if degree else None)
+
+
+def _with_limits(profile: EngineProfile, args: argparse.Namespace) -> EngineProfile:
+    from qlm_core.errors import ConfigError
+
+    given = {name: getattr(args, name) for name in _LIMITS if getattr(args, name) is not None}
+    try:
+        return replace(profile, **given)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def _as_json(profile: EngineProfile) -> str:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(profile), indent=1).decode()
+
+
+# --------------------------------------------------------------------------- fit
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from qlm_core.errors import ConfigError
+
+    try:
+        profile = _fitted(args)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    text = _as_json(profile)
+    if not args.out:
+        print(text)
+        return 0
+    try:
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {args.out}: {error.strerror}.") from None
+    print(f"wrote {args.out}; name it under `profiles:` of a scenario")
+    return 0
+
+
+def _fitted(args: argparse.Namespace) -> EngineProfile:
+    from qlm.measurements import read_iterations, read_request_log
+    from qlm_core.errors import ConfigError
+    from qlm_core.sim.fidelity import compare_with_log
+    from qlm_core.sim.fit import fit_profile_to_log
+
+    if args.log is not None:
+        if args.like is None:
+            raise ConfigError("--like: missing. Name a profile of a similar GPU to start from.")
+        start = _with_limits(_renamed(_named(args.like), args), args)
+        log = read_request_log(args.log)
+        _say(f"{len(log)} requests; replaying them a few dozen times")
+        profile = fit_profile_to_log(start, log)
+        found = compare_with_log(profile, log)
+        for name in ("makespan", "ttft", "tpot"):
+            _say(f"{name}: {getattr(found, name).error:+.1%} of the measured value")
+        return profile
+    if args.iterations is not None:
+        return _of_points(args, read_iterations(args.iterations), f"Fitted to {args.iterations}.")
+    return _probed(args)
+
+
+def _probed(args: argparse.Namespace) -> EngineProfile:
+    import asyncio
+
+    from qlm.engine_probe import Probe
+    from qlm_core.errors import ConfigError
+
+    if not args.model:
+        raise ConfigError("--model: missing. Name the model as the engine knows it.")
+    probe = Probe(args.url, args.model, api_key=args.api_key, tell=_say)
+    points, limits = asyncio.run(probe.measure())
+    if args.kv_cache_tokens is None:
+        args.kv_cache_tokens = limits.kv_cache_tokens
+    return _of_points(args, points, "Measured on a running engine.")
+
+
+def _of_points(
+    args: argparse.Namespace, points: list[MeasuredIteration], source: str
+) -> EngineProfile:
+    from qlm_core.errors import ConfigError
+    from qlm_core.profile import EngineProfile
+    from qlm_core.sim.fit import fit_iteration_time
+
+    found = fit_iteration_time(points, form=args.form)
+    _say(
+        f"{found.points} iterations; R² {found.r2:.4f}, relative error {found.mean_error:.1%} "
+        f"on average, {found.max_error:.1%} at most"
+    )
+    source = f"{source} Mean relative error {found.mean_error:.1%}."
+    if args.like is not None:
+        # What was measured is the whole iteration, host time included.
+        start = replace(
+            _renamed(_named(args.like), args),
+            iteration=found.iteration,
+            host_overhead_ms=0.0,
+            host_per_sequence_ms=0.0,
+            source=source,
+        )
+        return _with_limits(start, args)
+    for name in ("model", "gpu", "kv_cache_tokens"):
+        if getattr(args, name) is None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: missing. Give it, or a similar profile with --like.")
+    profile = EngineProfile(
+        model=args.model,
+        gpu=args.gpu,
+        iteration=found.iteration,
+        kv_cache_tokens=args.kv_cache_tokens,
+        source=source,
+    )
+    return _with_limits(profile, args)
+
+
+def _renamed(profile: EngineProfile, args: argparse.Namespace) -> EngineProfile:
+    names = {name: getattr(args, name) for name in ("model", "gpu") if getattr(args, name)}
+    return replace(profile, **names)
+
+
+# --------------------------------------------------------------------------- compare
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from qlm import fidelity_report
+    from qlm.measurements import read_request_log
+    from qlm_core.errors import ConfigError
+    from qlm_core.sim.fidelity import compare_with_log
+
+    profile = _with_limits(_named(args.profile), args)
+    log = read_request_log(args.log)
+    try:
+        found: Any = compare_with_log(profile, log)
+    except ValueError as error:
+        raise ConfigError(f"{args.log}: {error}") from None
+    print(fidelity_report.table(found))
+    if args.plot:
+        title = f"{args.log.name}, {len(log)} requests, on {profile.model} {profile.gpu}"
+        fidelity_report.plot(log, found, Path(args.plot), title=title)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
