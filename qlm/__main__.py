@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+from typing import NoReturn
 
 from qlm_core.errors import QlmError
 
@@ -33,14 +34,23 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise QlmError(f"{message}. See `{self.prog} --help`.")
+
+
 def _parser(only: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qlm", description="Serve interactive and batch LLM requests from one GPU fleet."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     if only is not None:
         importlib.import_module(f"qlm.commands.{only}").add_parser(subparsers)
+        chosen = subparsers.choices[only]
+        chosen.description = chosen.description or f"{COMMANDS[only].capitalize()}."
     for name, text in COMMANDS.items():
         if name != only:
             subparsers.add_parser(name, help=text, add_help=False)

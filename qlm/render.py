@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MILLISECONDS = 1000.0
+PROBLEMS_SHOWN_MAX = 5
 _NO_TARGETS = Slo(ttft_s=float("inf"))
 
 
@@ -31,6 +32,12 @@ def print_report(report: Report, slos: Mapping[str, Slo], console: Console) -> N
     _print_estimate(report, console)
     fates = ", ".join(f"{count} {fate}" for fate, count in report.fates.items())
     console.print(f"accounted    {report.requests} sent = {fates}")
+    for problem in report.problems[:PROBLEMS_SHOWN_MAX]:
+        console.print(
+            f"             {problem.requests} {problem.fate}: {problem.reason or 'no reason given'}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:
@@ -85,12 +92,14 @@ def plot(outcomes: Sequence[Outcome], slos: Mapping[str, Slo], path: Path, *, ti
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    names = list(dict.fromkeys(outcome.slo_class for outcome in outcomes))
-    for index, name in enumerate(sorted(names)):
+    names = dict.fromkeys([*slos, *(outcome.slo_class for outcome in outcomes)])
+    seen = dict.fromkeys(outcome.slo_class for outcome in outcomes)
+    for index, name in enumerate(name for name in names if name in seen):
         colour = f"C{index}"
         served = [o for o in outcomes if o.slo_class == name and o.ttft_s is not None]
         waits = sorted(o.ttft_s for o in served if o.ttft_s is not None)
-        shares = [(rank + 1) / len(waits) for rank in range(len(waits))]
+        promised = sum(o.slo_class == name and o.fate is not Fate.CANCELLED for o in outcomes)
+        shares = [(rank + 1) / max(promised, 1) for rank in range(len(waits))]
         left.step(waits, shares, where="post", color=colour, label=name)
         right.scatter([o.sent_s for o in served], [o.ttft_s for o in served], s=6, color=colour)
         if name in slos:

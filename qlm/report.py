@@ -6,6 +6,7 @@ requests that met every target of their class; a request that was shed, failed o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,9 @@ import msgspec
 
 from qlm_core.errors import QlmError
 from qlm_core.model import Estimate, Slo
+
+PROBLEMS_MAX = 20
+REASON_CHARS_MAX = 200
 
 
 class Fate(Enum):
@@ -112,8 +116,19 @@ class EstimateReport(msgspec.Struct, frozen=True, kw_only=True):
     within_p90_ratio: float
 
 
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that did not finish for one reason."""
+
+    fate: str
+    reason: str
+    requests: int
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run. `evictions` and `swaps` are None where nobody could be asked."""
+    """A whole run. `evictions` and `swaps` are None where nobody could be asked.
+
+    `problems` tells why requests did not finish, the most frequent reasons first, at most `PROBLEMS_MAX`.
+    """
 
     requests: int
     elapsed_s: float
@@ -125,6 +140,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     estimate: EstimateReport | None
     evictions: int | None = None
     swaps: int | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 class AccountingError(QlmError):
@@ -180,6 +196,7 @@ def summarise(
         estimate=_estimates(outcomes),
         evictions=evictions,
         swaps=swaps,
+        problems=_problems(outcomes),
     )
 
 
@@ -217,6 +234,18 @@ def _fates(outcomes: Iterable[Outcome]) -> dict[str, int]:
     for outcome in outcomes:
         counts[outcome.fate.value] += 1
     return counts
+
+
+def _problems(outcomes: Iterable[Outcome]) -> tuple[Problem, ...]:
+    counts = Counter(
+        (outcome.fate.value, outcome.reason[:REASON_CHARS_MAX])
+        for outcome in outcomes
+        if outcome.fate is not Fate.FINISHED
+    )
+    return tuple(
+        Problem(fate=fate, reason=reason, requests=count)
+        for (fate, reason), count in counts.most_common(PROBLEMS_MAX)
+    )
 
 
 def _quantiles(values: Iterable[float | None]) -> Quantiles:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qlm_core.sim.workload import WorkloadRequest
 
 ARRIVALS_S = 60.0
+SECONDS_MAX = 3600.0
 SEED = 7
 
 
@@ -38,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qlm import fleet, render, replay
+    from qlm_core.errors import QlmError
 
+    if not 0 < args.seconds <= SECONDS_MAX:
+        raise QlmError(f"--seconds: {args.seconds:g} is not between 0 and {SECONDS_MAX:g}.")
     with tempfile.TemporaryDirectory(prefix="qlm-demo-") as name:
         folder = Path(name)
         config = fleet.temporary_config(folder, [f"solver.backend={args.backend}"])

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return asyncio.run(_run(args))
     except QlmError as error:
-        print(f"qlm plan: {error}", file=sys.stderr)
+        print(f"qlm: error: {error}", file=sys.stderr)
         return 2
 
 

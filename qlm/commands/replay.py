@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
             raise QlmError(f"--mix: {name!r} is no SLO class. Use some of {', '.join(slos)}.")
     if not args.time_scale > 0:
         raise QlmError("--time-scale: must be above 0; 1 is real time.")
+    for option, file in (("--json", args.json), ("--plot", args.plot)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise QlmError(f"{option}: {file.parent} is no folder. Create it or name another file.")
     url = options.url_of(args)
     target = replay.Target(
         url=url,

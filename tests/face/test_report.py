@@ -55,6 +55,14 @@ def test_each_class_is_judged_by_its_own_targets() -> None:
     assert interactive.tpot_s.p50 == pytest.approx(0.25)
 
 
+def test_what_did_not_finish_is_told_by_reason_most_frequent_first() -> None:
+    outcomes = [ended("batch", Fate.FAILED) for _ in range(3)] + [ended("batch", Fate.SHED)]
+    outcomes[0].reason, outcomes[3].reason = "HTTP 404", "ttl"
+    report = summarise([*outcomes, finished("batch", 1, 2)], SLOS, sent=5, elapsed_s=1.0)
+    found = [(one.requests, one.fate, one.reason) for one in report.problems]
+    assert found == [(2, "failed", ""), (1, "failed", "HTTP 404"), (1, "shed", "ttl")]
+
+
 def test_a_single_token_has_no_time_per_output_token() -> None:
     assert finished("interactive", 0.5, 0.5, tokens=1).tpot_s is None
 

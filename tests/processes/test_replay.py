@@ -17,6 +17,7 @@ from qlm.report import Report
 from qlm_core.sim.workload import WorkloadRequest
 
 REQUESTS = 40
+BURST = 160
 TIME_SCALE = 10
 CLASSES = ("interactive", "batch-1", "batch-2")
 
@@ -66,7 +67,7 @@ async def test_a_trace_is_replayed_and_reported(tmp_path: Path, trace: Path) -> 
 
 
 def burst() -> list[WorkloadRequest]:
-    """All at once, and more than two instances take at once, so that there is something to plan."""
+    """Requests of all classes and both models at once, so that there is something to plan."""
     rng = random.Random(2)
     return [
         WorkloadRequest(
@@ -77,7 +78,7 @@ def burst() -> list[WorkloadRequest]:
             output_tokens=rng.randint(50, 200),
             max_tokens=512,
         )
-        for number in range(4 * REQUESTS)
+        for number in range(BURST)
     ]
 
 
@@ -100,9 +101,10 @@ async def test_a_mixed_load_is_served_whatever_plans(
     config = fleet.temporary_config(
         tmp_path,
         [
-            "agents=[{name: one, gpu: a10, models: [mistral-7b]}, "
-            "{name: two, gpu: a100, models: [vicuna-13b, mistral-7b]}]",
+            # Both models on one GPU in turn: however groups are placed, some hinder others.
+            "agents=[{name: one, gpu: a100, models: [mistral-7b, vicuna-13b]}]",
             f"solver.backend={backend}",
+            "solver.replan.period_s=0.1",
             f"agents.*.engine.sim.time_scale={2 * TIME_SCALE}",
         ],
     )
@@ -126,13 +128,13 @@ async def test_a_mixed_load_is_served_whatever_plans(
         )
         found = await scrape.read(metrics)
     for report, outcomes in reports:
-        assert report.fates == dict.fromkeys(report.fates, 0) | {"finished": 4 * REQUESTS}
+        assert report.fates == dict.fromkeys(report.fates, 0) | {"finished": BURST}
         assert {outcome.slo_class for outcome in outcomes} == set(CLASSES)
     solves = scrape.by_label(found, "qlm_solves_total", "backend")
     fallen = scrape.by_label(found, "qlm_backend_step_downs_total", "backend")
     if licensed:
-        assert solves.get(backend)
+        assert backend in solves, solves
     else:
-        assert solves
+        assert solves.keys() & {"highs", "search", "greedy"}, solves
         assert backend not in solves
-        assert fallen.get(backend)
+        assert backend in fallen, fallen

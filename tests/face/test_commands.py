@@ -1,0 +1,50 @@
+"""What every command says of itself, and of misuse: one line and status 2."""
+
+import re
+
+import pytest
+
+from qlm.__main__ import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: qlm {command}")
+    # A sentence between usage and arguments says what it does.
+    assert re.search(r"\n\n[A-Z`][^\n]+", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nope"], "invalid choice: 'nope'"),
+        (["replay"], "the following arguments are required: trace. See `qlm replay --help`."),
+        (["replay", "no-such-trace.csv"], "no-such-trace.csv: No such file"),
+        (["replay", "x.csv", "--limit", "a"], "argument --limit: invalid int value: 'a'"),
+        (["replay", "x.csv", "--mix", "gold=1"], "--mix: 'gold' is no SLO class"),
+        (["replay", "x.csv", "--time-scale", "0"], "--time-scale: must be above 0"),
+        (["replay", "x.csv", "--json", "/no/such/place.json"], "--json: /no/such is no folder"),
+        (["status", "--bogus"], "unrecognized arguments: --bogus"),
+        (["status", "--address", "127.0.0.1:1"], "127.0.0.1:1: no gateway answers"),
+        (["explain", "x", "--address", "127.0.0.1:1"], "127.0.0.1:1: no gateway answers"),
+        (["submit", "hi", "--address", "127.0.0.1:1"], "127.0.0.1:1: no gateway answers"),
+        (["demo", "--seconds", "-1"], "--seconds: -1 is not between 0 and 3600"),
+        (["agent", "--name", "nobody"], "no agent is called 'nobody'"),
+        (["up", "--set", "slover.backend=auto"], "--set: slover: unknown key"),
+        (["config", "check", "/no/such.yaml"], "/no/such.yaml: no such file"),
+        (["plan", "/no/such.json"], "/no/such.json: "),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("qlm: error: ")
+    assert told in captured.err
