@@ -209,6 +209,8 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
 
     kv_headroom: share of the KV cache kept free when pulling.
     pull_ahead: requests pulled beyond the room there is, to hide the pull's round trip.
+    output_share: share of a request's expected output for which there must be room when it is pulled; with less, more
+        requests run at once and more are evicted. Without eviction it is 1.
     eviction: whether running requests may be evicted for more urgent ones.
     drain_s_max: a longer drain before a model swap is cut short by eviction.
     evict_margin_s: how long before a predicted miss an eviction is made.
@@ -219,6 +221,7 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
 
     kv_headroom: float = 0.05
     pull_ahead: int = 2
+    output_share: float = 0.3
     eviction: bool = True
     drain_s_max: float = 20.0
     evict_margin_s: float = 1.0

@@ -17,7 +17,11 @@ from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
-    """What all members of a group share. `prompt_scale` is 0 up to 1,024 prompt tokens, then log2."""
+    """What all members of a group share.
+
+    `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
+    they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time.
+    """
 
     model: ModelName
     slo_class: str
@@ -27,7 +31,7 @@ class GroupKey:
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
-        scale = max(0, (request.prompt_tokens - 1) >> 10).bit_length()
+        scale = max(0, (request.prompt_tokens - 1) >> 8).bit_length()
         return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale)
 
 

@@ -11,51 +11,128 @@ is the caller's part, since it knows the queue.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate
-from math import ceil, log1p, sqrt
+from itertools import pairwise
+from math import ceil, expm1, sqrt
 
 from qlm_core.model import Estimate
 
-_PRIOR_SAMPLES = 20
+_BIN_GROWTH = 1.15
+_BINNED_TOKENS = 1 << 16
+_PRIOR_REQUESTS = 2.0
 _REFRESH_EVERY = 8
 
 
-class LengthModel:
-    """Output lengths of one kind of request, as a sliding sample that begins with a prior.
+def _bin_starts() -> tuple[int, ...]:
+    starts = [1]
+    while starts[-1] < _BINNED_TOKENS:
+        starts.append(max(starts[-1] + 1, round(starts[-1] * _BIN_GROWTH)))
+    return tuple(starts)
 
-    The prior enters as a few quantile samples that real observations push out. Sums over the sorted sample
-    are kept, so a question costs a binary search; they lag by a few observations.
+
+_STARTS = _bin_starts()
+_MIDDLES = tuple((low + high - 1) / 2 for low, high in pairwise(_STARTS))
+_BINS = len(_MIDDLES)
+
+
+class LengthModel:
+    """Output lengths of one kind of request, learned from those that ended and from those that go on.
+
+    Whoever learns from ended requests alone takes outputs to be short whenever a batch is young, since the short
+    ones end first. So each request counts in every bin of lengths that it passes, when it passes it, and in the bin
+    in which it ends; the share that ends of those that come by is the bin's hazard (a life table), and lengths follow
+    from the hazards. Old counts fade; bins that few have reached lean on the prior.
+
+    Args:
+        prior: hazard of each bin before anything is seen.
+        history: requests after which a count has faded to 1/e.
     """
 
-    __slots__ = ("_history", "_since_refresh", "_sorted", "_squares", "_sums", "observed")
+    __slots__ = (
+        "_came",
+        "_changes",
+        "_ended",
+        "_growth",
+        "_mass",
+        "_prior",
+        "_squares",
+        "_sums",
+        "_unit",
+    )
 
-    def __init__(self, *, prior: tuple[int, ...], history: int):
-        self._history: deque[int] = deque(prior, maxlen=max(history, len(prior)))
-        self.observed = 0
+    def __init__(self, *, prior: tuple[float, ...], history: int):
+        self._prior = prior
+        self._growth = 1.0 + 1.0 / history
+        self._unit = 1.0
+        self._ended = [0.0] * _BINS
+        self._came = [0.0] * _BINS
         self._refresh()
 
-    def observe(self, output_tokens: int) -> None:
-        """Learn the length of a finished request."""
-        self._history.append(output_tokens)
-        self.observed += 1
-        self._since_refresh += 1
-        if self._since_refresh >= _REFRESH_EVERY:
-            self._refresh()
+    def passed(self, produced_tokens: int, seen: int = 0) -> int:
+        """Learn that a request has produced so much and goes on.
+
+        Args:
+            seen: what the last call for this request returned.
+
+        Returns:
+            the bins that it has entered.
+        """
+        entered = bisect_right(_STARTS, produced_tokens, 0, _BINS)
+        if entered <= seen:
+            return seen
+        # Half for coming into a bin and half for leaving it: whoever is in the midst of one counts half (actuarial method).
+        half = self._unit / 2
+        for index in range(seen, entered):
+            self._came[index] += half
+        for index in range(max(0, seen - 1), entered - 1):
+            self._came[index] += half
+        self._changes += 1
+        return entered
+
+    def observe(self, output_tokens: int, seen: int = 0) -> None:
+        """Learn the length of a request that has ended by itself."""
+        index = self.passed(output_tokens, seen) - 1
+        self._came[index] += self._unit / 2
+        self._ended[index] += self._unit
+        self._changes += 1
+        self._unit *= self._growth
+        if self._unit > _BINNED_TOKENS:
+            self._ended = [count / self._unit for count in self._ended]
+            self._came = [count / self._unit for count in self._came]
+            self._unit = 1.0
+
+    @property
+    def hazards(self) -> tuple[float, ...]:
+        """Share of requests that end in each bin, of those that reach it; to start a narrower model from."""
+        own = _PRIOR_REQUESTS * self._unit
+        return tuple(
+            (ended + own * prior) / (came + own)
+            for ended, came, prior in zip(self._ended, self._came, self._prior, strict=True)
+        )
 
     def _refresh(self) -> None:
-        self._since_refresh = 0
-        self._sorted = sorted(self._history)
-        self._sums = list(accumulate(self._sorted, initial=0))
-        self._squares = list(accumulate((n * n for n in self._sorted), initial=0))
+        """Sums of probability, length and squared length over all bins below each one."""
+        self._changes = 0
+        mass, sums, squares, alive = [0.0], [0.0], [0.0], 1.0
+        for hazard, middle in zip(self.hazards, _MIDDLES, strict=True):
+            share = alive * hazard
+            alive -= share
+            mass.append(mass[-1] + share)
+            sums.append(sums[-1] + share * middle)
+            squares.append(squares[-1] + share * middle * middle)
+        self._mass, self._sums, self._squares = mass, sums, squares
+
+    def _below(self, tokens: float) -> int:
+        if self._changes >= _REFRESH_EVERY:
+            self._refresh()
+        return bisect_right(_MIDDLES, tokens)
 
     def moments(self, max_tokens: int) -> tuple[float, float]:
         """Mean and variance of min(length, max_tokens). Tokens and tokens²."""
-        size = len(self._sorted)
-        below = bisect_right(self._sorted, max_tokens)
-        mean = (self._sums[below] + (size - below) * max_tokens) / size
-        square = (self._squares[below] + (size - below) * max_tokens * max_tokens) / size
+        below = self._below(max_tokens)
+        cut = 1.0 - self._mass[below]
+        mean = self._sums[below] + cut * max_tokens
+        square = self._squares[below] + cut * max_tokens * max_tokens
         return mean, max(0.0, square - mean * mean)
 
     def expected(self, max_tokens: int) -> int:
@@ -66,25 +143,18 @@ class LengthModel:
         """Mean tokens still to come, given that `produced_tokens` came and the request goes on."""
         if produced_tokens <= 0:
             return self.moments(max_tokens)[0]
-        start = bisect_right(self._sorted, produced_tokens)
-        longer = len(self._sorted) - start
-        if longer == 0:
+        start = self._below(produced_tokens)
+        end = max(start, self._below(max_tokens))
+        longer = 1.0 - self._mass[start]
+        if longer < 1e-9:
             return max(1.0, min(max_tokens - produced_tokens, produced_tokens * 0.5))
-        end = max(start, bisect_right(self._sorted, max_tokens))
-        total = self._sums[end] - self._sums[start] + (len(self._sorted) - end) * max_tokens
+        total = self._sums[end] - self._sums[start] + (1.0 - self._mass[end]) * max_tokens
         return max(1.0, total / longer - produced_tokens)
 
-    def quantiles(self, count: int = _PRIOR_SAMPLES) -> tuple[int, ...]:
-        """`count` evenly spaced quantiles, to start a narrower model from."""
-        size = len(self._sorted)
-        return tuple(self._sorted[(2 * k + 1) * size // (2 * count)] for k in range(count))
 
-
-def exponential_prior(mean_tokens: int, count: int = _PRIOR_SAMPLES) -> tuple[int, ...]:
-    """`count` evenly spaced quantiles of an exponential distribution with that mean."""
-    return tuple(
-        max(1, round(-mean_tokens * log1p(-(2 * k + 1) / (2 * count)))) for k in range(count)
-    )
+def exponential_prior(mean_tokens: float) -> tuple[float, ...]:
+    """The hazards of an exponential distribution with that mean."""
+    return tuple(-expm1((low - high) / mean_tokens) for low, high in pairwise(_STARTS))
 
 
 class SpeedFactor:

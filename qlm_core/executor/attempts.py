@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from qlm_core.config import ExecutorConfig
-from qlm_core.executor.batch import Batch, InFlight, charge, expected_output
+from qlm_core.executor.batch import Batch, InFlight, expected_output
 from qlm_core.executor.events import Abort, Effect, Send, Submit
 from qlm_core.executor.pace import Pace
 from qlm_core.executor.states import AttemptState
@@ -30,7 +30,9 @@ class Attempts:
     """
 
     def __init__(self, config: ExecutorConfig, class_ttft_s: Mapping[str, float]) -> None:
-        self.batch = Batch(1, 1)
+        # Without eviction nothing gives way to a batch that has grown.
+        share = config.output_share if config.eviction else 1.0
+        self.batch = Batch(1, 1, output_share=share)
         self.window = Window()
         self.pace = Pace()
         self.now_s = 0.0
@@ -50,7 +52,8 @@ class Attempts:
             model=model,
             class_ttft_s=self.laxity(slo_class),
             pulled_s=self.now_s,
-            charged_tokens=charge(ref),
+            charged_tokens=self.batch.charge(ref),
+            foreseen_tokens=self.batch.foreseen(ref),
             expected_tokens=expected_output(ref),
         )
         self.batch.ask(item)
@@ -69,6 +72,14 @@ class Attempts:
         self._leave(item, AttemptState.ENDED)
         self._evictions.pop(ended.id, None)
         self.effects.append(Send(item.ref.gateway, ended))
+        return True
+
+    def lose(self, id: RequestId, attempt: int) -> bool:
+        """The engine has lost an attempt; False if it is none of ours."""
+        item = self.batch.running.get(id)
+        if item is None or item.attempt != attempt:
+            return False
+        self.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
         return True
 
     def give_back(self, item: InFlight, reason: ReturnReason, *, on_engine: bool = True) -> None:

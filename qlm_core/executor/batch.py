@@ -1,8 +1,9 @@
 """What an executor has in flight, and the room that leaves: its own count, since an engine's gauges lag.
 
 Room is counted in sequences and in KV-cache tokens. A request is charged its prompt, what it has
-produced and what it is still expected to produce, not what it could produce at most; one that outlives its
-expectation is charged as it grows.
+produced and a share of what it is still expected to produce, not what it could produce at most; one that outlives its
+share is charged as it grows. With the whole of it the cache never overflows but stands partly empty while a batch is young;
+with a share, first tokens come earlier, and laxer work gives way when the batch has grown.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class InFlight:
     Attributes:
         class_ttft_s: the first-token target of its class: how lax it is.
         charged_tokens: KV tokens that the batch counts for it.
+        foreseen_tokens: output that was counted when it was pulled.
         pulled_s: when its payload was asked for.
         evictable: False for a request that could not be continued elsewhere.
     """
@@ -31,6 +33,7 @@ class InFlight:
     class_ttft_s: float
     pulled_s: float
     charged_tokens: int
+    foreseen_tokens: int
     expected_tokens: int
     state: AttemptState = AttemptState.PULLING
     attempt: int = 0
@@ -55,17 +58,17 @@ def expected_output(ref: RequestRef) -> int:
     return max(1, min(ref.expected_output_tokens, ref.max_output_tokens - ref.produced_tokens))
 
 
-def charge(ref: RequestRef) -> int:
-    """KV tokens that a request is expected to take at its end."""
-    return ref.prompt_tokens + ref.produced_tokens + expected_output(ref)
-
-
 class Batch:
-    """All requests in flight, by state, with their sums."""
+    """All requests in flight, by state, with their sums.
 
-    def __init__(self, slots: int, kv_tokens: int) -> None:
+    Args:
+        output_share: share of a request's expected output that is counted when it is pulled.
+    """
+
+    def __init__(self, slots: int, kv_tokens: int, *, output_share: float = 1.0) -> None:
         self.slots = slots
         self.kv_tokens = kv_tokens
+        self._output_share = output_share
         self.pulling: OrderedDict[RequestId, InFlight] = OrderedDict()
         self.held: OrderedDict[RequestId, InFlight] = OrderedDict()
         self.running: dict[RequestId, InFlight] = {}
@@ -96,6 +99,14 @@ class Batch:
     def free_tokens(self) -> int:
         """KV tokens not charged to anyone."""
         return self.kv_tokens - self._charged_running - self._charged_ahead
+
+    def foreseen(self, ref: RequestRef) -> int:
+        """Output tokens that are counted for a request from the start."""
+        return int(self._output_share * expected_output(ref))
+
+    def charge(self, ref: RequestRef) -> int:
+        """KV tokens that are counted for a request from the start."""
+        return ref.prompt_tokens + ref.produced_tokens + self.foreseen(ref)
 
     def has_room_for(self, charged_tokens: int) -> bool:
         """Whether a request of this size fits beside all that is in flight. Alone, anything fits."""
@@ -140,7 +151,7 @@ class Batch:
         """A running request has produced so many more tokens."""
         item.produced += tokens
         self.resident_tokens += tokens
-        excess = item.produced - item.expected_tokens
+        excess = item.produced - item.foreseen_tokens
         if excess > 0:
             grown = min(excess, tokens)
             item.charged_tokens += grown

@@ -24,9 +24,8 @@ from typing import Any
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
-from qlm_core.executor.batch import charge
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
-from qlm_core.executor.urgency import LOOKAHEAD, need, victims
+from qlm_core.executor.urgency import LOOKAHEAD, need, overflow, victims
 from qlm_core.messages import (
     AttemptEnded,
     AttemptReturned,
@@ -279,11 +278,7 @@ class Executor:
         )
 
     def _on_job_lost(self, event: e.JobLost) -> bool:
-        item = self.batch.running.get(event.id)
-        if item is None or item.attempt != event.attempt:
-            return False
-        self._attempts.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
-        return True
+        return self._attempts.lose(event.id, event.attempt)
 
     def _on_ready(self, event: e.EngineReady) -> bool:
         profile = self._profiles[event.awake]
@@ -341,6 +336,9 @@ class Executor:
         if head is None or head.model == self._awake:
             if self.state is _S.EMPTYING:
                 self._move(Trigger.HEAD_FITS)
+            if self._config.eviction:
+                for item in overflow(self.batch, self._attempts.may_evict):
+                    self._attempts.evict(item)
             self._start_held()
             self._pull()
             self._starved = self._starved and self._config.eviction
@@ -400,7 +398,7 @@ class Executor:
                 break
             ref = self.window.first(group.id)
             ahead = len(batch.pulling) + len(batch.held)
-            if not batch.has_room_for(charge(ref)) and ahead >= self._config.pull_ahead:
+            if not batch.has_room_for(batch.charge(ref)) and ahead >= self._config.pull_ahead:
                 self._starved = True
                 break
             self.window.take(ref.id)
@@ -426,26 +424,31 @@ class Executor:
         """Evict laxer work if the head group's next requests would be late otherwise."""
         head = self._head()
         assert head is not None
+        laxity = self._attempts.laxity(head.slo_class)
+        position = self.window.position(head.id) or 0
+        behind = [
+            item
+            for item in chain(self.batch.held.values(), self.batch.running.values())
+            if item.class_ttft_s > laxity
+            and self._attempts.may_evict(item)
+            and (self.window.position(item.ref.group) or position) >= position
+        ]
+        self._relief_s = self._now_s + self._check_s
+        if not behind:
+            return
         wanted = need(
-            self.window.peek(head.id),
+            self.window.upcoming(head, lambda name: self._attempts.laxity(name) <= laxity),
             self.batch,
             now_s=self._now_s,
             margin_s=self._config.evict_margin_s,
             prefill_s_per_token=self._prefill_s_per_token,
             token_s=self._attempts.pace.token_s,
+            evictable=len(behind),
         )
-        self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
         if not wanted.slots and not wanted.kv_tokens:
+            self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
             return
-        self._relief_s = self._now_s + self._check_s
-        position = self.window.position(head.id) or 0
-        behind = [
-            item
-            for item in chain(self.batch.held.values(), self.batch.running.values())
-            if self._attempts.may_evict(item)
-            and (self.window.position(item.ref.group) or position) >= position
-        ]
-        chosen = victims(behind, wanted, class_ttft_s=self._attempts.laxity(head.slo_class))
+        chosen = victims(behind, wanted, class_ttft_s=laxity)
         for item in chosen:
             self._attempts.evict(item)
         if chosen:

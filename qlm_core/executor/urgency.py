@@ -4,21 +4,23 @@ A waiting request is *pressing* once its latest start (its due time less its own
 everyone before it) is no further away than the margin. It justifies an eviction only if no room comes free by
 itself before that latest start, and only while it can still be in time: an expired target never makes a
 request more urgent.
+
+Evictions wait for that last moment as long as they can save everybody then. If more requests would be late than
+there is laxer work to evict, every second that laxer work runs on costs one of them its target, so it gives way at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from heapq import nsmallest
 from itertools import islice
 from math import inf
 
-from qlm_core.executor.batch import Batch, InFlight, charge
+from qlm_core.executor.batch import Batch, InFlight
 from qlm_core.model import RequestRef
 
 # How many of the next requests are looked at; bounds the work of one check.
-LOOKAHEAD = 64
+LOOKAHEAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,59 +45,75 @@ def need(
     margin_s: float,
     prefill_s_per_token: float,
     token_s: float,
+    evictable: int,
 ) -> Need:
-    """What the next requests of the head group need beyond what will come free in time.
+    """What the next requests need beyond what will come free in time.
 
     Args:
-        waiting: the head group's requests, first come first.
+        waiting: the requests to come, first to run first.
         prefill_s_per_token: engine time of a prompt token.
         token_s: time between two output tokens of a running request.
+        evictable: requests in flight that could give way.
     """
-    releases: list[tuple[float, int]] | None = None
+    releases: _Releases | None = None
     check_s = inf
-    slots = kv_tokens = 0
+    slots = kv_tokens = late = late_tokens = 0
     ahead_s = 0.0
     charged = 0
     for index, ref in enumerate(islice(waiting, LOOKAHEAD)):
         own_s = (ref.prompt_tokens + ref.produced_tokens) * prefill_s_per_token
         ahead_s += own_s
-        charged += charge(ref)
+        charged += batch.charge(ref)
         if now_s + own_s > ref.due_s or ref.produced_tokens:
             continue
         latest_s = ref.due_s - ahead_s
+        if releases is None:
+            releases = _Releases(batch, now_s, token_s)
+        missing = index + 1 - batch.free_slots
+        short = charged - batch.free_tokens
+        if releases.free_at(missing, short) <= latest_s:
+            check_s = min(check_s, max(latest_s - margin_s, now_s + margin_s / 4))
+            continue
+        late += 1
+        late_tokens += batch.charge(ref)
         if now_s < latest_s - margin_s:
             check_s = min(check_s, latest_s - margin_s)
             continue
-        if releases is None:
-            releases = _releases(batch, now_s, token_s)
-        missing = index + 1 - batch.free_slots
-        short = charged - batch.free_tokens
-        if _free_at(releases, missing, short, now_s) <= latest_s:
-            check_s = min(check_s, max(latest_s, now_s + margin_s / 4))
-            continue
         slots, kv_tokens = max(0, missing), max(0, short)
+    if late > evictable:
+        slots, kv_tokens = max(slots, late), max(kv_tokens, late_tokens)
     return Need(slots, kv_tokens, check_s)
 
 
-def _releases(batch: Batch, now_s: float, token_s: float) -> list[tuple[float, int]]:
-    """When running requests are expected to end and what they free, soonest first."""
-    ends = (
-        (now_s + item.remaining_tokens * token_s, item.charged_tokens)
-        for item in batch.running.values()
-    )
-    return nsmallest(LOOKAHEAD, ends)
+class _Releases:
+    """When running requests are expected to end and what they free, soonest first.
 
+    Asked for ever more room, so that each of them is looked at once. Whoever needs more than all of them free waits
+    for as long again as that takes.
+    """
 
-def _free_at(releases: list[tuple[float, int]], slots: int, kv_tokens: int, now_s: float) -> float:
-    """When so much more room is expected to be free."""
-    if slots <= 0 and kv_tokens <= 0:
-        return now_s
-    for end_s, charged_tokens in releases:
-        slots -= 1
-        kv_tokens -= charged_tokens
-        if slots <= 0 and kv_tokens <= 0:
-            return end_s
-    return inf
+    def __init__(self, batch: Batch, now_s: float, token_s: float):
+        ends = [
+            (item.remaining_tokens * token_s, item.charged_tokens)
+            for item in batch.running.values()
+        ]
+        self._ends = sorted(ends)
+        self._now_s = now_s
+        self._slots = 0
+        self._kv_tokens = 0
+
+    def free_at(self, slots: int, kv_tokens: int) -> float:
+        """When so much more room is expected to be free; not less than asked for before."""
+        ends = self._ends
+        while self._slots < len(ends) and (slots > self._slots or kv_tokens > self._kv_tokens):
+            self._kv_tokens += ends[self._slots][1]
+            self._slots += 1
+        if slots <= self._slots and kv_tokens <= self._kv_tokens:
+            return self._now_s + (ends[self._slots - 1][0] if self._slots else 0.0)
+        if not ends:
+            return inf
+        rounds = max(slots / self._slots, kv_tokens / max(1, self._kv_tokens))
+        return self._now_s + rounds * ends[-1][0]
 
 
 def victims(candidates: Iterable[InFlight], wanted: Need, *, class_ttft_s: float) -> list[InFlight]:
@@ -115,3 +133,17 @@ def victims(candidates: Iterable[InFlight], wanted: Need, *, class_ttft_s: float
         slots -= 1
         kv_tokens -= item.charged_tokens
     return chosen
+
+
+def overflow(batch: Batch, may_evict: Callable[[InFlight], bool]) -> list[InFlight]:
+    """Running requests to evict because the KV cache is full: laxer ones than the strictest that runs."""
+    excess = batch.resident_tokens - batch.kv_tokens
+    if excess <= 0:
+        return []
+    strictest_s = min(item.class_ttft_s for item in batch.running.values())
+    able = [
+        item
+        for item in batch.running.values()
+        if item.class_ttft_s > strictest_s and may_evict(item)
+    ]
+    return victims(able, Need(0, excess, inf), class_ttft_s=strictest_s)

@@ -8,7 +8,7 @@ them may know that the attempt is void before we do. All operations are O(1) per
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from qlm_core.messages import QueueUpdate
 from qlm_core.model import GatewayId, GroupId, ModelName, QueuedGroup, RequestId, RequestRef
@@ -129,6 +129,13 @@ class Window:
     def peek(self, group: GroupId) -> Iterator[RequestRef]:
         """The references of a group, first come first."""
         return iter(self._groups.get(group, _References()).values())
+
+    def upcoming(self, head: QueuedGroup, wanted: Callable[[str], bool]) -> Iterator[RequestRef]:
+        """References from a group on, as long as model and class stay as wanted."""
+        for group in self.order[self._position.get(head.id, 0) :]:
+            if group.model != head.model or not wanted(group.slo_class):
+                return
+            yield from self.peek(group.id)
 
     def position(self, group: GroupId) -> int | None:
         """Where a group stands in the order, None if it does not."""

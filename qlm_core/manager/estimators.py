@@ -1,7 +1,7 @@
 """Everything the Manager has learned about requests and engines, and the rates that follow from it.
 
 Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
-configured prior), prompts per model and class, speed per GPU and model, calibration per model. Rates are
+configured prior), prompts per kind of group, speed per GPU and model, calibration per model. Rates are
 cached for a short while, because planning asks for the same ones thousands of times.
 """
 
@@ -19,6 +19,9 @@ from qlm_core.rwt import Calibration, LengthModel, SpeedFactor, exponential_prio
 _RATE_LIFE_S = 1.0
 _PROMPT_WEIGHT = 0.02
 _UNLIMITED = 1 << 20
+_UNKNOWN_PROMPT = 256.0
+_STEADY = 0.1
+"""Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Estimators:
         "_config",
         "_lengths",
         "_model_lengths",
+        "_model_prompts",
         "_prompts",
         "_rates",
         "_rates_until_s",
@@ -62,7 +66,8 @@ class Estimators:
         self._config = config
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
-        self._prompts: dict[tuple[ModelName, str], float] = {}
+        self._model_prompts: dict[ModelName, float] = {}
+        self._prompts: dict[GroupKey, float] = {}
         self._speeds: dict[tuple[str, str], SpeedFactor] = {}
         self._calibration: dict[ModelName, Calibration] = {}
         self._rates: dict[tuple[EngineProfile, GroupKey | None], Rate] = {}
@@ -72,27 +77,43 @@ class Estimators:
 
     def arrived(self, request: RequestMeta) -> None:
         """Learn the prompt length of a new request."""
-        kind = (request.model, request.slo_class)
-        mean = self._prompts.get(kind)
-        if mean is None:
-            self._prompts[kind] = float(request.prompt_tokens)
-        else:
-            self._prompts[kind] = mean + _PROMPT_WEIGHT * (request.prompt_tokens - mean)
+        key, tokens = GroupKey.of(request), float(request.prompt_tokens)
+        mean = self._prompts.get(key, tokens)
+        self._prompts[key] = mean + _PROMPT_WEIGHT * (tokens - mean)
+        mean = self._model_prompts.get(request.model, tokens)
+        self._model_prompts[request.model] = mean + _PROMPT_WEIGHT * (tokens - mean)
 
-    def finished(self, request: RequestMeta, output_tokens: int) -> None:
-        """Learn the output length of a finished request."""
-        self.lengths(request.model, request.slo_class).observe(output_tokens)
-        self._model_length(request.model).observe(output_tokens)
+    def produced(self, request: RequestMeta, tokens: int, seen: int) -> int:
+        """Learn how far the output of a request has come; see `LengthModel.passed`."""
+        self._model_length(request.model).passed(tokens, seen)
+        return self.lengths(request.model, request.slo_class).passed(tokens, seen)
+
+    def finished(self, request: RequestMeta, output_tokens: int, seen: int) -> None:
+        """Learn the output length of a finished request; at the client's limit it might have gone on."""
+        if output_tokens >= request.max_output_tokens:
+            self.produced(request, output_tokens, seen)
+            return
+        self.lengths(request.model, request.slo_class).observe(output_tokens, seen)
+        self._model_length(request.model).observe(output_tokens, seen)
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
-        """Learn an engine's real speed from one interval in which most of a batch ran."""
-        if state.mean_batch < 1.0 or state.tokens_per_s <= 0.0:
+        """Learn an engine's real speed from one interval in which its batch hardly changed.
+
+        While a batch fills up, most of the engine's time goes into prompts, which says nothing of its speed.
+        """
+        batch = min(state.mean_batch, float(profile.max_num_seqs))
+        if batch < 1.0 or state.tokens_per_s <= 0.0:
+            return
+        if abs(len(state.running) - batch) > _STEADY * batch:
             return
         prompt, output = self._means(ModelName(profile.model), None)
-        batch = min(state.mean_batch, float(profile.max_num_seqs))
-        predicted = batch / profile.steady_iteration_s(batch, prompt, output)
+        iteration_s = profile.iteration_s(
+            prefill_tokens=batch / max(output, 1.0) * prompt,
+            decode_batch=batch,
+            context_tokens=state.kv_used_tokens,
+        )
         self._speed(gpu, profile.model).observe(
-            realised_per_s=state.tokens_per_s, predicted_per_s=predicted
+            realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
 
     def calibration(self, model: ModelName) -> Calibration:
@@ -113,7 +134,7 @@ class Estimators:
         """Output lengths of one model and class."""
         found = self._lengths.get((model, slo_class))
         if found is None:
-            prior = self._model_length(model).quantiles()
+            prior = self._model_length(model).hazards
             found = LengthModel(prior=prior, history=self._config.history)
             self._lengths[model, slo_class] = found
         return found
@@ -172,14 +193,11 @@ class Estimators:
         )
 
     def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:
-        if key is not None:
-            prompt = self._prompts.get((model, key.slo_class), 256.0)
-            low, high = (0, 1024) if key.prompt_scale == 0 else _scale_bounds(key.prompt_scale)
-            prompt = min(max(prompt, float(low)), float(high))
-            return prompt, self.lengths(model, key.slo_class).moments(_UNLIMITED)[0]
-        prompts = [mean for (name, _), mean in self._prompts.items() if name == model]
-        prompt = sum(prompts) / len(prompts) if prompts else 256.0
-        return prompt, self._model_length(model).moments(_UNLIMITED)[0]
+        prompt = self._model_prompts.get(model, _UNKNOWN_PROMPT)
+        if key is None:
+            return prompt, self._model_length(model).moments(_UNLIMITED)[0]
+        output = self.lengths(model, key.slo_class).moments(_UNLIMITED)[0]
+        return self._prompts.get(key, prompt), output
 
     def _variation(self, model: ModelName, key: GroupKey | None) -> float:
         lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
@@ -204,8 +222,3 @@ class Estimators:
     def speeds(self) -> dict[tuple[str, str], float]:
         """Real speed over predicted speed per (GPU, model), for metrics."""
         return {key: factor.value for key, factor in self._speeds.items()}
-
-
-def _scale_bounds(scale: int) -> tuple[int, int]:
-    """Prompt tokens of a `GroupKey.prompt_scale` above 0."""
-    return (1 << (scale - 1)) * 1024, (1 << scale) * 1024

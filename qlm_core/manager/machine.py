@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qlm_core.config import SolverConfig
-from qlm_core.grouping import Grouper, RequestGroup
+from qlm_core.grouping import Grouper, GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import (
     AgentJoined,
@@ -55,7 +55,6 @@ from qlm_core.messages import (
     GatewayHello,
     Gateways,
     Pulled,
-    QueueUpdate,
     Returned,
     ShedOrder,
 )
@@ -106,7 +105,7 @@ class Manager:
         self._settled_at_s: float | None = now_s + _SETTLE_S
         self._publish: dict[AgentId, None] = {}
         self._expiry_s = float("inf")
-        self._sizes = GroupSizes(self.estimators, delta=config.grouping.delta)
+        self._sizes = GroupSizes(self.estimators, config.grouping)
         self._now_s = now_s
 
     # ------------------------------------------------------------------ the contract
@@ -203,7 +202,8 @@ class Manager:
             return
         self.counts["arrived"] += 1
         self.estimators.arrived(request)
-        group, new = self._grouper.place(request, size_max=self._group_size(request.model))
+        size = self._group_size(GroupKey.of(request))
+        group, new = self._grouper.place(request, size_max=size)
         held = self.book.add(request, group)
         if new:
             self.groups[group.id] = group
@@ -285,6 +285,7 @@ class Manager:
         self.counts["returned"] += 1
         held.release(self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
+        held.seen = self.estimators.produced(held.request, produced_tokens, held.seen)
         group = held.group
         group.give_back(held.request)
         self.groups[group.id] = group
@@ -300,7 +301,7 @@ class Manager:
             return
         self.counts["ended"] += 1
         if phase is Phase.FINISHED:
-            self.estimators.finished(held.request, output_tokens)
+            self.estimators.finished(held.request, output_tokens, held.seen)
         self._forget(id)
 
     def _forget(self, id: RequestId) -> None:
@@ -330,9 +331,8 @@ class Manager:
         known = self.agents.get(hello.agent)
         if known is None:
             agent = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)
+            agent.held.update(dict.fromkeys(self.book.held_by(hello.agent)))
             self.agents[hello.agent] = agent
-            for id in self.book.held_by(hello.agent):
-                agent.held[id] = None
         else:
             known.rejoin(hello, lease_until_s=lease_until_s, now_s=self._now_s)
         self._expiry_s = min(self._expiry_s, lease_until_s)
@@ -353,6 +353,7 @@ class Manager:
             if state.draining:
                 self._empty_queue(agent)
         self.timeline.stale(id)
+        self.book.produced(state.running, self.estimators)
         if state.awake_model is not None and state.awake_model in agent.profiles:
             self.estimators.reported(agent.gpu, agent.profiles[state.awake_model], state)
 
@@ -453,7 +454,7 @@ class Manager:
             agent = self.agents.get(id)
             if agent is None or not agent.connected:
                 continue
-            update: QueueUpdate | None = match_window(
+            update = match_window(
                 agent,
                 self.groups,
                 size=self.config.window_requests,
@@ -472,15 +473,15 @@ class Manager:
             self._fleet = models
             effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
 
-    def _group_size(self, model: ModelName) -> int:
+    def _group_size(self, key: GroupKey) -> int:
         waiting = len(self.book) - sum(len(agent.held) for agent in self.agents.values())
-        return self._sizes.most(model, self.agents, waiting=waiting, now_s=self._now_s)
+        return self._sizes.most(key, self.agents, waiting=waiting, now_s=self._now_s)
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
         for group in [one for one in self.groups.values() if one.waiting > 1]:
             home = self.agents.get(group.home) if group.home is not None else None
-            if home is None or group.waiting < 2 * self._group_size(group.key.model):
+            if home is None or group.waiting < 2 * self._group_size(group.key):
                 continue
             half = self._grouper.halve(group)
             self.groups[half.id] = half

@@ -5,11 +5,12 @@ Records are kept small on purpose: a solver holds hundreds of thousands of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qlm_core.grouping import RequestGroup
+from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
-from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta
+from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta, RunningRequest
 from qlm_core.rwt import Wait
 
 
@@ -20,9 +21,10 @@ class Held:
         agent: who holds it now.
         wait: its estimated wait, until the first token tells how long it was.
         estimated_s: when that estimate was made.
+        seen: how much of its output the length models have counted.
     """
 
-    __slots__ = ("agent", "estimated_s", "group", "request", "wait")
+    __slots__ = ("agent", "estimated_s", "group", "request", "seen", "wait")
 
     def __init__(self, request: RequestMeta, group: RequestGroup):
         self.request = request
@@ -30,6 +32,7 @@ class Held:
         self.agent: AgentId | None = None
         self.wait: Wait | None = None
         self.estimated_s = 0.0
+        self.seen = 0
 
     def release(self, agents: Mapping[AgentId, Agent]) -> None:
         """No agent holds it any more."""
@@ -63,6 +66,13 @@ class Book:
     def get(self, id: RequestId) -> Held | None:
         """The record of a request, if it has not ended."""
         return self._held.get(id)
+
+    def produced(self, running: Iterable[RunningRequest], estimators: Estimators) -> None:
+        """Have the length models count how far running requests have come."""
+        for one in running:
+            held = self._held.get(one.id)
+            if held is not None:
+                held.seen = estimators.produced(held.request, one.produced_tokens, held.seen)
 
     def remove(self, id: RequestId) -> Held | None:
         """Strike a request out."""

@@ -4,7 +4,9 @@ What the arrays mean is said in `qlm_core.planning.problem`; this module says ho
 
 * A group occupies a queue for its expected tokens over Θ. Its first member starts when the group before it has been
   pulled, its last one a group's duration later, so the share of late members rises linearly between the two
-  instants at which the first and the last of them turn late. That is exactly a tail and a ramp.
+  instants at which the first and the last of them turn late. That is exactly a tail and a ramp. The ramp is as much wider
+  as the due time is away, for what may arrive until then: a plan that has room to spare spends it on keeping
+  urgent groups well ahead of their due times, not on running lax ones first because they are short.
 * An instance with free room absorbs requests at once: its `busy_s` is negative by that many requests. Since planners
   want non-negative times, all times are shifted by the largest such credit.
 * Instances with the same profiles, tiers and speed share a queue class, so bounds are priced once per class.
@@ -241,6 +243,8 @@ class _GroupSheet:
         fastest_s = paces.min(axis=1)[kind]
         noise_s: Floats = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
         self.ramp_s: Floats = np.abs(span_s - fastest_s * self.waiting) + noise_s
+        # Whatever arrives until then may have to go first: the further away a due time, the less certain it is met.
+        self.ramp_s += np.maximum(self.due_s, 0.0)
 
 
 def _first_due_s(group: RequestGroup) -> float:

@@ -81,9 +81,9 @@ def test_an_evicted_member_stands_ahead_of_those_that_never_ran() -> None:
 def test_prompts_are_grouped_by_scale(prompt: int) -> None:
     scale = GroupKey.of(request("a", prompt=prompt)).prompt_scale
     if scale == 0:
-        assert prompt <= 1024
+        assert prompt <= 256
     else:
-        assert 1024 << (scale - 1) < prompt <= 1024 << scale
+        assert 256 << (scale - 1) < prompt <= 256 << scale
 
 
 @given(st.lists(st.tuples(st.sampled_from("mn"), st.sampled_from([20.0, 60.0])), max_size=60))

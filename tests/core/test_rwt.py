@@ -29,46 +29,66 @@ def test_the_prior_has_the_configured_mean_and_a_spread_near_it() -> None:
     assert variance**0.5 == pytest.approx(200, rel=0.2)
 
 
-def test_history_replaces_the_prior() -> None:
+def test_history_replaces_the_prior_and_new_history_the_old() -> None:
     model = lengths(history=64)
-    for _ in range(200):
-        model.observe(37)
-    assert model.moments(1 << 20) == (37.0, 0.0)
+    for length in (37, 370):
+        for _ in range(800):
+            model.observe(length)
+        mean, variance = model.moments(1 << 20)
+        assert mean == pytest.approx(length, rel=0.25)
+        assert variance**0.5 < 1.5 * length
 
 
-@given(st.lists(st.integers(1, 5000), min_size=8, max_size=80), st.integers(1, 6000))
-def test_moments_are_those_of_the_truncated_sample(seen: list[int], limit: int) -> None:
-    model = LengthModel(prior=tuple(seen[:1]), history=len(seen))
-    for length in seen:
+def drawn(rng: random.Random, count: int) -> list[int]:
+    """Lengths as conversations have them: many short, few very long."""
+    return [max(1, round(rng.lognormvariate(4.8, 1.1))) for _ in range(count)]
+
+
+@given(st.integers(1, 3000), st.integers(0, 50))
+def test_moments_and_remainders_are_those_of_the_sample(limit: int, seed: int) -> None:
+    sample = drawn(random.Random(seed), 4000)
+    model = lengths(history=20_000)
+    for length in sample:
         model.observe(length)
-    model._refresh()
-    sample = [min(length, limit) for length in model._history]
-    mean = sum(sample) / len(sample)
-    variance = sum((length - mean) ** 2 for length in sample) / len(sample)
-    found_mean, found_variance = model.moments(limit)
-    assert found_mean == pytest.approx(mean)
-    assert found_variance == pytest.approx(variance, rel=1e-6, abs=1e-3)
+    cut = [min(length, limit) for length in sample]
+    assert model.moments(limit)[0] == pytest.approx(sum(cut) / len(cut), rel=0.05)
+    produced = 120
+    longer = [length - produced for length in sample if length > produced]
+    assert model.remaining(produced, 1 << 20) == pytest.approx(sum(longer) / len(longer), rel=0.1)
 
 
-@given(st.lists(st.integers(1, 2000), min_size=8, max_size=60), st.integers(1, 2500))
-def test_what_remains_is_the_mean_of_those_that_go_on(seen: list[int], produced: int) -> None:
-    model = LengthModel(prior=tuple(seen[:1]), history=len(seen))
-    for length in seen:
-        model.observe(length)
-    model._refresh()
-    longer = [length for length in model._history if length > produced]
-    remaining = model.remaining(produced, 1 << 20)
-    assert remaining >= 1.0
-    if longer:
-        expected = max(1.0, sum(longer) / len(longer) - produced)
-        assert remaining == pytest.approx(expected)
+def test_a_young_batch_does_not_make_outputs_look_short() -> None:
+    """After 100 tokens only short outputs have ended, but the others count as longer than that."""
+    rng = random.Random(3)
+    sample = drawn(rng, 2000)
+    model = lengths(history=20_000, prior=250)
+    for length in sample:
+        if length <= 100:
+            model.observe(length)
+        else:
+            model.passed(100)
+    ended = [length for length in sample if length <= 100]
+    mean = model.moments(1 << 20)[0]
+    assert sum(ended) / len(ended) < 70
+    assert mean > 150
 
 
-def test_a_class_starts_from_the_quantiles_of_its_model() -> None:
-    model = lengths(history=400)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
+def test_how_often_progress_is_told_makes_no_difference(steps: list[int]) -> None:
+    told, once = lengths(), lengths()
+    seen = 0
+    for produced in sorted(steps):
+        seen = told.passed(produced, seen)
+    told.observe(max(steps), seen)
+    once.observe(max(steps))
+    assert told.hazards == once.hazards
+
+
+def test_a_class_starts_from_the_hazards_of_its_model() -> None:
+    model = lengths(history=4000)
     for length in range(1, 401):
         model.observe(length)
-    narrower = LengthModel(prior=model.quantiles(), history=400)
+    narrower = LengthModel(prior=model.hazards, history=400)
     assert narrower.moments(1 << 20)[0] == pytest.approx(model.moments(1 << 20)[0], rel=0.05)
 
 

@@ -50,7 +50,17 @@ class TestPulling:
         assert w.pulled == ["1-0", "1-1", "2-0", "2-1"]
 
     def test_admits_by_expected_not_by_largest_output(self):
-        w = world(profile(slots=16, kv_tokens=1000))
+        w = world(profile(slots=16, kv_tokens=1000), output_share=1.0)
+        w.queue(group(1), add=refs(1, 9, prompt=100, expected=100))
+        assert len(w.pulled) == 5
+
+    def test_admits_more_at_once_if_only_a_share_of_the_output_is_foreseen(self):
+        w = world(profile(slots=16, kv_tokens=1000), output_share=0.25)
+        w.queue(group(1), add=refs(1, 9, prompt=100, expected=100))
+        assert len(w.pulled) == 8
+
+    def test_without_eviction_there_must_be_room_for_all_of_the_output(self):
+        w = world(profile(slots=16, kv_tokens=1000), output_share=0.25, eviction=False)
         w.queue(group(1), add=refs(1, 9, prompt=100, expected=100))
         assert len(w.pulled) == 5
 
@@ -58,7 +68,7 @@ class TestPulling:
         w = world(profile(slots=16, kv_tokens=1000))
         w.queue(group(1), add=refs(1, 2, prompt=100, expected=100))
         w.grant()
-        w.produce("1-0", 600)
+        w.produce("1-0", 670)
         w.queue(group(1), group(2), add=refs(2, 2))
         assert w.pulled == ["1-0", "1-1"]
         w.finish("1-0")
@@ -216,6 +226,33 @@ class TestEviction:
         pulls = [id for id in w.pulled if id.startswith("2")]
         assert pulls == ["2-0", "2-1"]
         assert w.pulled.count("1-0") == 1
+
+    def test_at_once_if_more_would_be_late_than_evictions_can_save(self):
+        w = self.start()
+        self.urgent(w, count=3)
+        w.at(1.0)
+        assert sorted(w.aborted) == ["1-0", "1-1"]
+
+    def test_laxer_work_gives_way_before_the_cache_overflows(self):
+        w = world(profile(slots=4, kv_tokens=1000), output_share=0.0)
+        strict = group(2, slo_class="interactive")
+        w.queue(strict, group(1), add=(*refs(2, 2, due_s=99.0), *refs(1, 2)))
+        w.grant()
+        w.produce("2-0", 350)
+        w.produce("1-0", 250)
+        w.at(1.0)
+        assert w.aborted == []
+        w.produce("2-1", 50)
+        w.at(2.0)
+        assert w.aborted == ["1-1"]
+
+    def test_work_of_one_class_does_not_give_way_to_itself(self):
+        w = world(profile(slots=4, kv_tokens=1000), output_share=0.0)
+        w.queue(group(1), add=refs(1, 2))
+        w.grant()
+        w.produce("1-0", 900)
+        w.at(2.0)
+        assert w.aborted == []
 
     def test_bounded_per_request(self):
         w = world(profile(slots=1), evictions_max=1)

@@ -25,7 +25,14 @@ from qlm_core.messages import (
     Returned,
     ShedOrder,
 )
-from qlm_core.model import InstanceState, ModelName, Phase, RequestId
+from qlm_core.model import (
+    GroupId,
+    InstanceState,
+    ModelName,
+    Phase,
+    RequestId,
+    RunningRequest,
+)
 from qlm_core.planning import PlanResult, Termination
 from tests.manager.conftest import GATEWAY, Bench
 
@@ -47,9 +54,9 @@ def test_an_estimate_follows_every_placed_arrival(bench: Bench) -> None:
 
 def test_waits_grow_once_the_batch_is_full(bench: Bench) -> None:
     bench.agent("a", "m")
-    bench.arrive("m", count=600)
+    bench.arrive("m", count=280)
     given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
-    assert given[599].estimate.mean_s > 2.0 * given[299].estimate.mean_s > given[0].estimate.mean_s
+    assert given[279].estimate.mean_s > 2.0 * given[139].estimate.mean_s > given[0].estimate.mean_s
 
 
 def test_requests_without_an_agent_wait_until_one_joins(bench: Bench) -> None:
@@ -116,11 +123,31 @@ def test_an_ended_request_is_forgotten_and_its_length_learned(bench: Bench) -> N
     (id,) = bench.arrive("m")
     bench.fact(Pulled(id, a))
     bench.fact(FirstToken(id, 0.4), after_s=0.4)
-    before = bench.manager.estimators.lengths(ModelName("m"), "interactive").observed
+    lengths = bench.manager.estimators.lengths(ModelName("m"), "interactive")
+    before = lengths.hazards
     bench.fact(Ended(id, Phase.FINISHED, 100, 321))
     assert id not in bench.manager.book
     assert bench.manager.groups == {}
-    assert bench.manager.estimators.lengths(ModelName("m"), "interactive").observed == before + 1
+    change = [now - then for now, then in zip(lengths.hazards, before, strict=True)]
+    assert sum(one > 0.01 for one in change) == 1
+    assert all(one < 0.0 for one in change[: change.index(max(change))])
+
+
+def test_lengths_are_learned_from_what_still_runs(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    (id,) = bench.arrive("m")
+    bench.fact(Pulled(id, a))
+    lengths = bench.manager.estimators.lengths(ModelName("m"), "interactive")
+    before = lengths.hazards[0]
+    running = (RunningRequest(id=id, group=GroupId(1), produced_tokens=500),)
+    report = AgentReported(
+        a, InstanceState(ready=True, awake_model=ModelName("m"), running=running)
+    )
+    bench.post(report)
+    after = lengths.hazards[0]
+    assert after < before
+    bench.post(report)
+    assert lengths.hazards[0] == after
 
 
 def test_a_cancelled_waiting_request_leaves_the_window(bench: Bench) -> None:

@@ -89,6 +89,7 @@ class Dispatcher:
         self._requests: dict[RequestId, RequestMeta] = {}
         self._bound: dict[RequestId, Host] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
+        self._seen: dict[RequestId, int] = {}
         self._numbers: dict[RequestId, GroupId] = {}
         self._next_number = 1
         self._epoch = 0
@@ -131,6 +132,7 @@ class Dispatcher:
             case AgentReported(agent, state):
                 host = self.hosts[agent]
                 before, host.state = host.model, state
+                self._learn(state)
                 if host.model != before:
                     self.room(host)
             case _:
@@ -159,13 +161,21 @@ class Dispatcher:
         if request is None:
             return
         self._numbers.pop(id)
-        self.lengths(request).observe(output_tokens)
+        self.lengths(request).observe(output_tokens, self._seen.pop(id, 0))
         host = self._bound.pop(id, None)
         if host is not None:
             host.held.pop(id, None)
             host.line.pop(id, None)
             host.sent.pop(id, None)
             self.room(host)
+
+    def _learn(self, state: InstanceState) -> None:
+        """Count how far running outputs have come."""
+        for running in state.running:
+            request = self._requests.get(running.id)
+            if request is not None:
+                seen = self._seen.get(running.id, 0)
+                self._seen[running.id] = self.lengths(request).passed(running.produced_tokens, seen)
 
     def _returned(self, id: RequestId, produced_tokens: int) -> None:
         host = self._bound.pop(id, None)
