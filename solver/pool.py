@@ -50,11 +50,8 @@ from solver.backends.order import (
 START_S_MAX = 60.0
 """A process that has not said that it is ready after so long is given up."""
 
-COMPILE_S_MAX = 120.0
-"""How long to wait for compiled kernels, by those who would rather wait (once on a machine)."""
-
-COMPILE_S_MAX = 45.0
-"""How much longer an order may take while a process still compiles its kernels."""
+LOAD_S_MAX = 30.0
+"""How long to wait for compiled kernels that are on disk, by those who would rather wait."""
 
 GRACE_S = 0.5
 """A backend may overrun its budget by so much, and by a quarter, before it is killed."""
@@ -76,7 +73,8 @@ class BackendProcess:
         self._reader: asyncio.Task[None] | None = None
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self._ready = asyncio.Event()
-        self._compiled = asyncio.Event()
+        self._settled = asyncio.Event()
+        self.kernels = "unknown"
         self.busy = asyncio.Lock()
 
     @property
@@ -86,23 +84,20 @@ class BackendProcess:
             return None
         return self._process.pid
 
-    @property
-    def compiled(self) -> bool:
-        """Whether it has compiled its kernels."""
-        return self._compiled.is_set()
-
     async def start(self) -> None:
         """Start the process unless it runs."""
         if self.pid is not None:
             return
         await self.stop()
         self._ready.clear()
-        self._compiled.clear()
+        self._settled.clear()
+        self.kernels = "unknown"
         self._reports = asyncio.Queue()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "solver.backends.worker",
+            self.name,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -121,18 +116,20 @@ class BackendProcess:
                 report = read_report(await process.stdout.readexactly(size))
                 if isinstance(report, Ready):
                     self._ready.set()
-                    if report.compiled:
-                        self._compiled.set()
+                    self.kernels = report.kernels
+                    if report.kernels != "unknown":
+                        self._settled.set()
                 else:
                     self._reports.put_nowait(report)
         self._reports.put_nowait(None)
         self._ready.set()
-        self._compiled.set()
+        self._settled.set()
 
     async def wait_ready(self, *, compiled: bool) -> bool:
         """Wait until the process takes orders; False if it never does.
 
-        With `compiled`, wait for compiled kernels too, but not for ever: without them it is slower.
+        With `compiled`, wait for compiled kernels too if they are on disk. Nobody waits for
+        compiling.
         """
         try:
             async with asyncio.timeout(START_S_MAX):
@@ -141,8 +138,8 @@ class BackendProcess:
             return False
         if compiled:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(COMPILE_S_MAX):
-                    await self._compiled.wait()
+                async with asyncio.timeout(LOAD_S_MAX):
+                    await self._settled.wait()
         return self.pid is not None
 
     async def send(self, order: Order) -> None:
@@ -189,6 +186,11 @@ class Pool:
         """Start the configured backend's process, so that it compiles before it is needed."""
         await self.process_of(self._preferred).start()
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a process had to do without compiled kernels so far, for want of any on disk."""
+        return any(process.kernels == "compiling" for process in self._processes.values())
+
     async def close(self) -> None:
         """End all processes."""
         for process in self._processes.values():
@@ -220,7 +222,7 @@ class Pool:
 
         `on_improvement` hears of every better plan as soon as it exists. With a background budget,
         a backend that proves goes on for that long after its search. `wait_compiled` waits for
-        compiled kernels first. Never raises for a backend's failure.
+        compiled kernels first if they are on disk. Never raises for a backend's failure.
         """
         attempt = _Attempt(problem, warm, on_improvement)
         order = Order(
@@ -273,9 +275,6 @@ class Pool:
             number = next(self._numbers)
             # Building the model of a large problem is not the backend's fault: allow for it.
             patience_s = 1.25 * order.budget_s + GRACE_S + len(attempt.problem.group_model) / 500
-            if not process.compiled:
-                # Its kernels still compile beside the solve; a kill would only start that over.
-                patience_s += COMPILE_S_MAX
             try:
                 await process.send(msgspec.structs.replace(order, number=number, backend=name))
                 return await self._follow(process, number, patience_s, attempt)

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
+    from solver.backends.warm_up import compile_in_background
     from solver.pool import Pool
 
     if not args.budget > 0:
@@ -72,7 +73,10 @@ async def _run(args: argparse.Namespace) -> int:
             name = problem.name or path.stem
             print(_line(name, result) if args.json else _text(name, result), flush=True)
     finally:
+        compiling = pool.compiling
         await pool.close()
+        if compiling:
+            compile_in_background()
     return 0
 
 

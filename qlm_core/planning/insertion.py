@@ -229,6 +229,27 @@ def greedy(problem: Problem) -> Plan:
     return _insert_all(problem, prefixes, [len(prefix) for prefix in prefixes], free)
 
 
+def dispatch(problem: Problem) -> Plan:
+    """A plan in the least time: each group in order of due time goes behind the queue that would
+    finish it first.
+
+    The problem must be free of pins.
+    """
+    queues: list[list[int]] = [[] for _ in range(problem.queues)]
+    free_s = problem.busy_s.copy()
+    loaded = problem.loaded_model.copy()
+    classes = problem.queue_class
+    order = np.lexsort((np.arange(problem.groups), problem.due_s))
+    for group in order.tolist():
+        model = problem.group_model[group]
+        end_s = free_s + problem.swap_s[classes, loaded, model] + problem.duration_s[group, classes]
+        queue = int(end_s.argmin())
+        queues[queue].append(group)
+        free_s[queue] = end_s[queue]
+        loaded[queue] = model
+    return as_plan(queues)
+
+
 def repair(problem: Problem, previous: Sequence[Sequence[int]]) -> Plan:
     """The previous plan made one for this problem, with as little change as possible.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from qlm_core.planning.insertion import greedy, repair
+from qlm_core.planning.insertion import dispatch, greedy, repair
 from qlm_core.planning.pins import Folded, fold_pins
 from qlm_core.planning.problem import Problem
 from qlm_core.planning.result import Limits, PlanResult, Termination
@@ -64,6 +64,9 @@ _CHUNK_WORK = 20_000
 _FIRST_RATE_PER_S = 4e6
 _FIRST_RATE_INTERPRETED_PER_S = 1e5
 
+_INSERTION_S = 1.5e-4
+"""What inserting a group takes without compiled kernels."""
+
 
 def search(
     problem: Problem,
@@ -105,6 +108,7 @@ class _Run:
         self.tuning = tuning
         self.on_improvement = on_improvement
         self.folded: Folded = fold_pins(problem)
+        self.compiled = compiled is not None
         self.searcher = Searcher(self.folded.problem, compiled, seed)
         self.rate_per_s = _FIRST_RATE_PER_S if compiled else _FIRST_RATE_INTERPRETED_PER_S
         self.work = 0
@@ -117,12 +121,24 @@ class _Run:
             return self._result()
         if start is not None:
             self.searcher.load(self.folded.fold(repair(self.problem, start)))
-        elif not self.searcher.construct():
-            self.searcher.load(greedy(left))
+        else:
+            self._build()
         self._tell()
         if left.groups * left.queues > 1:
             self._cycles(warm=start is not None)
         return self._result()
+
+    def _build(self) -> None:
+        """A first plan by insertion, or by less where that would take longer than there is."""
+        left = self.folded.problem
+        if self.compiled or self.limits.work is not None:
+            if not self.searcher.construct():
+                self.searcher.load(greedy(left))
+            return
+        self.searcher.load(dispatch(left))
+        if left.groups * _INSERTION_S < self.limits.wall_s - self._elapsed():
+            self._tell()
+            self.searcher.load(greedy(left))
 
     def _cycles(self, *, warm: bool) -> None:
         tuning = self.tuning

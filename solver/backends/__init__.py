@@ -57,6 +57,14 @@ def is_available(name: str) -> bool:
     return not library or importlib.util.find_spec(library) is not None
 
 
+def libraries_of(name: str) -> tuple[str, ...]:
+    """The installed libraries that a backend may use."""
+    if name == "auto":
+        return (*libraries_of("gurobi"), *libraries_of("highs"))
+    library = row_of(name).library
+    return (library,) if library and is_available(name) else ()
+
+
 def available() -> tuple[str, ...]:
     """The backends whose libraries are installed."""
     return tuple(name for name in BACKENDS if is_available(name))

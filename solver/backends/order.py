@@ -6,7 +6,7 @@ A frame is four bytes of length and a msgpack document. Arrays travel as (type, 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -50,9 +50,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """The process can take orders; `compiled` once its kernels are compiled."""
+    """The process can take orders; said again whenever more is known about its kernels.
 
-    compiled: bool
+    Compiling means that there are no compiled ones on disk yet, interpreted that there never will.
+    """
+
+    kernels: Literal["unknown", "compiling", "compiled", "interpreted"]
 
 
 class Improved(msgspec.Struct, frozen=True, kw_only=True, tag="improved"):

@@ -1,12 +1,15 @@
 """A backend process: reads orders from standard input, writes reports to standard output.
 
-The kernels compile (or load from the cache on disk) in a thread beside the orders; until they are
-ready the interpreted ones serve, so that compiling never delays a plan. Whatever libraries print
-goes to standard error: the reports have the real standard output to themselves.
+The compiled kernels are loaded in a thread beside the orders, and compiled first, in a process of
+their own, if they are not on disk; until they are ready the interpreted ones serve, so that
+compiling never delays a plan. Whatever libraries print goes to standard error: the reports have the
+real standard output to themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -14,15 +17,10 @@ import threading
 import time
 from typing import BinaryIO
 
-import numpy as np
-
 from qlm_core.errors import QlmError
-from qlm_core.planning import Limits, Plan, PlanResult, Problem, Termination
-from qlm_core.planning.bound import Pricing
-from qlm_core.planning.columns import all_routes
+from qlm_core.planning import Plan, PlanResult, Termination
 from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
-from qlm_core.planning.search import search
-from solver.backends import is_available, load, row_of
+from solver.backends import is_available, libraries_of, load, row_of, warm_up
 from solver.backends.order import (
     FRAME_BYTES_MAX,
     Bounded,
@@ -41,7 +39,8 @@ from solver.backends.report import Desk, failure
 class Worker:
     """One process's loop; the pool kills it when it is late."""
 
-    def __init__(self, orders: BinaryIO, reports: BinaryIO):
+    def __init__(self, backend: str, orders: BinaryIO, reports: BinaryIO):
+        self._backend = backend
         self._orders = orders
         self._reports = reports
         self._writing = threading.Lock()
@@ -49,8 +48,8 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the orders end."""
-        threading.Thread(target=self._compile, daemon=True).start()
-        self._tell(Ready(compiled=False))
+        threading.Thread(target=self._prepare, daemon=True).start()
+        self._tell(Ready(kernels="unknown"))
         while (order := self._next()) is not None:
             self._serve(order)
 
@@ -66,22 +65,19 @@ class Worker:
             self._reports.write(pack(report))
             self._reports.flush()
 
-    def _compile(self) -> None:
-        """Run every kernel once on a tiny problem."""
-        kernels, pricing_kernels = compiled_kernels(), compiled_pricing()
-        if kernels is None or pricing_kernels is None:
-            return
-        problem = _tiny_problem()
-        for start in (None, ((0, 1), (2,))):
-            search(
-                problem, Limits(work=20_000), seed=0, clock=_no_clock, start=start, compiled=kernels
-            )
-        pricing = Pricing(problem, pricing_kernels, 20.0)
-        pricing.price(np.ones(3))
-        pricing.remember(np.array([0]))
-        all_routes(problem, pricing, np.ones(3), 100.0, 1000)
-        self._compiled = True
-        self._tell(Ready(compiled=True))
+    def _prepare(self) -> None:
+        """Load the backend's libraries and the compiled kernels."""
+        for library in libraries_of(self._backend):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(library)
+        if not warm_up.on_disk():
+            self._tell(Ready(kernels="compiling"))
+            warm_up.compile_aside()
+        if warm_up.load():
+            self._compiled = True
+            self._tell(Ready(kernels="compiled"))
+        else:
+            self._tell(Ready(kernels="interpreted"))
 
     def _serve(self, order: Order) -> None:
         begin_s = time.perf_counter()
@@ -113,6 +109,7 @@ class Worker:
             except (
                 QlmError,
                 ArithmeticError,
+                ImportError,
                 LookupError,
                 RuntimeError,
                 TypeError,
@@ -130,30 +127,12 @@ def _with_setup(done: Report, setup_s: float) -> Report:
     return msgspec.structs.replace(done, setup_s=done.setup_s + setup_s)  # type: ignore[union-attr]
 
 
-def _no_clock() -> float:
-    return 0.0
-
-
-def _tiny_problem() -> Problem:
-    return Problem(
-        group_model=np.array([0, 1, 0]),
-        group_requests=np.array([1, 2, 3]),
-        group_weight=np.ones(3),
-        due_s=np.array([1.0, 2.0, 3.0]),
-        duration_s=np.array([[1.0], [2.0], [3.0]]),
-        queue_class=np.array([0, 0]),
-        loaded_model=np.array([0, -1]),
-        busy_s=np.array([0.0, 1.0]),
-        swap_s=np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]]),
-    )
-
-
 def main() -> None:
     """Entry of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    Worker(sys.stdin.buffer, reports).run()
+    Worker(sys.argv[1], sys.stdin.buffer, reports).run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every backend in its own process, against exhaustive search; and whatever can go wrong there."""
 
 import asyncio
+import importlib.util
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from qlm_core.config import GurobiConfig, SolverConfig
 from qlm_core.planning import Limits, Termination, check, evaluate, greedy, repair
-from solver.backends import BACKENDS, UnknownBackend, available, is_available
+from solver.backends import BACKENDS, UnknownBackend, available, is_available, warm_up
 from solver.backends.formulation import FORMULATIONS, build
 from solver.backends.order import problem_from_wire, problem_to_wire
 from solver.pool import Pool
@@ -23,6 +24,8 @@ INSTANCES = sorted(Path(__file__).parents[3].glob("shared/instances/n8g2_*.json"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[Pool]:
+    # Compiled here if they never were: some of the proofs below need them in time.
+    warm_up.load()
     shared = Pool()
     yield shared
     await shared.close()
@@ -221,6 +224,48 @@ async def test_cancelling_a_solve_frees_the_backend(pool: Pool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await pool.solve(problem, backend="search", budget_s=0.1)).step_downs == ()
+
+
+def running_with(word: str) -> list[int]:
+    """Processes that compile for a cache folder of this name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"warm_up" in command and word.encode() in environment:
+            found.append(int(folder.name))
+    return found
+
+
+async def seen(word: str, *, running: bool) -> bool:
+    """Whether such a process runs, or none does, some time soon."""
+    for _ in range(1000):
+        if bool(running_with(word)) == running:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_plans_do_not_wait_for_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("numba") is None:
+        pytest.skip("numba is not installed")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    fresh = Pool()
+    try:
+        problem = random_problem(17, groups=12, queues=3)
+        result = await fresh.solve(problem, budget_s=0.2, wait_compiled=True)
+        assert result.step_downs == ()
+        assert result.objective <= evaluate(problem, greedy(problem)).objective + 1e-9
+        assert fresh.compiling
+        assert await seen(str(tmp_path), running=True)
+    finally:
+        await fresh.close()
+    assert await seen(str(tmp_path), running=False)
 
 
 async def test_problems_cross_the_pipe_unchanged() -> None:

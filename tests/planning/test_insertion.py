@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlm_core.planning import Problem, check, evaluate, greedy, repair
+from qlm_core.planning.insertion import dispatch
 from tests.planning.problems import problems, random_problem
 
 
@@ -15,6 +16,25 @@ from tests.planning.problems import problems, random_problem
 def test_greedy_always_plans(problem: Problem) -> None:
     assert check(problem, greedy(problem)) is None
     assert greedy(problem) == greedy(problem)
+
+
+@given(problems(most_groups=20, most_queues=4))
+@settings(max_examples=100, deadline=None)
+def test_dispatch_plans_each_group_behind_the_queue_that_is_free_first(problem: Problem) -> None:
+    plan = dispatch(problem)
+    assert check(problem, plan) is None
+    for queue in plan:
+        assert list(queue) == sorted(queue, key=lambda i: (problem.due_s[i], i))
+    if problem.groups:
+        score = evaluate(problem, plan)
+        last = int(np.lexsort((np.arange(problem.groups), problem.due_s))[-1])
+        without = tuple(tuple(i for i in queue if i != last) for queue in plan)
+        ends = []
+        for number in range(problem.queues):
+            if problem.fits()[last, number]:
+                moved = [(*q, last) if g == number else q for g, q in enumerate(without)]
+                ends.append(evaluate(problem, tuple(moved)).end_s[last])
+        assert score.end_s[last] <= min(ends) + 1e-9
 
 
 @given(problems(most_groups=12, most_queues=4), st.data())

@@ -1,0 +1,142 @@
+"""Compiled kernels on this machine: whether they are on disk, and putting them there.
+
+Compiling takes some seconds of one core, once for every version on a machine; loading what was
+compiled takes a fraction of one. `python -m solver.backends.warm_up` compiles, with low priority and
+one process at a time. Nobody waits for it: until it is done the interpreted kernels serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from qlm_core.planning import Limits, Problem
+from qlm_core.planning.bound import Pricing
+from qlm_core.planning.columns import all_routes
+from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
+from qlm_core.planning.search import search
+
+_NICE = 10
+_MODULE = "solver.backends.warm_up"
+
+
+def on_disk() -> bool:
+    """Whether loading the compiled kernels will not mean compiling them; True without numba."""
+    for twin in (compiled_kernels(), compiled_pricing()):
+        if twin is not None and not all(map(_is_cached, _entries(twin))):
+            return False
+    return True
+
+
+def _entries(twin: ModuleType) -> list[Any]:
+    """The kernels that are called from outside; what they call is compiled with them."""
+    names = (
+        "reset", "return_to_best", "insert_in_order", "insert_by_regret", "anneal",
+        "ruin_and_recreate", "latest_starts", "backward", "backward_remembering", "follow",
+        "enumerate_routes",
+    )  # fmt: skip
+    return [vars(twin)[name] for name in names if name in vars(twin)]
+
+
+def _is_cached(kernel: Any) -> bool:
+    """Whether the index that numba keeps for a kernel is newer than its source."""
+    code = kernel.py_func.__code__
+    source = Path(code.co_filename)
+    pattern = f"{source.stem}.{kernel.py_func.__qualname__}-{code.co_firstlineno}.*.nbi"
+    written = [index.stat().st_mtime for index in Path(kernel.stats.cache_path).glob(pattern)]
+    return max(written, default=0.0) >= source.stat().st_mtime
+
+
+def load() -> bool:
+    """Run every kernel once on a tiny problem, so that all are in memory; False without numba."""
+    kernels, pricing_kernels = compiled_kernels(), compiled_pricing()
+    if kernels is None or pricing_kernels is None:
+        return False
+    problem = _tiny_problem()
+    for start in (None, ((0, 1), (2,))):
+        search(
+            problem, Limits(work=20_000), seed=0, clock=lambda: 0.0, start=start, compiled=kernels
+        )
+    pricing = Pricing(problem, pricing_kernels, 20.0)
+    pricing.price(np.ones(3))
+    pricing.remember(np.array([0]))
+    all_routes(problem, pricing, np.ones(3), 100.0, 1000)
+    return True
+
+
+def compile_aside() -> None:
+    """Compile in a process of its own, which ends with this one; returns when it has ended."""
+    with subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", _MODULE, "--attached"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as child:
+        child.wait()
+
+
+def compile_in_background() -> None:
+    """Have a process compile that outlives this one, so that the next finds the kernels ready."""
+    arguments = [sys.executable, "-m", _MODULE]
+    silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    path = os.pathsep.join(path for path in sys.path if path)
+    os.posix_spawn(
+        sys.executable,
+        arguments,
+        os.environ | {"PYTHONPATH": path},
+        file_actions=silence,
+        setsid=True,
+    )
+
+
+def main() -> int:
+    """Compile. If another process is at it, wait for that one, or, if nobody waits for us, end."""
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=__doc__)
+    parser.add_argument("--attached", action="store_true", help="end when standard input ends")
+    attached = parser.parse_args().attached
+    if attached:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    os.nice(_NICE)
+    kernels = compiled_kernels()
+    if kernels is None:
+        return 0
+    folder = Path(_entries(kernels)[0].stats.cache_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "compiling.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if attached else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        load()
+    return 0
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _tiny_problem() -> Problem:
+    return Problem(
+        group_model=np.array([0, 1, 0]),
+        group_requests=np.array([1, 2, 3]),
+        group_weight=np.ones(3),
+        due_s=np.array([1.0, 2.0, 3.0]),
+        duration_s=np.array([[1.0], [2.0], [3.0]]),
+        queue_class=np.array([0, 0]),
+        loaded_model=np.array([0, -1]),
+        busy_s=np.array([0.0, 1.0]),
+        swap_s=np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]]),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
