@@ -29,7 +29,7 @@ COMMANDS = {
     "sim": "simulate a fleet and compare policies",
     "profile": "list, fit and check profiles of engines",
     "plan": "solve planning problems from files",
-    "bench": "measure the data plane, the core or the planner",
+    "bench": "measure the data plane, the core, the planner or the simulator",
     "config": "check or show the configuration",
 }
 

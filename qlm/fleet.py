@@ -50,9 +50,11 @@ class PrefixedLog:
         print(f"{name:<{self._width}} | {line}", file=sys.stderr, flush=True)
 
 
-def temporary_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The default fleet with overrides, on free loopback ports, its store in `folder`."""
-    config = config_file.override(Config(), overrides)
+def temporary_config(
+    folder: Path, overrides: Sequence[str] = (), *, base: Config | None = None
+) -> Config:
+    """A fleet (the default one without `base`) with overrides, on free loopback ports, its store in `folder`."""
+    config = config_file.override(base or Config(), overrides)
     solver, metrics, http, grpc, *agents = ports.free_addresses(4 + len(config.agents))
     return config_file.override(
         config,

@@ -1,4 +1,4 @@
-"""`qlm bench`: measurements of the data plane, the core and the planner, each figure beside its target."""
+"""`qlm bench`: measurements of the data plane, the core, the planner and the simulator, each figure beside its target."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Describe the command."""
     from qlm.commands import bench_planner
 
-    parser = subparsers.add_parser("bench", help="measure the data plane, the core or the planner")
+    parser = subparsers.add_parser(
+        "bench", help="measure the data plane, the core, the planner or the simulator"
+    )
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     dataplane = subjects.add_parser("dataplane", help="requests and tokens through all processes")
     dataplane.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     core = subjects.add_parser("core", help="arrivals, memory, the first plan, imports")
-    for subject in (dataplane, core):
+    simulator = subjects.add_parser("simulator", help="simulated requests by time and memory")
+    simulator.add_argument("--requests", type=int, default=1_000_000, help="of the long trace")
+    decisions = subjects.add_parser(
+        "decisions", help="attainment in the simulator and on the real service"
+    )
+    decisions.add_argument("--seeds", type=int, default=1, help="a minute or three each")
+    for subject in (dataplane, core, simulator, decisions):
         subject.add_argument("--json", action="store_true", help="print one JSON object")
     bench_planner.add_parser(subjects)
 
@@ -28,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
         return bench_planner.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
-    options = {"seconds": args.seconds} if args.subject == "dataplane" else {}
-    measured = subject.measure(**options)
+    known = ("seconds", "requests", "seeds")
+    measured = subject.measure(
+        **{name: value for name, value in vars(args).items() if name in known}
+    )
     print(figures.to_json(measured) if args.json else figures.show(measured))
     return 1 if any(figure.met is False for figure in measured) else 0
 

@@ -229,10 +229,10 @@ def _compare(args: argparse.Namespace) -> int:
         found: Any = compare_with_log(profile, log)
     except ValueError as error:
         raise ConfigError(f"{args.log}: {error}") from None
-    print(fidelity_report.table(found))
     if args.plot:
         title = f"{args.log.name}, {len(log)} requests, on {profile.model} {profile.gpu}"
         fidelity_report.plot(log, found, Path(args.plot), title=title)
+    print(fidelity_report.table(found))
     return 0
 
 
