@@ -27,6 +27,8 @@ from qlm_core.profile import EngineProfile
 log = logging.getLogger("qlm.engine")
 
 _WATCH_S = 0.5
+# Checks of a live process in a row that fail before it counts as dead: a busy one may answer late.
+_MISSES_LOST = 3
 _RESTART_PAUSE_S_MAX = 60.0
 # Where an engine does not say how much fits.
 _KV_CACHE_TOKENS_ASSUMED = 200_000
@@ -188,16 +190,19 @@ class VllmEngine:
     # ------------------------------------------------------------------- crashes
 
     async def _keep_watch(self) -> None:
+        misses = dict.fromkeys(self._servers, 0)
         while True:
             await asyncio.sleep(_WATCH_S)
             if self._control.locked():
                 continue
             async with self._control:
                 for server in self._servers.values():
-                    if (
-                        self._tiers[server.model] is not ModelTier.COLD
-                        and not await server.healthy()
-                    ):
+                    if self._tiers[server.model] is ModelTier.COLD or await server.healthy():
+                        misses[server.model] = 0
+                        continue
+                    misses[server.model] += 1
+                    if not server.running or misses[server.model] >= _MISSES_LOST:
+                        misses[server.model] = 0
                         await self._lost(server)
 
     async def _lost(self, server: Server) -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from agents.engines import make_engine
+from agents.engines import make_engine, vllm
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
 from qlm_core.errors import QlmError
@@ -106,6 +106,29 @@ class TestVllm:
             assert dict(ready.tiers)[ModelName("vicuna-13b")] is ModelTier.ASLEEP
             harness.engine.submit(harness.job("a", 5))
             assert isinstance(await harness.heard.end_of("a"), JobDone)
+
+    async def test_a_live_process_is_lost_only_after_several_checks_without_an_answer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(vllm, "_WATCH_S", 0.01)
+        async with VllmHarness.started() as harness:
+            server = harness.engine._servers["mistral-7b"]  # type: ignore[attr-defined]
+            answers = [True, False, False, True, False, False]
+            checked = asyncio.Event()
+
+            async def healthy() -> bool:
+                if len(answers) == 1:
+                    checked.set()
+                return answers.pop(0) if answers else True
+
+            monkeypatch.setattr(server, "healthy", healthy)
+            harness.engine.submit(harness.job("a", 40))
+            await checked.wait()
+            assert isinstance(await harness.heard.end_of("a"), JobDone)
+            assert not [one for one in harness.heard.events if isinstance(one, EngineDown)]
+            answers += [False, False, False]
+            await harness.heard.until(EngineDown)
+            await harness.heard.until(EngineReady, 2)
 
     async def test_takes_its_capacity_and_swap_times_from_what_it_saw(self):
         async with VllmHarness.started() as harness:
