@@ -38,7 +38,7 @@ async def _serve(config: Config, arguments: list[str], ready: Callable[..., None
 
     async with fleet.supervisor(config, arguments, log=None) as supervisor:
         print(
-            f"QLM serves {', '.join(config.models)} on {len(config.agents)} agents\n"
+            f"QLM serves {_served(config)}\n"
             f"  OpenAI-compatible  http://{config.gateway.http_listen}/v1\n"
             f"  gRPC               {config.gateway.grpc_listen}\n"
             "  stop with Ctrl-C",
@@ -46,3 +46,15 @@ async def _serve(config: Config, arguments: list[str], ready: Callable[..., None
         )
         ready()
         await supervisor.wait()
+
+
+def _served(config: Config) -> str:
+    """The models, and by how many agents each."""
+    counts = {
+        model: sum(model in agent.models for agent in config.agents) for model in config.models
+    }
+    return ", ".join(f"{model} on {_agents(count)}" for model, count in counts.items())
+
+
+def _agents(count: int) -> str:
+    return "1 agent" if count == 1 else f"{count or 'no'} agents"

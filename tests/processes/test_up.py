@@ -37,7 +37,7 @@ def up(file: str) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("QLM serves mistral-7b")
+        assert process.stdout.readline().startswith("QLM serves mistral-7b on 1 agent")
         yield process
     finally:
         process.kill()
