@@ -66,7 +66,10 @@ def _print_estimate(report: Report, console: Console) -> None:
     if estimate is None:
         console.print("estimates    none given")
         return
-    r2 = f", R² {estimate.r2:.2f}" if estimate.r2 is not None else ""
+    r2 = ""
+    if estimate.r2 is not None:
+        # Below 0 the mean of the waits would have been the better estimate; how far says nothing.
+        r2 = f", R² {estimate.r2:.2f}" if estimate.r2 >= 0 else ", R² below 0"
     console.print(
         f"estimates    waited {estimate.mean_realised_s:.2f} s on average, estimated "
         f"{estimate.mean_estimated_s:.2f} s, off by {estimate.mean_absolute_error_s:.2f} s{r2}; "

@@ -1,9 +1,9 @@
 """An engine of `vllm serve` processes, one per model, of which one is awake.
 
-At the start every model that fits into host memory is loaded once and put to sleep, the first one stays awake; so a
-swap is a sleep and a wake. Models that do not fit are started and stopped. A process that dies is restarted with
-growing pauses if it was the awake one, else it counts as cold. Jobs go over the same request path as for any
-OpenAI-compatible server.
+At the start every model that fits into host memory is loaded, and put to sleep and woken once, which shows that it can
+be and how long that takes; then it sleeps, and the first one stays awake. So a swap is a sleep and a wake. Models that
+do not fit are started and stopped. A process that dies is restarted with growing pauses if it was the awake one, else
+it counts as cold. Jobs go over the same request path as for any OpenAI-compatible server.
 """
 
 from __future__ import annotations
@@ -80,8 +80,13 @@ class VllmEngine:
                     if self._tiers.fits(server.model):
                         await self._start_server(server)
                         await server.sleep()
+                        await server.wake()
+                        await server.sleep()
                         self._tiers.set(server.model, ModelTier.ASLEEP)
             await self._start_server(first)
+            if self._section.sleep_mode and others:
+                await first.sleep()
+                await first.wake()
         except ServerError:
             await self.stop()
             raise

@@ -13,6 +13,7 @@ import prepare
 
 CONFIG = prepare.HERE / "config.yaml"
 TRACE = prepare.ROOT / "run" / "vllm-demo.csv"
+LOG = prepare.ROOT / "run" / "vllm-demo.log"
 QLM = Path(sys.executable).with_name("qlm")
 REQUESTS = 120
 ARRIVALS_S = 30.0
@@ -42,22 +43,29 @@ def main() -> int:
     prepare.main()
     write_trace()
     begun_s = time.monotonic()
-    print("starting solver, gateway, two agents and three vLLM servers", flush=True)
+    print("starting solver, gateway, two agents and three vLLM servers; log in run/vllm-demo.log")
+    print("that takes a minute or so: each vLLM server has much to import", flush=True)
     # A supervised process says `ready`, and ends when its standard input does: nothing is left behind.
-    with subprocess.Popen(
-        [QLM, "up", "--config", CONFIG, "--supervised"],
-        cwd=prepare.ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as fleet:
+    with (
+        LOG.open("w") as log,
+        subprocess.Popen(
+            [QLM, "up", "--config", CONFIG, "--supervised"],
+            cwd=prepare.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as fleet,
+    ):
         assert fleet.stdin is not None
         assert fleet.stdout is not None
         for line in fleet.stdout:
             if line.strip() == "ready":
                 break
         else:
-            return fleet.wait()
+            status = fleet.wait()
+            print(LOG.read_text().splitlines()[-1], file=sys.stderr)
+            return status
         print(f"ready after {time.monotonic() - begun_s:.0f} s", flush=True)
         replay = [QLM, "replay", TRACE, "--config", CONFIG, "--exact-lengths", "--seed", str(SEED)]
         status = subprocess.run(replay, cwd=prepare.ROOT, check=False).returncode

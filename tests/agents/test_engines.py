@@ -136,7 +136,9 @@ class TestVllm:
             assert first.kv_cache_tokens == 32768
             assert first.max_num_seqs == 16
             assert 0 < first.cold_s < 10
-            assert 0 < second.sleep_s < 1
+            for profile in (first, second):
+                assert 0 < profile.sleep_s < 1
+                assert 0 < profile.wake_s < 1
 
     async def test_without_sleep_a_swap_restarts(self):
         async with VllmHarness.started(sleep_mode=False) as harness:
