@@ -1,0 +1,77 @@
+"""The examples of docs/api.md, run as they stand against a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from qlm import fleet
+from qlm_core.config import Config
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "api.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+CURL = re.findall(r"^    (curl .*?)\n\n", TEXT, re.DOTALL | re.MULTILINE)
+AGENTS = "agents=[{name: one, gpu: a100, models: [mistral-7b], engine: {sim: {time_scale: 20}}}]"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def config(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Config]:
+    folder = tmp_path_factory.mktemp("fleet")
+    config = fleet.temporary_config(folder, [AGENTS])
+    async with fleet.running(config, folder):
+        yield config
+
+
+def here(text: str, config: Config) -> str:
+    """An example with the default addresses replaced by those of the fleet."""
+    at = config.gateway
+    default = Config().gateway
+    assert default.http_listen in text or default.grpc_listen in text
+    return text.replace(default.http_listen, at.http_listen).replace(
+        default.grpc_listen, at.grpc_listen
+    )
+
+
+async def output(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_the_openai_client(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(PYTHON[0], config))
+    assert re.search(r"\n\d+ tokens as flex\n$", out)
+
+
+async def test_our_client(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(PYTHON[1], config))
+    assert re.search(r"Phase.FINISHED (length|stop) in time", out)
+    assert out.splitlines()[-1].endswith("in time")
+
+
+async def test_our_asynchronous_client(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(PYTHON[2], config))
+    assert out.count("<Phase.CANCELLED: 'cancelled'>") == 3
+
+
+async def test_curl(config: Config) -> None:
+    [command] = CURL
+    words = shlex.split(here(command, config).replace("\\\n", ""))
+    answer = json.loads(await output(words[0], "-s", *words[1:]))
+    assert 1 <= answer["usage"]["completion_tokens"] <= 20
+
+
+def test_no_example_is_left_out() -> None:
+    assert (len(PYTHON), len(CURL)) == (3, 1)
