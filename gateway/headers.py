@@ -5,6 +5,7 @@ Names follow llm-d's router, so a gateway fits where one stood; ours start with 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -128,13 +129,19 @@ def _milliseconds(headers: Headers, names: tuple[bytes, ...]) -> float | None:
     value = text(headers, *names)
     if not value:
         return None
+    name = next(name for name in names if headers.get(name)).decode()
     try:
-        return float(value) / 1000.0
+        given = float(value)
     except ValueError:
-        name = next(name for name in names if headers.get(name)).decode()
+        given = math.nan
+    if not (math.isfinite(given) and given > 0):
         raise InvalidRequest(
-            name, f"{value[:32]!r} is not a number", "Give milliseconds.", code="invalid_slo"
-        ) from None
+            name,
+            f"{value[:32]!r} is not a number above 0",
+            "Give milliseconds.",
+            code="invalid_slo",
+        )
+    return given / 1000.0
 
 
 def _duration(value: str) -> float | None:

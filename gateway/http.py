@@ -36,6 +36,7 @@ _SSE = [
     (b"x-accel-buffering", b"no"),
 ]
 _GENERATE = {"/v1/completions": False, "/v1/chat/completions": True}
+_LOOKED_AT = ("/v1/models", "/v1/queue", "/v1/requests")
 
 
 class HttpApp:
@@ -92,7 +93,7 @@ class HttpApp:
             phase = await self._desk.driver.cancel(RequestId(path.removeprefix("/v1/requests/")))
             await _answer(send, 200, openai.encode({"phase": phase.value}), [_JSON])
             return
-        if method not in ("GET", "HEAD"):
+        if method not in ("GET", "HEAD") and path.startswith(_LOOKED_AT):
             await self._refuse(_method_problem(method, path, "GET"), send, headers)
             return
         await _answer(send, 200, await self._look(path), [_JSON])

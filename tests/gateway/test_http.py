@@ -175,6 +175,25 @@ async def test_bad_bodies_are_told_what_to_mend(
             assert "tiny, other" in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("POST", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("GET", "/", 404, "not_found"),
+        ("DELETE", "/v1/requests/unknown", 404, "not_found"),
+    ],
+)
+async def test_wrong_routes_and_methods(method: str, path: str, status: int, code: str) -> None:
+    async with (
+        running(config()) as (_, at),
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://{at.http}{path}") as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
+
+
 async def test_a_body_of_unknown_length_is_cut_off_at_the_limit() -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
@@ -204,8 +223,9 @@ async def test_rubbish_is_not_json(body: bytes) -> None:
     ("headers", "param"),
     [
         ({"x-qlm-slo-class": "gold"}, "slo_class"),
-        ({"x-llm-d-slo-ttft-ms": "-5"}, "slo.ttft_s"),
-        ({"x-llm-d-slo-ttft-ms": "nan"}, "slo.ttft_s"),
+        ({"x-llm-d-slo-ttft-ms": "-5"}, "x-llm-d-slo-ttft-ms"),
+        ({"x-llm-d-slo-ttft-ms": "nan"}, "x-llm-d-slo-ttft-ms"),
+        ({"x-slo-ttft-ms": "1e12"}, "slo.ttft_s"),
         ({"x-slo-tpot-ms": "1e30"}, "slo.tpot_s"),
         ({"x-llm-d-slo-ttft-ms": "soon"}, "x-llm-d-slo-ttft-ms"),
         ({"x-llm-d-inference-ttl": "5 apples"}, "x-llm-d-inference-ttl"),
