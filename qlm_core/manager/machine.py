@@ -404,12 +404,12 @@ class Manager:
 
     def _view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
+        groups = [group for group in self.groups.values() if group.waiting]
+        if not groups:
+            return [], []
         agents = [agent for agent in self.agents.values() if agent.usable]
         served = {model: None for agent in agents for model in agent.profiles}
-        groups = [
-            group for group in self.groups.values() if group.waiting and group.key.model in served
-        ]
-        return groups, agents
+        return [group for group in groups if group.key.model in served], agents
 
     def _place(self) -> None:
         """Repair the plan if a group has no queue."""

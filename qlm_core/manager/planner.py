@@ -265,21 +265,23 @@ def free_seat(
     Nothing is gained by planning for such a group: it delays nobody, and would end later anywhere else. A group that was at
     home somewhere is only seated there, since it pays for a move.
     """
-    model, waiting = group.key.model, group.waiting
+    model, waiting, home = group.key.model, group.waiting, group.home
     places: dict[int, tuple[float, float, float]] = {}
     seat, earliest_s = None, inf
     for agent in agents:
         state = agent.state
         if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
             continue
-        profile = agent.profiles.get(model)
-        if profile is None or (group.home is not None and group.home != agent.id):
+        if home is not None and home != agent.id:
             continue
-        place = places.get(id(profile))
+        place = places.get(id(agent.kind))
         if place is None:
+            profile = agent.profiles.get(model)
+            if profile is None:
+                continue
             batch, place_s = room(profile, estimators, now_s=now_s)
             rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
-            place = places[id(profile)] = batch, place_s, waiting * rate.seconds_per_request
+            place = places[id(agent.kind)] = batch, place_s, waiting * rate.seconds_per_request
         batch, place_s, duration_s = place
         free = batch - len(agent.held)
         if free >= waiting and (end_s := duration_s - free * place_s) < earliest_s:

@@ -64,10 +64,12 @@ class GroupSizes:
     ) -> tuple[int, float, int]:
         """δ times the average batch over the agents that serve a model, their average pace, and how many they are."""
         profiles = [agent.profiles[model] for agent in agents.values() if model in agent.profiles]
-        rates = [
-            self._estimators.rate(self._estimators.profile(one), None, now_s=now_s)
-            for one in profiles
-        ]
+        # Agents of one kind share the profile; in a large fleet its rate is asked for once.
+        by_object = {
+            id(one): self._estimators.rate(self._estimators.profile(one), None, now_s=now_s)
+            for one in {id(one): one for one in profiles}.values()
+        }
+        rates = [by_object[id(one)] for one in profiles]
         if not rates:
             return round(self._delta * _UNKNOWN_BATCH), 0.0, 0
         batch = sum(rate.batch for rate in rates) / len(rates)
