@@ -24,6 +24,7 @@ import uvloop
 
 from benchmarks.figures import Figure
 from qlm import fleet
+from qlm.client import AsyncClient
 from qlm.report import quantile
 
 MODEL, AGENT = "mistral-7b", "bench-0"
@@ -86,6 +87,8 @@ async def _phases(
     spent = _Spent(running)
     load = await _closed(session, url, seconds)
     figures = _request_figures(load, spent.since_last_s())
+    load = await _durable(running.config.gateway.grpc_listen, seconds)
+    figures += _durable_figures(load, spent.since_last_s())
     waits_s = await _paced(session, url, seconds)
     figures += _latency_figures(waits_s, spent.since_last_s())
     load = await _streams(session, url, seconds, model=MODEL, streams=STREAMS)
@@ -135,6 +138,21 @@ def _request_figures(load: Load, cpu_s: dict[str, float]) -> list[Figure]:
             )
         )
     return figures
+
+
+def _durable_figures(load: Load, cpu_s: dict[str, float]) -> list[Figure]:
+    return [
+        Figure(
+            name="durable over gRPC, throughput",
+            value=load.requests / load.seconds,
+            unit="requests/s",
+        ),
+        Figure(
+            name="durable over gRPC, CPU of all three",
+            value=sum(cpu_s.values()) / load.requests * 1e3,
+            unit="ms/request",
+        ),
+    ]
 
 
 def _latency_figures(waits_s: list[float], cpu_s: dict[str, float]) -> list[Figure]:
@@ -224,6 +242,25 @@ async def _closed(session: aiohttp.ClientSession, url: str, seconds: float) -> L
 
     requests = sum(await asyncio.gather(*(client() for _ in range(CONCURRENCY))))
     return Load(requests, requests, requests, loop.time() - started_s)
+
+
+async def _durable(address: str, seconds: float) -> Load:
+    """As many requests as go through over gRPC, each stored before it runs and again at its end."""
+    started_s = time.perf_counter()
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 1}
+
+    async with AsyncClient(address) as gateway:
+
+        async def client() -> int:
+            done = 0
+            while time.perf_counter() - started_s < seconds:
+                async for _ in gateway.submit(body):
+                    continue
+                done += 1
+            return done
+
+        requests = sum(await asyncio.gather(*(client() for _ in range(CONCURRENCY))))
+    return Load(requests, requests, requests, time.perf_counter() - started_s)
 
 
 async def _paced(session: aiohttp.ClientSession, url: str, seconds: float) -> list[float]:
