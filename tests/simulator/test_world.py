@@ -103,6 +103,31 @@ def test_in_overload_more_targets_are_met_than_by_deadlines_alone() -> None:
     assert ours["slo_attainment"] > edf["slo_attainment"] + 0.05
 
 
+@pytest.mark.parametrize("link_s", [0.0, 0.05, 0.2])
+def test_every_message_takes_as_long_as_the_link(link_s: float) -> None:
+    """To the solver, to the agent, to the gateway for the payload and back, and the first token to the gateway."""
+
+    def ttft_s(delay_s: float) -> float:
+        data = one_model(requests=1, count=1)
+        data["simulation"] = {"link_s": delay_s}
+        record, _ = simulate(data, "qlm")
+        return record.ttft_s[0]
+
+    assert ttft_s(link_s) - ttft_s(0.0) == pytest.approx(5 * link_s, abs=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["vllm-priority", "round-robin"])
+def test_the_engines_priority_serves_interactive_requests_first(policy: str) -> None:
+    """More than one engine holds: by priority the interactive ones overtake, first come first served they do not."""
+    data = one_model(requests=400, rate=200.0, count=1)
+    classes = figures(data, policy)["classes"]
+    waits = [classes[name]["ttft_s"]["p90"] for name in ("interactive", "batch-2")]
+    if policy == "vllm-priority":
+        assert waits[0] < 0.5 * waits[1]
+    else:
+        assert waits[0] > 0.8 * waits[1]
+
+
 def test_requests_longer_than_an_instance_holds_are_cut() -> None:
     data = one_model(requests=4)
     data["fleet"][0]["models"] = ["vicuna-13b"]
