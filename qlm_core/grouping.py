@@ -14,13 +14,16 @@ from itertools import chain
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
+_TIGHT_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
     """What all members of a group share.
 
     `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
-    they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time.
+    they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
+    targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
     """
 
     model: ModelName
@@ -31,7 +34,8 @@ class GroupKey:
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
-        scale = max(0, (request.prompt_tokens - 1) >> 8).bit_length()
+        shift = 8 if request.slo.ttft_s <= _TIGHT_S else 10
+        scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
         return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale)
 
 

@@ -261,13 +261,13 @@ class Manager:
         if home is None:
             return
         home.window.discard(id)
+        self.timeline.pulled(home, held.group, self._now_s)
         if held.group.waiting == 0 and held.group.id in home.queue:
             home.queue.remove(held.group.id)
             self.timeline.stale(home.id)
             self.planner.changed()
-        if len(home.window) < self.config.window_requests // 2 and len(home.window) < sum(
-            self.groups[group].waiting for group in home.queue[:8]
-        ):
+        soon = sum(self.groups[group].waiting for group in home.queue[:8])
+        if len(home.window) < min(soon, self.config.window_requests // 2):
             self._publish[home.id] = None
 
     def _first_token(self, id: RequestId, ttft_s: float) -> None:
@@ -330,9 +330,9 @@ class Manager:
         self.epoch = max(self.epoch, hello.epoch + 1)
         known = self.agents.get(hello.agent)
         if known is None:
-            agent = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)
-            agent.held.update(dict.fromkeys(self.book.held_by(hello.agent)))
-            self.agents[hello.agent] = agent
+            known = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)
+            known.held.update(dict.fromkeys(self.book.held_by(hello.agent)))
+            self.agents[hello.agent] = known
         else:
             known.rejoin(hello, lease_until_s=lease_until_s, now_s=self._now_s)
         self._expiry_s = min(self._expiry_s, lease_until_s)

@@ -2,7 +2,7 @@
 
 One pass over a queue gives the start of each of its groups relative to now: what the instance still has to do,
 then, group by group, a model change where one is due and the group's duration. The pass is repeated at most every
-quarter of a second per queue, unless the queue changes; between two passes only the clock is subtracted.
+quarter of a second per queue, unless the queue changes; between two passes only the clock and what is pulled count.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ class Timeline:
     def stale(self, agent: AgentId) -> None:
         """The agent's queue or state changed."""
         self._starts.pop(agent, None)
+
+    def pulled(self, agent: Agent, group: RequestGroup, now_s: float) -> None:
+        """A group's first waiting member was pulled: what is left of it starts later, all else as before."""
+        starts = self._starts.get(agent.id)
+        if starts is not None and group.id in starts.start_s and group.key.model in agent.profiles:
+            rate = self._rate(agent, group.key.model, group.key, now_s)
+            starts.start_s[group.id] += rate.seconds_per_request
 
     def wait(
         self,
