@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -41,7 +42,7 @@ SWEEP_PERIOD_S = 60.0
 RETRY_AFTER_S_MAX = 300.0
 
 # What only shows in chunks that carry more than text; a cheap sign that makes us look closer.
-_BEYOND_TEXT = (b'"tool_calls"', b'"function_call"', b'"reasoning', b'"refusal"')
+_BEYOND_TEXT = re.compile(rb'"(?:tool_calls"|function_call"|reasoning|refusal")')
 
 
 class Driver:
@@ -335,7 +336,7 @@ class Driver:
         live = self._live[chunk.id]
         try:
             live.add(chunk.data, chunk.tokens)
-            if any(sign in chunk.data for sign in _BEYOND_TEXT) and not live.is_text_only:
+            if _BEYOND_TEXT.search(chunk.data) and not live.is_text_only:
                 self.handle(lg.OutputPinned(chunk.id))
         except BadChunkError as error:
             self.handle(lg.FailAsked(chunk.id, str(error)))

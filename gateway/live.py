@@ -192,15 +192,14 @@ class Live:
 
     # ---------------------------------------------------------------- the end
 
-    def finish_output(self, record: EndRecord) -> bytes:
-        """Complete the stream and return the whole answer as a response object."""
+    def finish_output(self, record: EndRecord) -> None:
+        """Complete the output, and the stream of whoever follows it."""
         self._fold()
         last = self._answer.finish(record.reason)
         if last:
             self._answer.fold(last)
             for follower in self._followers:
                 follower.put(Output(self._framer.frame(last), 0))
-        return self.response(record)
 
     def response(self, record: EndRecord) -> bytes:
         """The answer as an OpenAI response object."""

@@ -7,6 +7,7 @@ counts as "other", explicit targets as "explicit". Values that something else al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -89,29 +90,32 @@ class Metrics:
         self._refused = Counter(
             "qlm_requests_refused", "Requests not accepted, by code.", ("code",), registry=registry
         )
+        self._by_labels: dict[tuple[str, str], _Series] = {}
         registry.register(_Read(gauges))
 
     def ended(self, model: str, slo_class: str, record: EndRecord) -> None:
         """Count one terminal record."""
         labels = self._labels(model, slo_class)
-        self._requests.labels(*labels, record.phase.value).inc()
+        known = self._by_labels.get(labels)
+        if known is None:
+            known = self._by_labels[labels] = self._series(labels)
+        known.outcomes[record.phase].inc()
         if record.attained:
-            self._attained.labels(*labels).inc()
+            known.attained.inc()
         if record.queue_s is not None:
-            self._queue.labels(*labels).observe(record.queue_s)
+            known.queue.observe(record.queue_s)
         if record.ttft_s is not None:
-            self._ttft.labels(*labels).observe(record.ttft_s)
+            known.ttft.observe(record.ttft_s)
             if record.estimate is not None:
-                error_s = record.ttft_s - record.estimate.mean_s
-                self._estimate_error.labels(*labels).observe(error_s)
+                known.estimate_error.observe(record.ttft_s - record.estimate.mean_s)
         if record.tpot_s is not None:
-            self._tpot.labels(*labels).observe(record.tpot_s)
+            known.tpot.observe(record.tpot_s)
         if record.evictions:
-            self._evictions.labels(*labels).inc(record.evictions)
+            known.evictions.inc(record.evictions)
         if record.phase is Phase.FINISHED:
-            self._e2e.labels(*labels).observe(record.e2e_s)
-            self._tokens.labels(labels[0], "prompt").inc(record.prompt_tokens)
-            self._tokens.labels(labels[0], "output").inc(record.output_tokens)
+            known.e2e.observe(record.e2e_s)
+            known.prompt_tokens.inc(record.prompt_tokens)
+            known.output_tokens.inc(record.output_tokens)
 
     def refused(self, code: str) -> None:
         """Count a request that was not accepted; `code` is one of our own error codes."""
@@ -121,9 +125,43 @@ class Metrics:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def _series(self, labels: tuple[str, str]) -> _Series:
+        return _Series(
+            outcomes={
+                phase: self._requests.labels(*labels, phase.value)
+                for phase in Phase
+                if phase.terminal
+            },
+            attained=self._attained.labels(*labels),
+            queue=self._queue.labels(*labels),
+            ttft=self._ttft.labels(*labels),
+            tpot=self._tpot.labels(*labels),
+            e2e=self._e2e.labels(*labels),
+            estimate_error=self._estimate_error.labels(*labels),
+            evictions=self._evictions.labels(*labels),
+            prompt_tokens=self._tokens.labels(labels[0], "prompt"),
+            output_tokens=self._tokens.labels(labels[0], "output"),
+        )
+
     def _labels(self, model: str, slo_class: str) -> tuple[str, str]:
         known_class = slo_class if slo_class in self._classes else EXPLICIT
         return (model if model in self._models else OTHER), known_class
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Series:
+    """What one model and class count into; looking it up by labels each time costs more than counting."""
+
+    outcomes: dict[Phase, Counter]
+    attained: Counter
+    queue: Histogram
+    ttft: Histogram
+    tpot: Histogram
+    e2e: Histogram
+    estimate_error: Histogram
+    evictions: Counter
+    prompt_tokens: Counter
+    output_tokens: Counter
 
 
 class _Read:
