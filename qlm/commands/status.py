@@ -139,7 +139,7 @@ def _agents(agents: list[dict[str, Any]]) -> RenderableType:
         table.add_row(
             agent["id"],
             agent["gpu"],
-            agent["awake_model"] or "-",
+            f"→ {agent['swapping_to']}" if agent["swapping_to"] else agent["awake_model"] or "-",
             _state(agent),
             str(agent["running"]),
             f"{agent['kv_used_tokens']:,}",
@@ -188,7 +188,7 @@ def _state(agent: dict[str, Any]) -> str:
     if not agent["connected"]:
         return "away"
     if agent["swapping_to"]:
-        return f"swapping to {agent['swapping_to']}"
+        return "swapping"
     if agent["draining"]:
         return "draining"
     return "ready" if agent["ready"] else "engine down"

@@ -65,6 +65,13 @@ async def test_a_trace_is_replayed_and_reported(tmp_path: Path, trace: Path) -> 
             assert report.swaps is not None
             assert report.evictions is not None
             assert (tmp_path / f"{transport}.png").stat().st_size > 10_000
+        seen = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "qlm", "status", "--config", str(tmp_path / "config.yaml")),
+            stdout=subprocess.PIPE,
+        )
+        status = (await seen.communicate())[0].decode()
+        for text in (*(agent.name for agent in config.agents), "requests", "plan", "attained"):
+            assert text in status
 
 
 def burst() -> list[WorkloadRequest]:
