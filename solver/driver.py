@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from qlm_core.config import Config
@@ -43,11 +43,12 @@ class PlannerPool(Protocol):
         *,
         warm: Plan,
         prove: bool,
+        duals: Sequence[float],
         on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
         """The best plan within the configured budget, and with `prove` a bound on how good one can be.
 
-        Never raises for a backend's failure.
+        `duals` are prices to start that bound from, NaN where there is none. Never raises for a backend's failure.
         """
 
 
@@ -128,7 +129,11 @@ class Driver:
 
         try:
             result = await self._pool.solve(
-                order.problem, warm=order.warm, prove=order.prove, on_improvement=improved
+                order.problem,
+                warm=order.warm,
+                prove=order.prove,
+                duals=order.duals,
+                on_improvement=improved,
             )
         except QlmError as error:
             log.warning("solve failed", extra={"solve": order.solve, "reason": str(error)})

@@ -86,19 +86,21 @@ class ManagerCollector(Collector):
             yield GaugeMetricFamily(
                 "qlm_plan_bound_age_seconds", "Age of the bound.", value=now_s - plan.bound_at_s
             )
-        values = GaugeMetricFamily(
+        cost = GaugeMetricFamily(
             "qlm_capacity_value",
-            "Objective that one more instance like this one would save, from the duals.",
+            "Objective that one more instance of this GPU would save at most, from the duals.",
             labels=["gpu"],
         )
-        by_gpu: dict[str, float] = {}
-        for agent_id, value in plan.queue_values:
-            for id, agent in self._driver.manager.agents.items():
-                if id == agent_id:
-                    by_gpu[agent.gpu] = max(by_gpu.get(agent.gpu, 0.0), -value)
-        for gpu, value in by_gpu.items():
-            values.add_metric([gpu], value)
-        yield values
+        late = GaugeMetricFamily(
+            "qlm_capacity_late_weight",
+            "The same in weighted late requests, for autoscalers.",
+            labels=["gpu"],
+        )
+        for value in plan.capacity:
+            cost.add_metric([value.gpu], value.saves_cost)
+            late.add_metric([value.gpu], value.saves_late_weight)
+        yield cost
+        yield late
 
     def _estimates(self) -> Iterator[Metric]:
         estimators = self._driver.manager.estimators

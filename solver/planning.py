@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qlm_core.config import SolverConfig
@@ -75,11 +75,12 @@ class ConfiguredPlanner:
         *,
         warm: Plan,
         prove: bool,
+        duals: Sequence[float] = (),
         on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
         """The best plan within the configured budget, and with `prove` a bound on how good one can be.
 
-        Never raises for a backend's failure.
+        `duals` are prices to start that bound from, NaN where there is none. Never raises for a backend's failure.
         """
         result = await self._pool.solve(
             problem,
@@ -89,6 +90,7 @@ class ConfiguredPlanner:
             background_budget_s=self._config.background_budget_s if prove else 0.0,
             warm=warm,
             seed=self._config.seed,
+            duals=duals if prove else (),
             on_improvement=on_improvement,
         )
         self.counts.note(result)

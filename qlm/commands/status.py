@@ -22,6 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Describe the command."""
     parser = subparsers.add_parser("status", help="show queues, agents and attainment")
     parser.add_argument("--json", action="store_true", help="print the view as JSON")
+    parser.add_argument(
+        "--capacity", action="store_true", help="show what one more instance of each GPU would save"
+    )
     parser.add_argument("--watch", action="store_true", help="show it again every second")
     options.add_http(parser)
     options.add_grpc(parser)
@@ -40,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_view(args), indent=2))
         return 0
     console = Console()
+    if args.capacity:
+        console.print(_capacity(_view(args)["plan"]))
+        return 0
     if not args.watch:
         console.print(_picture(_view(args)))
         return 0
@@ -129,6 +135,29 @@ def _picture(view: dict[str, Any]) -> RenderableType:
         if text:
             summary.add_row(name, Text(text))
     return Group(*parts, summary)
+
+
+def _capacity(plan: dict[str, Any] | None) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    if plan is None or not plan["capacity"]:
+        return Text("no bound yet: capacity is priced with it, every solver.replan.bound_period_s")
+    table = Table(
+        title=f"What one more instance would save at most, {plan['bound_age_s']:.0f} s ago",
+        title_justify="left",
+    )
+    table.add_column("gpu")
+    for name in ("instances", "weighted late requests", "objective"):
+        table.add_column(name, justify="right")
+    for one in plan["capacity"]:
+        table.add_row(
+            one["gpu"],
+            str(one["instances"]),
+            f"{one['saves_late_weight']:,.1f}",
+            f"{one['saves_cost']:,.1f}",
+        )
+    return table
 
 
 def _agents(agents: list[dict[str, Any]]) -> RenderableType:

@@ -117,13 +117,15 @@ class TellAgent:
 class StartSolve:
     """Look for a better plan than `warm`; answered by `PlanFinished` with the same number.
 
-    With `prove`, go on after the search and find out how far from optimal the best plan can be.
+    With `prove`, go on after the search and find out how far from optimal the best plan can be,
+    starting from `duals`: the prices of the groups under the last bound, NaN for new ones.
     """
 
     solve: int
     problem: Problem
     warm: Plan
     prove: bool = False
+    duals: tuple[float, ...] = ()
 
 
 Effect = TellGateway | TellAgent | StartSolve

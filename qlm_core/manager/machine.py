@@ -127,9 +127,9 @@ class Manager:
             case Wakeup():
                 self._improve(effects)
             case PlanImproved(solve, plan):
-                self._touch(self.planner.consider(solve, plan, self._view(), now_s=now_s))
+                self._touch(self.planner.consider(solve, plan, self.view(), now_s=now_s))
             case PlanFinished(solve, result):
-                self._touch(self.planner.finish(solve, result, self._view(), now_s=now_s))
+                self._touch(self.planner.finish(solve, result, self.view(), now_s=now_s))
             case AgentJoined(hello):
                 self._agent_joined(hello, effects)
             case AgentLeft(agent):
@@ -240,7 +240,7 @@ class Manager:
             return
         held.wait = wait
         held.estimated_s = self._now_s
-        estimate = self.estimators.calibration(held.request.model).estimate(wait)
+        estimate = self.estimators.estimate(held.request, wait)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
         effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
 
@@ -275,7 +275,7 @@ class Manager:
         if held is None or held.wait is None:
             return
         realised_s = held.request.arrival_s + ttft_s - held.estimated_s
-        self.estimators.calibration(held.request.model).observe(held.wait, max(0.0, realised_s))
+        self.estimators.realised(held.request, held.wait, max(0.0, realised_s))
         held.wait = None
 
     def _returned(self, id: RequestId, produced_tokens: int) -> None:
@@ -402,7 +402,7 @@ class Manager:
             self._settled_at_s = None
             self._publish.update(dict.fromkeys(self.agents))
 
-    def _view(self) -> tuple[list[RequestGroup], list[Agent]]:
+    def view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
         groups = [group for group in self.groups.values() if group.waiting]
         if not groups:
@@ -415,7 +415,7 @@ class Manager:
         """Repair the plan if a group has no queue."""
         if not self._unplaced:
             return
-        view = self._view()
+        view = self.view()
         placeable = {group.id: None for group in view[0]}
         if view[1] and any(id in placeable for id in self._unplaced):
             self._touch(self.planner.repair(view, self.estimators, now_s=self._now_s))
@@ -427,7 +427,7 @@ class Manager:
         """Have a better plan looked for if that is due."""
         if self.groups and self.agents and self.planner.due(now_s=self._now_s):
             self._split()
-            order = self.planner.start(self._view(), self.estimators, now_s=self._now_s)
+            order = self.planner.start(self.view(), self.estimators, now_s=self._now_s)
             if order is not None:
                 effects.append(order)
 
@@ -497,4 +497,4 @@ class Manager:
         wait = self.timeline.hypothetical(request, self.agents, self.groups, now_s)
         if wait is None:
             return None
-        return self.estimators.calibration(request.model).estimate(wait)
+        return self.estimators.estimate(request, wait)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, nan
 
 from qlm_core.config import SolverConfig
 from qlm_core.grouping import RequestGroup
@@ -28,12 +28,29 @@ Queues = dict[AgentId, list[GroupId]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityValue:
+    """What one more instance of a kind would be worth, by the prices of the last bound.
+
+    Attributes:
+        instances: how many there are.
+        saves_cost: by how much it would lower the objective, at most.
+        saves_late_weight: the same in weighted late requests.
+    """
+
+    gpu: str
+    instances: int
+    saves_cost: float
+    saves_late_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInForce:
     """What is known of the plan in force, as of `at_s`.
 
     Attributes:
         lower_bound: proven for the problem that was solved last; None without one.
         moved: groups that changed queue when it was adopted.
+        capacity: by GPU, as of `bound_at_s`.
     """
 
     at_s: float
@@ -48,7 +65,7 @@ class PlanInForce:
     bound_at_s: float | None = None
     moved: int = 0
     wall_s: float = 0.0
-    queue_values: tuple[tuple[str, float], ...] = ()
+    capacity: tuple[CapacityValue, ...] = ()
 
 
 class Planner:
@@ -58,6 +75,7 @@ class Planner:
         "_config",
         "_estimators",
         "_pending",
+        "_prices",
         "_proved_s",
         "_solving",
         "_started_s",
@@ -77,6 +95,7 @@ class Planner:
         self._solving: Snapshot | None = None
         self._started_s = float("-inf")
         self._proved_s = float("-inf")
+        self._prices: dict[GroupId, float] = {}
         self.in_force: PlanInForce | None = None
         self.solves = 0
         self.adopted = 0
@@ -158,9 +177,11 @@ class Planner:
         self.solves += 1
         self._solving = snapshot
         prove = now_s - self._proved_s >= self._config.replan.bound_period_s
-        if prove:
-            self._proved_s = now_s
-        return StartSolve(self.solves, snapshot.problem, warm, prove)
+        if not prove:
+            return StartSolve(self.solves, snapshot.problem, warm)
+        self._proved_s = now_s
+        duals = tuple(self._prices.get(group, nan) for group in snapshot.groups)
+        return StartSolve(self.solves, snapshot.problem, warm, True, duals)
 
     def consider(self, solve: int, plan: Plan, view: View, *, now_s: float) -> Queues | None:
         """Adopt `plan` if it is still better; return the queues to put in force, or None."""
@@ -180,7 +201,7 @@ class Planner:
                 backend=result.backend,
                 termination=result.termination.value,
             )
-        self._note_bound(result, now_s=now_s)
+        self._note_bound(result, view[1], now_s=now_s)
         self._solving = None
         return queues
 
@@ -237,15 +258,15 @@ class Planner:
             bound_at_s=previous.bound_at_s if previous else None,
             moved=score.moves,
             wall_s=previous.wall_s if previous else 0.0,
-            queue_values=previous.queue_values if previous else (),
+            capacity=previous.capacity if previous else (),
         )
 
-    def _note_bound(self, result: PlanResult, *, now_s: float) -> None:
-        if self.in_force is None:
+    def _note_bound(self, result: PlanResult, agents: Sequence[Agent], *, now_s: float) -> None:
+        if self.in_force is None or self._solving is None:
             return
-        values = self.in_force.queue_values
-        if self._solving is not None and len(result.queue_values) == len(self._solving.agents):
-            values = tuple(zip(self._solving.agents, result.queue_values, strict=True))
+        if len(result.duals) == len(self._solving.groups):
+            self._prices = dict(zip(self._solving.groups, result.duals, strict=True))
+        capacity = self._capacity(self._solving, result.capacity_values, agents)
         bounded = result.lower_bound is not None
         self.in_force = replace(
             self.in_force,
@@ -253,7 +274,33 @@ class Planner:
             gap=result.gap if bounded else self.in_force.gap,
             bound_at_s=now_s if bounded else self.in_force.bound_at_s,
             wall_s=result.wall_s,
-            queue_values=values,
+            capacity=capacity or self.in_force.capacity,
+        )
+
+    def _capacity(
+        self, snapshot: Snapshot, values: Sequence[float], agents: Sequence[Agent]
+    ) -> tuple[CapacityValue, ...]:
+        """The best value of each GPU's queue classes; none if the solve priced nothing."""
+        if len(values) != snapshot.problem.classes:
+            return ()
+        gpu_of = {agent.id: agent.gpu for agent in agents}
+        counts: dict[str, int] = {}
+        worth: dict[str, float] = {}
+        numbers = snapshot.problem.queue_class.tolist()
+        for agent, number in zip(snapshot.agents, numbers, strict=True):
+            gpu = gpu_of.get(agent)
+            if gpu is not None:
+                counts[gpu] = counts.get(gpu, 0) + 1
+                worth[gpu] = max(worth.get(gpu, 0.0), values[number])
+        late = self._config.objective.late
+        return tuple(
+            CapacityValue(
+                gpu=gpu,
+                instances=counts[gpu],
+                saves_cost=value,
+                saves_late_weight=value / late if late else 0.0,
+            )
+            for gpu, value in worth.items()
         )
 
 

@@ -5,14 +5,15 @@ The forms are documented in docs/api.md; they hold names, counts and seconds, ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.planner import PlanInForce
-from qlm_core.model import AgentId, GroupId, RequestId
+from qlm_core.model import GroupId, RequestId
+from qlm_core.planning import explain as explain_group
+from qlm_core.planning import repair
 
 
 def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
@@ -104,28 +105,27 @@ def _waiting(
         "in_window": agent.window.group_of(id) is not None,
         "model_swap_to": swap,
         "because": f"on {agent.id}, {', '.join(parts)}; expected to start in {expected_s:.1f} s",
-        "alternatives": _alternatives(manager, agent, group, now_s),
+        "alternatives": _alternatives(manager, group, now_s),
     }
 
 
-def _alternatives(
-    manager: Manager, here: Agent, group: RequestGroup, now_s: float
-) -> list[dict[str, Any]]:
-    """When the group would start at the end of each other queue that could serve it."""
-    first = group.first()
-    others: Mapping[AgentId, Agent] = {
-        id: agent
-        for id, agent in manager.agents.items()
-        if agent is not here and group.key.model in agent.profiles
-    }
-    answers = []
-    for id, agent in others.items():
-        if first is None:
-            continue
-        wait = manager.timeline.hypothetical(first, {id: agent}, manager.groups, now_s)
-        if wait is not None:
-            answers.append((round(wait.mean_s, 3), id))
-    return [{"agent": id, "would_start_in_s": start_s} for start_s, id in sorted(answers)[:8]]
+def _alternatives(manager: Manager, group: RequestGroup, now_s: float) -> list[dict[str, Any]]:
+    """The best other places of a group, and by how much the plan would cost more with each."""
+    groups, agents = manager.view()
+    snapshot = manager.planner.snapshot((groups, agents), manager.estimators, now_s=now_s)
+    if group.id not in snapshot.groups:
+        return []
+    queues = {agent.id: agent.queue for agent in agents}
+    plan = repair(snapshot.problem, snapshot.to_plan(queues))
+    why = explain_group(snapshot.problem, plan, snapshot.groups.index(group.id))
+    return [
+        {
+            "agent": snapshot.agents[other.queue],
+            "place_in_queue": other.place,
+            "extra_cost": round(other.extra_cost, 3),
+        }
+        for other in why.alternatives
+    ]
 
 
 def _swap_ahead(agent: Agent, ahead: list[RequestGroup], group: RequestGroup) -> str | None:
@@ -196,5 +196,15 @@ def _plan(plan: PlanInForce | None, now_s: float) -> dict[str, Any] | None:
         "lower_bound": plan.lower_bound,
         "gap": plan.gap,
         "bound_age_s": None if plan.bound_at_s is None else round(now_s - plan.bound_at_s, 3),
+        "moved": plan.moved,
         "wall_s": round(plan.wall_s, 4),
+        "capacity": [
+            {
+                "gpu": value.gpu,
+                "instances": value.instances,
+                "saves_cost": round(value.saves_cost, 3),
+                "saves_late_weight": round(value.saves_late_weight, 3),
+            }
+            for value in plan.capacity
+        ],
     }

@@ -38,7 +38,7 @@ class Tuning:
     hurried_moves: int = 2_000
     reheats: tuple[float, ...] = (0.1, 0.3, 0.1, 1.0)
     """Start temperatures of later cycles, in turn: now and then one leaves the valley."""
-    warm: float = 0.002
+    warm: float = 0.01
     """Start temperature on a plan that was good a moment ago."""
     cooling: float = 0.002
     """End temperature over start temperature."""

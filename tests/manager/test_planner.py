@@ -45,7 +45,7 @@ def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench,
     # One more group, seen by all agents and by the contenders alone.
     manager._place = lambda: None
     bench.arrive("m", "batch-2", count=1)
-    groups, everyone = manager._view()
+    groups, everyone = manager.view()
     few = contenders(groups, everyone, new=1)
     assert len(few) < len(everyone)
     planner, objectives = manager.planner, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import msgspec
@@ -51,6 +51,7 @@ class InlinePlanner:
         *,
         warm: Plan,
         prove: bool,
+        duals: Sequence[float],
         on_improvement: Callable[[Plan, float], None],
     ) -> PlanResult:
         """One greedy plan."""
