@@ -11,9 +11,10 @@ is the caller's part, since it knows the queue.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, expm1, sqrt
+from math import ceil, exp, expm1, sqrt
 
 from qlm_core.model import Estimate
 
@@ -21,6 +22,7 @@ _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
 _PRIOR_REQUESTS = 2.0
 _REFRESH_EVERY = 8
+_ROUNDS = 40
 
 
 def _bin_starts() -> tuple[int, ...]:
@@ -176,12 +178,77 @@ class SpeedFactor:
         self.value += self._WEIGHT * (ratio - self.value)
 
 
+class ArrivalRate:
+    """How often requests of one kind arrive, and for how long they have."""
+
+    __slots__ = ("_count", "_first_s", "_last_s")
+
+    _MEMORY_S = 30.0
+    _YOUNGEST_S = 1.0
+
+    def __init__(self, now_s: float) -> None:
+        self._first_s = self._last_s = now_s
+        self._count = 0.0
+
+    def observe(self, now_s: float) -> None:
+        """One has arrived."""
+        self._count = 1.0 + self._count * exp((self._last_s - now_s) / self._MEMORY_S)
+        self._last_s = now_s
+
+    def per_s(self, now_s: float) -> float:
+        """Requests per second of late."""
+        count = self._count * exp((self._last_s - now_s) / self._MEMORY_S)
+        return -count / (self._MEMORY_S * expm1(-self.age_s(now_s) / self._MEMORY_S))
+
+    def age_s(self, now_s: float) -> float:
+        """Seconds since the first one; they may be expected to go on for as long again."""
+        return max(self._YOUNGEST_S, now_s - self._first_s)
+
+
+def overtaken_wait_s(wait_s: float, others: Sequence[tuple[float, float]]) -> float:
+    """A wait in a queue in which later arrivals go first.
+
+    Args:
+        wait_s: behind what is there already.
+        others: for each kind of more urgent request, the share of the engine's time that its arrivals take, and for
+            how many seconds they go first.
+    """
+    if not others or wait_s <= 0.0:
+        return wait_s
+    total_s = wait_s
+    # Each round adds what arrives during the last one's addition, so it ends at once unless they take nearly all.
+    for _ in range(_ROUNDS):
+        longer_s = wait_s + sum(share * min(total_s, until_s) for share, until_s in others)
+        if longer_s - total_s < 1e-3 * wait_s:
+            break
+        total_s = longer_s
+    return total_s
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """A wait before calibration: mean and standard deviation, seconds."""
 
     mean_s: float
     spread_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many of the observed waits were within the p50, p90 and p99 that were estimated."""
+
+    observed: int = 0
+    covered: tuple[int, int, int] = (0, 0, 0)
+
+    def __add__(self, other: Coverage) -> Coverage:
+        p50, p90, p99 = (a + b for a, b in zip(self.covered, other.covered, strict=True))
+        return Coverage(self.observed + other.observed, (p50, p90, p99))
+
+    @property
+    def coverage(self) -> tuple[float, float, float]:
+        """The shares."""
+        count = max(1, self.observed)
+        return (self.covered[0] / count, self.covered[1] / count, self.covered[2] / count)
 
 
 class Calibration:
@@ -222,10 +289,9 @@ class Calibration:
         self._levels.sort()
 
     @property
-    def coverage(self) -> tuple[float, float, float]:
-        """Share of realised waits at or below the p50, p90 and p99 that were estimated."""
-        count = max(1, self.observed)
-        return (self.covered[0] / count, self.covered[1] / count, self.covered[2] / count)
+    def counts(self) -> Coverage:
+        """How often the quantiles held so far."""
+        return Coverage(self.observed, (self.covered[0], self.covered[1], self.covered[2]))
 
 
 def tokens_ahead_wait(

@@ -9,7 +9,7 @@ from typing import Any
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
-    from qlm.commands import bench_planner
+    from qlm.commands import bench_paper, bench_planner
 
     parser = subparsers.add_parser(
         "bench", help="measure the data plane, the core, the planner or the simulator"
@@ -27,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for subject in (dataplane, core, simulator, decisions):
         subject.add_argument("--json", action="store_true", help="print one JSON object")
     bench_planner.add_parser(subjects)
+    bench_paper.add_parser(subjects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
         from qlm.commands import bench_planner
 
         return bench_planner.run(args)
+    if args.subject == "paper":
+        from qlm.commands import bench_paper
+
+        return bench_paper.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
     known = ("seconds", "requests", "seeds")
     measured = subject.measure(

@@ -1,7 +1,7 @@
 """Everything the Manager has learned about requests and engines, and the rates that follow from it.
 
 Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
-configured prior), prompts per kind of group, speed per GPU and model, calibration per model. Rates are
+configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. Rates are
 cached for a short while, because planning asks for the same ones thousands of times.
 """
 
@@ -12,9 +12,17 @@ from math import sqrt
 
 from qlm_core.config import RwtConfig
 from qlm_core.grouping import GroupKey
-from qlm_core.model import InstanceState, ModelName, RequestMeta
+from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile, profile_from_throughput
-from qlm_core.rwt import Calibration, LengthModel, SpeedFactor, exponential_prior
+from qlm_core.rwt import (
+    ArrivalRate,
+    Calibration,
+    Coverage,
+    LengthModel,
+    SpeedFactor,
+    Wait,
+    exponential_prior,
+)
 
 _RATE_LIFE_S = 1.0
 _PROMPT_WEIGHT = 0.02
@@ -51,6 +59,7 @@ class Estimators:
     """The learned state, updated by observations and asked by planning and estimating."""
 
     __slots__ = (
+        "_arrivals",
         "_calibration",
         "_config",
         "_lengths",
@@ -64,20 +73,25 @@ class Estimators:
 
     def __init__(self, config: RwtConfig):
         self._config = config
+        self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
         self._model_prompts: dict[ModelName, float] = {}
         self._prompts: dict[GroupKey, float] = {}
         self._speeds: dict[tuple[str, str], SpeedFactor] = {}
-        self._calibration: dict[ModelName, Calibration] = {}
+        self._calibration: dict[tuple[ModelName, str], Calibration] = {}
         self._rates: dict[tuple[EngineProfile, GroupKey | None], Rate] = {}
         self._rates_until_s = 0.0
 
     # ------------------------------------------------------------------ learning
 
     def arrived(self, request: RequestMeta) -> None:
-        """Learn the prompt length of a new request."""
+        """Learn the prompt length of a new request, and how often its kind arrives."""
         key, tokens = GroupKey.of(request), float(request.prompt_tokens)
+        rates = self._arrivals.setdefault(request.model, {})
+        if key not in rates:
+            rates[key] = ArrivalRate(request.arrival_s)
+        rates[key].observe(request.arrival_s)
         mean = self._prompts.get(key, tokens)
         self._prompts[key] = mean + _PROMPT_WEIGHT * (tokens - mean)
         mean = self._model_prompts.get(request.model, tokens)
@@ -116,17 +130,17 @@ class Estimators:
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
 
-    def calibration(self, model: ModelName) -> Calibration:
-        """The calibration of waits of one model."""
-        found = self._calibration.get(model)
-        if found is None:
-            found = self._calibration[model] = Calibration()
-        return found
+    def realised(self, request: RequestMeta, wait: Wait, realised_s: float) -> None:
+        """Learn how long an estimated wait was in the end."""
+        self._calibration_of(request).observe(wait, realised_s)
 
     @property
-    def calibrations(self) -> dict[ModelName, Calibration]:
-        """All calibrations, for metrics."""
-        return self._calibration
+    def calibrations(self) -> dict[ModelName, Coverage]:
+        """How often the quantiles of each model held, for metrics."""
+        found: dict[ModelName, Coverage] = {}
+        for (model, _), one in self._calibration.items():
+            found[model] = found.get(model, Coverage()) + one.counts
+        return found
 
     # ------------------------------------------------------------------ asking
 
@@ -138,6 +152,10 @@ class Estimators:
             found = LengthModel(prior=prior, history=self._config.history)
             self._lengths[model, slo_class] = found
         return found
+
+    def estimate(self, request: RequestMeta, wait: Wait) -> Estimate:
+        """A wait with the quantiles that past waits of this model and class bear out."""
+        return self._calibration_of(request).estimate(wait)
 
     def expected_output(self, request: RequestMeta) -> int:
         """Output tokens still to expect of a waiting request, at least 1."""
@@ -160,6 +178,28 @@ class Estimators:
             kv_cache_tokens=profile.kv_cache_tokens,
             max_num_seqs=profile.max_num_seqs,
         )
+
+    def overtakers(
+        self, profile: EngineProfile, key: GroupKey, *, engines: int, now_s: float
+    ) -> list[tuple[float, float]]:
+        """The more urgent kinds of request that go on arriving for a model, as `overtaken_wait_s` wants them.
+
+        A kind goes first as long as its newest request is due before the one that waits, and is taken to go on
+        arriving for as long as it has.
+
+        Args:
+            engines: how many share the arrivals.
+        """
+        return [
+            (
+                arrivals.per_s(now_s)
+                * self.rate(profile, other, now_s=now_s).seconds_per_request
+                / engines,
+                min(key.ttft_s - other.ttft_s, arrivals.age_s(now_s)),
+            )
+            for other, arrivals in self._arrivals.get(key.model, {}).items()
+            if other.ttft_s < key.ttft_s
+        ]
 
     def rate(self, profile: EngineProfile, key: GroupKey | None, *, now_s: float) -> Rate:
         """How requests of `key` (None: of the profile's model in general) flow through an instance."""
@@ -203,6 +243,13 @@ class Estimators:
         lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
         mean, variance = lengths.moments(_UNLIMITED)
         return sqrt(variance) / max(mean, 1.0)
+
+    def _calibration_of(self, request: RequestMeta) -> Calibration:
+        kind = (request.model, request.slo_class)
+        found = self._calibration.get(kind)
+        if found is None:
+            found = self._calibration[kind] = Calibration()
+        return found
 
     def _model_length(self, model: ModelName) -> LengthModel:
         found = self._model_lengths.get(model)

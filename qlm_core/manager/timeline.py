@@ -15,9 +15,10 @@ from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
 from qlm_core.model import AgentId, GroupId, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile
-from qlm_core.rwt import Wait, tokens_ahead_wait
+from qlm_core.rwt import Wait, overtaken_wait_s, tokens_ahead_wait
 
 _LIFE_S = 0.25
+_COUNT_LIFE_S = 1.0
 
 Agents = Mapping[AgentId, Agent]
 Groups = Mapping[GroupId, RequestGroup]
@@ -37,11 +38,12 @@ class _Starts:
 class Timeline:
     """Expected start of every placed group, made when asked for."""
 
-    __slots__ = ("_estimators", "_starts")
+    __slots__ = ("_awake", "_estimators", "_starts")
 
     def __init__(self, estimators: Estimators):
         self._estimators = estimators
         self._starts: dict[AgentId, _Starts] = {}
+        self._awake: dict[ModelName, tuple[float, int]] = {}
 
     def stale(self, agent: AgentId) -> None:
         """The agent's queue or state changed."""
@@ -68,7 +70,7 @@ class Timeline:
             return None
         starts = self._of(agent, groups, now_s)
         start_s = starts.start_s.get(group.id, starts.end_s)
-        return self._wait(agent, group.key, start_s - now_s, group.waiting - 1, now_s)
+        return self._wait(agent, group.key, start_s - now_s, group.waiting - 1, agents, now_s)
 
     def hypothetical(
         self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
@@ -84,10 +86,12 @@ class Timeline:
             if same:
                 last = groups[same[-1]]
                 start_s = starts.start_s.get(last.id, starts.end_s)
-                waits.append(self._wait(agent, key, start_s - now_s, last.waiting, now_s))
+                waits.append(self._wait(agent, key, start_s - now_s, last.waiting, agents, now_s))
             else:
                 swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
-                waits.append(self._wait(agent, key, starts.end_s + swap_s - now_s, 0, now_s))
+                waits.append(
+                    self._wait(agent, key, starts.end_s + swap_s - now_s, 0, agents, now_s)
+                )
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
     def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
@@ -100,18 +104,38 @@ class Timeline:
         return self._estimators.rate(profile, key, now_s=now_s)
 
     def _wait(
-        self, agent: Agent, key: GroupKey, start_in_s: float, ahead: int, now_s: float
+        self,
+        agent: Agent,
+        key: GroupKey,
+        start_in_s: float,
+        ahead: int,
+        agents: Agents,
+        now_s: float,
     ) -> Wait:
         rate = self._rate(agent, key.model, key, now_s)
+        queueing_s = start_in_s + ahead * rate.seconds_per_request
+        profile = self._estimators.profile(agent.profiles[key.model])
+        others = self._estimators.overtakers(
+            profile, key, engines=self._engines(key.model, agents, now_s), now_s=now_s
+        )
+        later_s = overtaken_wait_s(queueing_s, others) - queueing_s
         # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
-        others = max(0.0, start_in_s) / rate.seconds_per_request
+        ahead_s = max(0.0, start_in_s) + later_s
         return tokens_ahead_wait(
-            ready_in_s=start_in_s - others * rate.seconds_per_request,
-            requests_ahead=others + ahead,
+            ready_in_s=min(0.0, start_in_s),
+            requests_ahead=ahead_s / rate.seconds_per_request + ahead,
             seconds_per_request=rate.seconds_per_request,
             variation=rate.variation,
             prefill_s=rate.prefill_s,
         )
+
+    def _engines(self, model: ModelName, agents: Agents, now_s: float) -> int:
+        """How many instances have a model awake, at least 1; counted once a second."""
+        known = self._awake.get(model)
+        if known is None or now_s - known[0] > _COUNT_LIFE_S:
+            count = sum(agent.model == model for agent in agents.values())
+            known = self._awake[model] = (now_s, max(1, count))
+        return known[1]
 
     def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
         found = self._starts.get(agent.id)

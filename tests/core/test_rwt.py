@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlm_core.rwt import (
+    ArrivalRate,
     Calibration,
     LengthModel,
     SpeedFactor,
     Wait,
     exponential_prior,
+    overtaken_wait_s,
     tokens_ahead_wait,
 )
 
@@ -44,6 +46,7 @@ def drawn(rng: random.Random, count: int) -> list[int]:
     return [max(1, round(rng.lognormvariate(4.8, 1.1))) for _ in range(count)]
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 50))
 def test_moments_and_remainders_are_those_of_the_sample(limit: int, seed: int) -> None:
     sample = drawn(random.Random(seed), 4000)
@@ -155,3 +158,21 @@ def test_free_room_absorbs_requests_at_once() -> None:
         prefill_s=0.2,
     )
     assert wait.mean_s == pytest.approx(0.2)
+
+
+def test_the_rate_of_arrivals_follows_the_last_half_minute() -> None:
+    rate = ArrivalRate(100.0)
+    for tick in range(400):
+        rate.observe(100.0 + tick / 4)
+    assert rate.per_s(200.0) == pytest.approx(4.0, rel=0.1)
+    assert rate.age_s(200.0) == 100.0
+    assert rate.per_s(300.0) < 0.2
+
+
+def test_those_who_arrive_later_and_go_first_lengthen_a_wait() -> None:
+    assert overtaken_wait_s(10.0, []) == 10.0
+    # Half of the time goes to others for as long as it takes: twice the wait.
+    assert overtaken_wait_s(10.0, [(0.5, 1e6)]) == pytest.approx(20.0, rel=0.01)
+    # More than all of it, but only for 30 s.
+    assert overtaken_wait_s(10.0, [(1.5, 30.0)]) == pytest.approx(55.0, rel=0.01)
+    assert overtaken_wait_s(-1.0, [(0.5, 1e6)]) == -1.0
