@@ -240,7 +240,7 @@ class Manager:
             return
         held.wait = wait
         held.estimated_s = self._now_s
-        estimate = self.estimators.calibration(held.request.model).estimate(wait)
+        estimate = self.estimators.estimate(held.request, wait)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
         effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
 
@@ -275,7 +275,7 @@ class Manager:
         if held is None or held.wait is None:
             return
         realised_s = held.request.arrival_s + ttft_s - held.estimated_s
-        self.estimators.calibration(held.request.model).observe(held.wait, max(0.0, realised_s))
+        self.estimators.realised(held.request, held.wait, max(0.0, realised_s))
         held.wait = None
 
     def _returned(self, id: RequestId, produced_tokens: int) -> None:
@@ -497,4 +497,4 @@ class Manager:
         wait = self.timeline.hypothetical(request, self.agents, self.groups, now_s)
         if wait is None:
             return None
-        return self.estimators.calibration(request.model).estimate(wait)
+        return self.estimators.estimate(request, wait)
