@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -16,7 +18,7 @@ import msgspec
 
 from qlm.traces import read_requests
 from qlm_core.config import Config
-from qlm_core.errors import ConfigError
+from qlm_core.errors import ConfigError, QlmError
 from qlm_core.sim.policies import policy_named
 from qlm_core.sim.report import report_of
 from qlm_core.sim.scenario import (
@@ -262,7 +264,11 @@ def in_processes(
     jobs: int,
     progress: Progress,
 ) -> list[Result]:
-    """`function(*call, watch=...)` for every call, `jobs` at once; tells every few seconds how far each is."""
+    """`function(*call, watch=...)` for every call, `jobs` at once; tells every few seconds how far each is.
+
+    Raises:
+        QlmError: what a call raises; also when a process was killed.
+    """
     counts: Any = multiprocessing.RawArray("q", len(calls))
     results: dict[int, Result] = {}
     with ProcessPoolExecutor(min(jobs, len(calls)), initializer=_share, initargs=(counts,)) as pool:
@@ -275,7 +281,12 @@ def in_processes(
             done, pending = wait(pending, timeout=LINE_S, return_when=FIRST_COMPLETED)
             for future in done:
                 number = futures[future]
-                results[number] = future.result()
+                try:
+                    results[number] = future.result()
+                except BrokenProcessPool:
+                    raise QlmError(
+                        f"{names[number]}: its process was killed. Is there memory for --jobs runs at once?"
+                    ) from None
                 progress(f"{len(results)}/{len(calls)} done: {names[number]}")
             if not done:
                 running = [
@@ -294,6 +305,8 @@ _counts: Any = None
 def _share(counts: Any) -> None:
     global _counts  # noqa: PLW0603 - a pool hands shared memory over in its initializer only
     _counts = counts
+    # Ctrl-C reaches every process of the terminal; the one who waits has the last word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _counted(number: int, function: Callable[..., Result], call: tuple[Any, ...]) -> Result:

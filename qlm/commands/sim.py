@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     bed = _bed(args)
     if args.what == "size":
         return _size(args, bed)
-    names = args.policy.split(",") if args.policy else list(bed.scenario.policies)
-    without = tuple(part for part in args.without.split(",") if part)
+    names = _listed(args.policy) or list(bed.scenario.policies)
+    without = tuple(_listed(args.without))
     seeds = range(args.seed, args.seed + args.seeds)
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
@@ -151,10 +151,10 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
     from qlm_core.errors import ConfigError
     from qlm_core.sim.policies import policy_named
 
-    policy = (args.policy or "qlm").split(",")[0]
+    policy = (_listed(args.policy) or ["qlm"])[0]
     policy_named(policy)
     known = fleet_sizing.known_gpus(bed.scenario)
-    gpus = args.gpu.split(",") if args.gpu else known
+    gpus = _listed(args.gpu) or known
     for gpu in gpus:
         if gpu not in known:
             raise ConfigError(f"--gpu: {gpu!r} is unknown. Use some of {', '.join(known)}.")
@@ -175,6 +175,11 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
     if args.json != "-":
         print(fleet_sizing.describe(found, args.target, args.largest))
     return 0 if any(one.smallest is not None for one in found) else 1
+
+
+def _listed(text: str | None) -> list[str]:
+    """The parts of `A, B`."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _write(name: str | None, text: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from qlm import simulations
 from qlm.__main__ import main
 from qlm.fleet_sizing import smallest_fleet
-from qlm_core.errors import ConfigError
+from qlm_core.errors import ConfigError, QlmError
 from qlm_core.sim.scenario import instances
 from tests.simulator.beds import one_model, scenario
 
@@ -139,6 +142,25 @@ def test_bad_input_is_refused_in_one_line(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert [word for word in words if word not in said] == []
+
+
+def _killed(seed: int, watch: Callable[[int], None]) -> int:
+    if seed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seed
+
+
+def test_a_killed_run_is_reported_and_not_waited_for() -> None:
+    def run(seeds: list[int]) -> list[int]:
+        calls = [(seed,) for seed in seeds]
+        names = [f"seed {seed}" for seed in seeds]
+        return simulations.in_processes(calls, _killed, names, jobs=2, progress=told.append)
+
+    told: list[str] = []
+    assert run([0, 0]) == [0, 0]
+    assert told == ["1/2 done: seed 0", "2/2 done: seed 0"]
+    with pytest.raises(QlmError, match="process was killed"):
+        run([0, 1])
 
 
 def test_profiles_of_ones_own_go_before_the_shipped_ones(tmp_path: Path) -> None:
