@@ -112,6 +112,9 @@ def problem(problem: Problem) -> RawHeaders:
         told.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_s))))
     if problem.dropped:
         told.append((b"x-llm-d-request-dropped-reason", problem.dropped.encode()))
+    if problem.code in ("body_too_large", "body_too_slow"):
+        # The rest of the body is not wanted on this connection.
+        told.append((b"connection", b"close"))
     if problem.status == 401:
         told.append((b"www-authenticate", b"Bearer"))
     return told

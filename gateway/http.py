@@ -125,7 +125,7 @@ class HttpApp:
     async def _generate(
         self, chat: bool, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
-        body = await _read_body(receive, headers, self._limits.body_bytes_max)
+        body = await self._body(headers, receive)
         draft = self._desk.intake.draft(body, chat=chat, wish=hd.wish(headers))
         key = hd.text(headers, b"idempotency-key")
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
@@ -146,6 +146,19 @@ class HttpApp:
             await exchange.run()
         finally:
             gone.cancel()
+
+    async def _body(self, headers: hd.Headers, receive: Receive) -> bytes:
+        limit_s = self._limits.body_s_max
+        try:
+            async with asyncio.timeout(limit_s):
+                return await _read_body(receive, headers, self._limits.body_bytes_max)
+        except TimeoutError:
+            raise InvalidRequest(
+                "body",
+                f"it had not arrived after {limit_s:g} s",
+                "Send it faster or raise gateway.limits.body_s_max.",
+                code="body_too_slow",
+            ) from None
 
     async def _answer_from_store(
         self, id: RequestId, stream: bool, headers: hd.Headers, send: Send

@@ -290,6 +290,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return encode({"error": error})
 
 
+_STATUS_OF_CODE = {"body_too_large": 413, "body_too_slow": 408}
+
+
 def problem_of(error: Exception) -> Problem:
     """What an error of ours is over HTTP."""
     message = str(error)
@@ -304,7 +307,7 @@ def problem_of(error: Exception) -> Problem:
             )
         case InvalidRequest():
             return Problem(
-                status=413 if error.code == "body_too_large" else 400,
+                status=_STATUS_OF_CODE.get(error.code, 400),
                 message=message,
                 type="invalid_request_error",
                 code=error.code,

@@ -135,6 +135,7 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     """Bounds on what one gateway accepts and holds."""
 
     body_bytes_max: int = 8_388_608
+    body_s_max: float = 60.0
     open_requests_max: int = 100_000
     stored_output_bytes_max: int = 4_194_304
     connections_max: int = 20_000

@@ -208,6 +208,18 @@ async def test_a_body_of_unknown_length_is_cut_off_at_the_limit() -> None:
         assert status == 404
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async with running(config(limits={"body_s_max": 0.05})) as (_, at):
+        host, port = at.http.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        answer = await asyncio.wait_for(reader.read(), 5.0)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"body_too_slow"' in answer
+        writer.close()
+        await writer.wait_closed()
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"\xff\xfe", b'{"model": "tiny", "prompt": "\xc3("}', b'{"a":' + b"[" * 100_000],
