@@ -15,6 +15,8 @@ from itertools import chain
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
 _TIGHT_S = 600.0
+LIMIT_SCALES = 4
+"""Limits above 512 output tokens are all alike: few outputs reach them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +26,22 @@ class GroupKey:
     `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
     they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
+    `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
     """
 
     model: ModelName
     slo_class: str
     ttft_s: float
     prompt_scale: int
+    limit_scale: int
 
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
         shift = 8 if request.slo.ttft_s <= _TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
-        return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale)
+        limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
+        return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale, limit)
 
 
 class RequestGroup:

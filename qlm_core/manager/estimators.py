@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from qlm_core.config import RwtConfig
-from qlm_core.grouping import GroupKey
+from qlm_core.grouping import LIMIT_SCALES, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile, profile_from_throughput
 from qlm_core.rwt import (
@@ -236,12 +236,12 @@ class Estimators:
         prompt = self._model_prompts.get(model, _UNKNOWN_PROMPT)
         if key is None:
             return prompt, self._model_length(model).moments(_UNLIMITED)[0]
-        output = self.lengths(model, key.slo_class).moments(_UNLIMITED)[0]
+        output = self.lengths(model, key.slo_class).moments(_limit(key))[0]
         return self._prompts.get(key, prompt), output
 
     def _variation(self, model: ModelName, key: GroupKey | None) -> float:
         lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
-        mean, variance = lengths.moments(_UNLIMITED)
+        mean, variance = lengths.moments(_UNLIMITED if key is None else _limit(key))
         return sqrt(variance) / max(mean, 1.0)
 
     def _calibration_of(self, request: RequestMeta) -> Calibration:
@@ -269,3 +269,8 @@ class Estimators:
     def speeds(self) -> dict[tuple[str, str], float]:
         """Real speed over predicted speed per (GPU, model), for metrics."""
         return {key: factor.value for key, factor in self._speeds.items()}
+
+
+def _limit(key: GroupKey) -> int:
+    """The most output tokens of a group's members."""
+    return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale

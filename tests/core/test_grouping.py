@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlm_core.grouping import Grouper, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, Grouper, GroupKey
 from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, Slo
 
 
@@ -84,6 +86,14 @@ def test_prompts_are_grouped_by_scale(prompt: int) -> None:
         assert prompt <= 256
     else:
         assert 256 << (scale - 1) < prompt <= 256 << scale
+
+
+@given(st.integers(1, 200_000))
+def test_low_limits_on_the_output_are_grouped_by_scale(limit: int) -> None:
+    meta = replace(request("a"), max_output_tokens=limit)
+    scale = GroupKey.of(meta).limit_scale
+    assert limit <= 64 << scale or scale == LIMIT_SCALES
+    assert scale == 0 or limit > 64 << (scale - 1)
 
 
 @given(st.lists(st.tuples(st.sampled_from("mn"), st.sampled_from([20.0, 60.0])), max_size=60))

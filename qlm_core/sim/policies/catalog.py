@@ -90,7 +90,7 @@ _POLICIES = (
     ),
     Policy(
         name="clairvoyant",
-        about="ours with true output lengths: a reference, not a rival",
+        about="ours, told every true output length on arrival: a reference, not a rival",
         build=ours.clairvoyant,
     ),
 )

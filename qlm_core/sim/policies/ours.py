@@ -9,13 +9,16 @@ import msgspec
 import numpy as np
 
 from qlm_core.config import RwtConfig, SolverConfig
+from qlm_core.grouping import GroupKey
 from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.events import Effect, Event, GatewaySaid
 from qlm_core.manager.planner import Planner, Queues, View
 from qlm_core.manager.snapshot import Snapshot
 from qlm_core.manager.timeline import Timeline
+from qlm_core.messages import Arrived
 from qlm_core.model import AgentId, ModelName, RequestId, RequestMeta
-from qlm_core.sim.policies.base import Context
+from qlm_core.sim.policies.base import Brain, Context
 
 _FOREVER_S = 1e12
 
@@ -35,12 +38,12 @@ def manager_without_balancing(context: Context) -> Manager:
     return made
 
 
-def clairvoyant(context: Context) -> Manager:
-    """The Manager with true output lengths instead of expected ones."""
+def clairvoyant(context: Context) -> Brain:
+    """The Manager, told the true length of every output on arrival."""
     made = manager(context)
-    made.estimators = ClairvoyantEstimators(made.config.rwt, context.output_of)
+    made.estimators = ClairvoyantEstimators(made.config.rwt)
     made.timeline = Timeline(made.estimators)
-    return made
+    return Clairvoyant(made, context.output_of)
 
 
 class DealingPlanner(Planner):
@@ -71,15 +74,47 @@ class DealingPlanner(Planner):
         return replace(made, problem=replace(made.problem, move_cost=cost))
 
 
-class ClairvoyantEstimators(Estimators):
-    """Knows the length of every output."""
+class Clairvoyant:
+    """A Manager that hears of every request with its true length as the limit, so that groups are of alike lengths."""
 
-    __slots__ = ("_output_of",)
-
-    def __init__(self, config: RwtConfig, output_of: Callable[[RequestId], int]):
-        super().__init__(config)
+    def __init__(self, manager: Manager, output_of: Callable[[RequestId], int]):
+        self._manager = manager
         self._output_of = output_of
+
+    @property
+    def wakeup_s(self) -> float | None:
+        """The Manager's."""
+        return self._manager.wakeup_s
+
+    def handle(self, event: Event, *, now_s: float) -> list[Effect]:
+        """The Manager's answer, with the truth in the question."""
+        if isinstance(event, GatewaySaid) and isinstance(event.fact, Arrived):
+            told = event.fact.request
+            true = replace(told, max_output_tokens=self._output_of(told.id))
+            event = GatewaySaid(event.gateway, Arrived(true))
+        return self._manager.handle(event, now_s=now_s)
+
+
+class ClairvoyantEstimators(Estimators):
+    """Takes the limit of a request for its length."""
+
+    __slots__ = ("_outputs",)
+
+    def __init__(self, config: RwtConfig):
+        super().__init__(config)
+        self._outputs: dict[GroupKey, float] = {}
+
+    def arrived(self, request: RequestMeta) -> None:
+        """Learn the mean length of each kind from those that arrive."""
+        super().arrived(request)
+        key, tokens = GroupKey.of(request), float(request.max_output_tokens)
+        mean = self._outputs.get(key, tokens)
+        self._outputs[key] = mean + 0.02 * (tokens - mean)
 
     def expected_output(self, request: RequestMeta) -> int:
         """What it will really produce from here on."""
-        return max(1, self._output_of(request.id) - request.produced_tokens)
+        return max(1, request.max_output_tokens - request.produced_tokens)
+
+    def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:
+        prompt, output = super()._means(model, key)
+        return prompt, output if key is None else self._outputs.get(key, output)
