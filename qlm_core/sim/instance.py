@@ -215,13 +215,16 @@ class Instance:
         return tokens
 
     def _make_room(self, needed: int) -> bool:
-        """Free host memory: first models that are not expected, then kept KV cache, oldest first."""
+        """Free host memory: first models that are not expected, then kept KV cache, oldest first; all or nothing."""
         capacity = self.spec.host_memory_bytes
-        for model in list(self._asleep):
+        idle = [model for model in self._asleep if model not in self._next_models]
+        kept = sum(size for _, size in self._kept.values())
+        if self._host_bytes + needed - kept - sum(self._asleep[model] for model in idle) > capacity:
+            return False
+        for model in idle:
             if self._host_bytes + needed <= capacity:
                 return True
-            if model not in self._next_models:
-                self._host_bytes -= self._asleep.pop(model)
-        while self._kept and self._host_bytes + needed > capacity:
+            self._host_bytes -= self._asleep.pop(model)
+        while self._host_bytes + needed > capacity:
             self._forget_kept(next(iter(self._kept)))
-        return self._host_bytes + needed <= capacity
+        return True

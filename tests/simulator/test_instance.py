@@ -119,3 +119,15 @@ def test_kept_kv_cache_outlives_a_swap_where_memory_holds_both() -> None:
     one.end_swap(SECOND)
     assert tiers(one) == [S, A, S]
     assert one.restore_s("r") > 0.0
+
+
+def test_kept_kv_cache_is_not_given_up_in_vain() -> None:
+    """The model that is put to sleep would not fit even without the cache, since the one that sleeps is expected."""
+    one = instance(WEIGHTS + 10_000 * PROFILES[0].kv_bytes_per_token)
+    assert tiers(one) == [A, C, S]
+    evicted(one)
+    one.expect((THIRD,))
+    one.begin_swap(SECOND)
+    one.end_swap(SECOND)
+    assert tiers(one) == [C, A, S]
+    assert one.restore_s("r") > 0.0
