@@ -73,7 +73,7 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
             title="W_A: one model, 4 A100 (Fig. 9 and 10)",
             axis="interactive requests/s",
             points=tuple(
-                Point(at=rate, bed=_w_a(rate, 3000 * size), policies=rivals) for rate in rates
+                Point(at=rate, bed=_w_a(rate, 5000 * size), policies=rivals) for rate in rates
             ),
             figures={"SLOs met": published.W_A_ATTAINMENT, "throughput": published.W_A_THROUGHPUT},
         ),
@@ -90,13 +90,13 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
             name="lso-w-a",
             title="LSOs removed on W_A (Fig. 11)",
             axis="interactive requests/s",
-            points=(Point(at=60, bed=_w_a(60, 3000), policies=("qlm",), without=lsos),),
+            points=(Point(at=30, bed=_w_a(30, 7000), policies=("qlm",), without=lsos),),
         ),
         Experiment(
             name="lso-w-b",
             title="LSOs removed on W_B (Fig. 14)",
             axis="batch-1 requests/s",
-            points=(Point(at=3, bed=_w_b(3, 1000 * size, 4), policies=("qlm",), without=lsos),),
+            points=(Point(at=6, bed=_w_b(6, 1500 * size, 3), policies=("qlm",), without=lsos),),
         ),
         Experiment(
             name="heterogeneity",
@@ -105,7 +105,7 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
             points=tuple(
                 Point(
                     at=share,
-                    bed=_mixed(share, 2000 * size),
+                    bed=_mixed(share, 5000 * size),
                     policies=("qlm", "round-robin"),
                 )
                 for share in (0, 20, 50, 80, 100)

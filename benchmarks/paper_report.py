@@ -54,7 +54,7 @@ def _head(*, quick: bool, seeds: int) -> str:
     size = "quick" if quick else "full"
     return (
         "# The paper's evaluation, simulated\n\n"
-        f"Medians over {seeds} seeds, {size} size. In brackets: what the paper prints at the point of the same "
+        f"Medians over {seeds} {'seed' if seeds == 1 else 'seeds'}, {size} size. In brackets: what the paper prints at the point of the same "
         "place in its axis, which is not the same load (see benchmarks/paper_published.py).\n"
     )
 
