@@ -52,10 +52,10 @@ def main(out: Path, *, quick: bool, seeds: int, jobs: int, progress: Progress) -
 
 def _head(*, quick: bool, seeds: int) -> str:
     size = "quick" if quick else "full"
+    count = "one seed" if seeds == 1 else f"medians over {seeds} seeds"
     return (
-        "# The paper's evaluation, simulated\n\n"
-        f"Medians over {seeds} {'seed' if seeds == 1 else 'seeds'}, {size} size. In brackets: what the paper prints at the point of the same "
-        "place in its axis, which is not the same load (see benchmarks/paper_published.py).\n"
+        f"# The paper's evaluation, simulated\n\nThe {size} size, {count}. In brackets: what the paper prints at the "
+        "same place of its axis, which is not the same load (see benchmarks/paper_published.py).\n"
     )
 
 
