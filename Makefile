@@ -46,10 +46,12 @@ $(BIN)/python:
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	$(PIP) '.[gurobi]'
+	$(BIN)/python -m solver.backends.warm_up
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) '.[dev]'
+	$(BIN)/python -m solver.backends.warm_up
 	@touch $@ $(VENV)/.runtime
 
 clean: ## remove what the other targets made

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import statistics
 import subprocess
 import time
@@ -29,7 +28,7 @@ from qlm_core.planning import (
     plan_from_json,
     repair,
 )
-from solver.backends import available
+from solver.backends import available, warm_up
 from solver.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,8 +132,18 @@ async def measure(
         "wall_s": result.wall_s,
         "setup_s": result.setup_s,
         "stepped_down": float(len(result.step_downs)),
+        "memory_mib": _memory_mib(pool, result.backend),
         "moved": evaluate(problem, result.plan).moves / max(1, problem.groups),
     }
+
+
+def _memory_mib(pool: Pool, backend: str) -> float | None:
+    """The most memory that a backend's process has held so far; None without /proc."""
+    status = Path(f"/proc/{pool.process_of(backend).pid}/status")
+    if not status.exists():
+        return None
+    held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(held.split()[1]) / 1024.0
 
 
 def _homes(groups: int, plan: Plan) -> Any:
@@ -183,6 +192,7 @@ async def run(
     huge: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure everything asked for; one record a cell."""
+    warm_up.load()
     records: list[dict[str, Any]] = []
     chosen = backends or available()
     for size in (*sizes, *(("n10000g1000",) if huge else ())):
@@ -214,12 +224,12 @@ def line(record: dict[str, Any]) -> str:
         f"  gap {gap:7.3f} % (worst {100 * record['worst_gap']:.2f})"
         f"  bound {'-' if bound is None else format(100 * bound, '.2f') + ' %'}"
         f"  proven {record['proven']:.0f}  moved {100 * record['moved']:.0f} %"
-        f"  set-up {1e3 * record['setup_s']:.0f} ms"
+        f"  set-up {1e3 * record['setup_s']:.0f} ms  memory {record['memory_mib'] or 0.0:.0f} MiB"
     )
 
 
 def save(records: list[dict[str, Any]], file: Path = RESULTS) -> None:
-    """Append the records, with the commit and the memory of the largest child, as JSON lines."""
+    """Append the records, with the commit, as JSON lines."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -227,12 +237,10 @@ def save(records: list[dict[str, Any]], file: Path = RESULTS) -> None:
         text=True,
         check=False,
     ).stdout.strip()
-    memory_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
         for record in records:
-            stamped = {"commit": commit, "max_child_rss_kb": memory_kb, **record}
-            out.write(json.dumps(stamped) + "\n")
+            out.write(json.dumps({"commit": commit, **record}) + "\n")
 
 
 def plot(records: list[dict[str, Any]], file: Path) -> None:

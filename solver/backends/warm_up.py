@@ -8,68 +8,66 @@ one process at a time. Nobody waits for it: until it is done the interpreted ker
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import hashlib
+import importlib
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from qlm_core.planning import Limits, Problem
+from qlm_core.planning import Limits, Problem, annealing_kernels, pricing_kernels, ruin_kernels
+from qlm_core.planning import kernels as kernel_source
 from qlm_core.planning.bound import Pricing
 from qlm_core.planning.columns import all_routes
 from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
 from qlm_core.planning.search import search
 
 _NICE = 10
+_SOURCES = (kernel_source, annealing_kernels, ruin_kernels, pricing_kernels)
 _MODULE = "solver.backends.warm_up"
 
 
 def on_disk() -> bool:
     """Whether loading the compiled kernels will not mean compiling them; True without numba."""
-    for twin in (compiled_kernels(), compiled_pricing()):
-        if twin is not None and not all(map(_is_cached, _entries(twin))):
-            return False
-    return True
+    kernels = compiled_kernels()
+    return kernels is None or _stamp(kernels).exists()
 
 
-def _entries(twin: ModuleType) -> list[Any]:
-    """The kernels that are called from outside; what they call is compiled with them."""
-    names = (
-        "reset", "return_to_best", "insert_in_order", "insert_by_regret", "anneal",
-        "ruin_and_recreate", "latest_starts", "backward", "backward_remembering", "follow",
-        "enumerate_routes",
-    )  # fmt: skip
-    return [vars(twin)[name] for name in names if name in vars(twin)]
+def _stamp(kernels: ModuleType) -> Path:
+    """A file beside the compiled kernels, there once they are: named for all that goes into them."""
+    import numba
 
-
-def _is_cached(kernel: Any) -> bool:
-    """Whether the index that numba keeps for a kernel is newer than its source."""
-    code = kernel.py_func.__code__
-    source = Path(code.co_filename)
-    pattern = f"{source.stem}.{kernel.py_func.__qualname__}-{code.co_firstlineno}.*.nbi"
-    written = [index.stat().st_mtime for index in Path(kernel.stats.cache_path).glob(pattern)]
-    return max(written, default=0.0) >= source.stat().st_mtime
+    cpu = importlib.import_module("llvmlite.binding").get_host_cpu_name()
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {cpu}".encode())
+    for source in _SOURCES:
+        digest.update(Path(str(source.__file__)).read_bytes())
+    folder = Path(vars(kernels)["anneal"].stats.cache_path)
+    return folder / f"compiled-{digest.hexdigest()[:16]}.stamp"
 
 
 def load() -> bool:
     """Run every kernel once on a tiny problem, so that all are in memory; False without numba."""
-    kernels, pricing_kernels = compiled_kernels(), compiled_pricing()
-    if kernels is None or pricing_kernels is None:
+    kernels, pricing_twin = compiled_kernels(), compiled_pricing()
+    if kernels is None or pricing_twin is None:
         return False
     problem = _tiny_problem()
     for start in (None, ((0, 1), (2,))):
         search(
             problem, Limits(work=20_000), seed=0, clock=lambda: 0.0, start=start, compiled=kernels
         )
-    pricing = Pricing(problem, pricing_kernels, 20.0)
+    pricing = Pricing(problem, pricing_twin, 20.0)
     pricing.price(np.ones(3))
     pricing.remember(np.array([0]))
     all_routes(problem, pricing, np.ones(3), 100.0, 1000)
+    stamp = _stamp(kernels)
+    with contextlib.suppress(OSError):
+        stamp.touch()
     return True
 
 
@@ -108,7 +106,7 @@ def main() -> int:
     kernels = compiled_kernels()
     if kernels is None:
         return 0
-    folder = Path(_entries(kernels)[0].stats.cache_path)
+    folder = _stamp(kernels).parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "compiling.lock").open("w") as lock:
         try:
