@@ -14,8 +14,10 @@ from protos.qlm.v1 import client_service_pb2_grpc as rpc
 from protos.qlm.v1 import types_pb2 as types
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
+from qlm_core.errors import Unavailable
 from qlm_core.model import Estimate
 
+CONNECT_S = 5.0
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
 RETRY_STATUSES = (
@@ -55,6 +57,13 @@ class GrpcTransport:
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)
+        except TimeoutError:
+            await self._channel.close(None)
+            raise Unavailable(
+                f"{self._address}: no gateway answers. Start one with `qlm up`."
+            ) from None
         self._stub = rpc.ClientServiceStub(self._channel)
         return self
 

@@ -267,6 +267,18 @@ class TestShell:
         assert failed.stderr.startswith("qlm: error: ")
         assert words in failed.stderr
 
+    def test_a_replay_to_nobody_is_refused(self, served: Served, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.csv"
+        trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n")
+        for options in (
+            ("--url", "http://127.0.0.1:1"),
+            ("--transport", "grpc", "--address", "127.0.0.1:1"),
+        ):
+            failed = self.qlm("replay", str(trace), "--config", served.file, *options)
+            assert failed.returncode == 2
+            assert failed.stderr.count("\n") == 1
+            assert "127.0.0.1:1: no gateway answers. Start one with `qlm up`." in failed.stderr
+
     def test_an_unreadable_trace_row_is_named(self, served: Served, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"
         trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n1,ten,20\n")
