@@ -275,6 +275,9 @@ class Pool:
             number = next(self._numbers)
             # Building the model of a large problem is not the backend's fault: allow for it.
             patience_s = 1.25 * order.budget_s + GRACE_S + len(attempt.problem.group_model) / 500
+            if process.kernels in ("unknown", "compiling"):
+                # It still loads its libraries and kernels beside the order.
+                patience_s += LOAD_S_MAX
             try:
                 await process.send(msgspec.structs.replace(order, number=number, backend=name))
                 return await self._follow(process, number, patience_s, attempt)
