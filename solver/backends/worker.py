@@ -62,8 +62,12 @@ class Worker:
 
     def _tell(self, report: Report) -> None:
         with self._writing:
-            self._reports.write(pack(report))
-            self._reports.flush()
+            try:
+                self._reports.write(pack(report))
+                self._reports.flush()
+            except BrokenPipeError:
+                # The solver is gone: nobody wants an answer, and there is nothing to put in order.
+                os._exit(0)
 
     def _prepare(self) -> None:
         """Load the backend's libraries and the compiled kernels."""

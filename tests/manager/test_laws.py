@@ -16,7 +16,7 @@ from qlm_core.manager.events import (
     TellAgent,
     Wakeup,
 )
-from qlm_core.messages import Ended, Pulled, QueueUpdate, Returned
+from qlm_core.messages import AnnounceDone, Arrived, Ended, Pulled, QueueUpdate, Returned
 from qlm_core.model import AgentId, InstanceState, ModelName, Phase, RequestId
 from qlm_core.planning import PlanResult, Termination, greedy
 from tests.manager.conftest import CLASSES, Bench
@@ -76,6 +76,18 @@ class ManagerLaws(RuleBasedStateMachine):
         self.windows[id] = {}
         self.live[id] = None
         self.bench.agent(name, *_AGENTS[name])
+        self._take_in()
+
+    @rule()
+    def restart_gateway(self) -> None:
+        """It announces all its requests again, and that some of them are held."""
+        metas = {id: self.bench.manager.book.get(id).request for id in self.known}
+        self.bench.gateway()
+        for id, meta in metas.items():
+            self.bench.fact(Arrived(meta))
+            if id in self.held:
+                self.bench.fact(Pulled(id, self.held[id]))
+        self.bench.fact(AnnounceDone())
         self._take_in()
 
     @rule(name=st.sampled_from("abc"))
@@ -164,6 +176,12 @@ class ManagerLaws(RuleBasedStateMachine):
             servable = any(group.key.model in agent.profiles for agent in usable)
             if group.waiting and servable:
                 assert group.id in queued
+
+    @invariant()
+    def queues_hold_only_groups_that_wait(self) -> None:
+        manager = self.bench.manager
+        for agent in manager.agents.values():
+            assert all(manager.groups[id].waiting for id in agent.queue)
 
     @invariant()
     def queues_hold_only_what_their_agent_serves(self) -> None:
