@@ -60,8 +60,8 @@ OnImprovement = Callable[[Plan, float], None]
 
 
 def _search_s(budget_s: float) -> float:
-    """How much of a budget to search before proving: most of a short one, 0.4 of a long one."""
-    return max(min(0.15, 0.8 * budget_s), 0.4 * budget_s)
+    """How much of a budget to search before proving: most of a short one, little of a long one."""
+    return max(min(0.15, 0.8 * budget_s), min(0.4 * budget_s, 0.3 + 0.1 * budget_s))
 
 
 class BackendProcess:
