@@ -62,7 +62,8 @@ class Key:
 def experiments(*, quick: bool) -> tuple[Experiment, ...]:
     """All simulated experiments; `quick` ones have fewer requests and points."""
     size = 1 if quick else 3
-    rates = (15.0, 30.0, 60.0) if quick else (10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
+    gpus = 2 if quick else 4
+    rates = (7.5, 15.0, 30.0) if quick else (10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
     b_rates = (1.0, 3.0, 10.0) if quick else (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     rivals = ("qlm", "qlm-paper", "edf", "fcfs", "shepherd")
     lsos = ("", *published.ABLATION)
@@ -70,10 +71,11 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
     return (
         Experiment(
             name="w-a",
-            title="W_A: one model, 4 A100 (Fig. 9 and 10)",
+            title=f"W_A: one model, {gpus} A100 (Fig. 9 and 10)",
             axis="interactive requests/s",
             points=tuple(
-                Point(at=rate, bed=_w_a(rate, 5000 * size), policies=rivals) for rate in rates
+                Point(at=rate, bed=_w_a(rate, 1500 * gpus * size, gpus), policies=rivals)
+                for rate in rates
             ),
             figures={"SLOs met": published.W_A_ATTAINMENT, "throughput": published.W_A_THROUGHPUT},
         ),
@@ -90,7 +92,7 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
             name="lso-w-a",
             title="LSOs removed on W_A (Fig. 11)",
             axis="interactive requests/s",
-            points=(Point(at=30, bed=_w_a(30, 7000), policies=("qlm",), without=lsos),),
+            points=(Point(at=15, bed=_w_a(15, 3500, 2), policies=("qlm",), without=lsos),),
         ),
         Experiment(
             name="lso-w-b",
@@ -105,7 +107,7 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
             points=tuple(
                 Point(
                     at=share,
-                    bed=_mixed(share, 5000 * size),
+                    bed=_mixed(share, 3500 * size),
                     policies=("qlm", "round-robin"),
                 )
                 for share in (0, 20, 50, 80, 100)
@@ -152,9 +154,9 @@ def experiments(*, quick: bool) -> tuple[Experiment, ...]:
     )
 
 
-def _w_a(rate: float, requests: int) -> Mapping:
+def _w_a(rate: float, requests: int, count: int) -> Mapping:
     return {
-        "fleet": [{"gpu": "a100", "models": ["vicuna-13b"], "count": 4}],
+        "fleet": [{"gpu": "a100", "models": ["vicuna-13b"], "count": count}],
         "workload": {"kind": "W_A", "interactive_rps": rate, "requests": requests},
     }
 
