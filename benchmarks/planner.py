@@ -21,6 +21,7 @@ import numpy as np
 
 from qlm_core.planning import (
     Plan,
+    PlanResult,
     Problem,
     evaluate,
     from_instance,
@@ -28,8 +29,11 @@ from qlm_core.planning import (
     plan_from_json,
     repair,
 )
-from solver.backends import available, warm_up
-from solver.pool import Pool
+from qlm_core.planning.compiled import compiled_kernels, compiled_pricing
+from solver.backends import available, load, warm_up
+from solver.backends.order import Order
+from solver.backends.report import Desk
+from solver.pool import Pool, search_s
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTANCES = ROOT.parent / "shared" / "instances"
@@ -104,10 +108,39 @@ def time_repairs(instance: Instance, times: int = 25) -> float:
     return statistics.median(spent)
 
 
+def solve_by_cpu_time(
+    problem: Problem, *, backend: str, formulation: str, budget_s: float, warm: Plan | None
+) -> PlanResult:
+    """One solve in this process, its budget counted in seconds of CPU: for machines that are shared."""
+    order = Order(
+        number=0,
+        backend=backend,
+        formulation=formulation,
+        budget_s=budget_s,
+        search_s=search_s(budget_s),
+        warm=warm,
+    )
+    desk = Desk(
+        clock=time.thread_time,
+        kernels=compiled_kernels(),
+        pricing=compiled_pricing(),
+        on_improvement=lambda _plan, _objective: None,
+        on_bound=lambda _bound: None,
+    )
+    result: PlanResult = load(backend)(problem, order, desk)
+    return result
+
+
 async def measure(
-    pool: Pool, instance: Instance, *, backend: str, formulation: str, budget_s: float, warm: bool
+    pool: Pool | None,
+    instance: Instance,
+    *,
+    backend: str,
+    formulation: str,
+    budget_s: float,
+    warm: bool,
 ) -> dict[str, float | None]:
-    """One solve, through the pool."""
+    """One solve, through the pool or, without one, by CPU time."""
     start = arrivals(instance, 1) if warm else None
     problem = instance.problem
     if warm:
@@ -115,14 +148,11 @@ async def measure(
         price = np.full(problem.groups, 0.01 * instance.best / problem.groups)
         homes = _homes(problem.groups, start or ())
         problem = replace(problem, home=homes, move_cost=price)
-    result = await pool.solve(
-        problem,
-        backend=backend,
-        formulation=formulation,
-        budget_s=budget_s,
-        warm=start,
-        wait_compiled=True,
-    )
+    asked: dict[str, Any] = {"backend": backend, "formulation": formulation, "budget_s": budget_s}
+    if pool is None:
+        result = solve_by_cpu_time(problem, **asked, warm=start)
+    else:
+        result = await pool.solve(problem, **asked, warm=start, wait_compiled=True)
     assert result.plan is not None
     bound = result.lower_bound
     return {
@@ -137,9 +167,10 @@ async def measure(
     }
 
 
-def _memory_mib(pool: Pool, backend: str) -> float | None:
+def _memory_mib(pool: Pool | None, backend: str) -> float | None:
     """The most memory that a backend's process has held so far; None without /proc."""
-    status = Path(f"/proc/{pool.process_of(backend).pid}/status")
+    pid = "self" if pool is None else pool.process_of(backend).pid
+    status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return None
     held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -190,6 +221,7 @@ async def run(
     budgets: tuple[float, ...] = (0.05, 0.2, 1.0),
     most: int = 5,
     huge: bool = False,
+    cpu_time: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure everything asked for; one record a cell."""
     warm_up.load()
@@ -205,12 +237,15 @@ async def run(
             for cell in cells(chosen, budgets[:1] if warm else budgets, size):
                 if warm and cell["formulation"] != "paths":
                     continue
-                pool = Pool()
+                pool = None if cpu_time else Pool()
                 try:
                     rows = [await measure(pool, each, **cell, warm=warm) for each in found]
                 finally:
-                    await pool.close()
-                records.append({"size": size, "warm": warm, **cell, **summary(rows)})
+                    if pool is not None:
+                        await pool.close()
+                records.append(
+                    {"size": size, "warm": warm, "cpu_time": cpu_time, **cell, **summary(rows)}
+                )
                 print(line(records[-1]), flush=True)
     return records
 

@@ -59,7 +59,7 @@ GRACE_S = 0.5
 OnImprovement = Callable[[Plan, float], None]
 
 
-def _search_s(budget_s: float) -> float:
+def search_s(budget_s: float) -> float:
     """How much of a budget to search before proving: most of a short one, little of a long one."""
     return max(min(0.15, 0.8 * budget_s), min(0.4 * budget_s, 0.3 + 0.1 * budget_s))
 
@@ -230,7 +230,7 @@ class Pool:
             backend=backend,
             formulation=formulation,
             budget_s=max(budget_s, background_budget_s),
-            search_s=budget_s if background_budget_s > budget_s else _search_s(budget_s),
+            search_s=budget_s if background_budget_s > budget_s else search_s(budget_s),
             work=work,
             seed=seed,
             warm=warm,
@@ -254,7 +254,7 @@ class Pool:
             order = msgspec.structs.replace(
                 order,
                 budget_s=max(0.05, left_s),
-                search_s=_search_s(max(0.05, left_s)),
+                search_s=search_s(max(0.05, left_s)),
                 warm=attempt.plan or order.warm,
             )
         return await attempt.last_resort()
