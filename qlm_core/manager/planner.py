@@ -20,7 +20,7 @@ from qlm_core.manager.events import StartSolve
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import Snapshot, room, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, ModelName, RequestMeta
-from qlm_core.planning import Plan, PlanResult, evaluate, repair
+from qlm_core.planning import Plan, PlanResult, Score, evaluate, repair
 from qlm_core.planning.bound import unhindered
 
 View = tuple[Sequence[RequestGroup], Sequence[Agent]]
@@ -216,20 +216,23 @@ class Planner:
         snapshot = self.snapshot(view, self._estimators, now_s=now_s)
         candidate = repair(snapshot.problem, snapshot.to_plan(before))
         present = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
-        better_than = evaluate(snapshot.problem, present).objective
-        objective = evaluate(snapshot.problem, candidate).objective
-        if objective >= better_than - 1e-6 * max(1.0, abs(better_than)):
-            self._note(snapshot, present, now_s=now_s, backend=backend, termination=termination)
+        standing = evaluate(snapshot.problem, present)
+        found = standing if candidate == present else evaluate(snapshot.problem, candidate)
+        least_gain = 1e-6 * max(1.0, abs(standing.objective))
+        better = found.objective < standing.objective - least_gain
+        score = found if better else standing
+        self._note(snapshot, score, now_s=now_s, backend=backend, termination=termination)
+        if not better:
             return None
         self.adopted += 1
-        self._note(snapshot, candidate, now_s=now_s, backend=backend, termination=termination)
         return snapshot.to_queues(candidate)
 
     # ------------------------------------------------------------------ what is known
 
     def _note_repair(self, snapshot: Snapshot, plan: Plan, *, now_s: float) -> bool:
         """Note a plan that insertion made; say whether it is proven that none is better."""
-        self._note(snapshot, plan, now_s=now_s, backend="repair", termination="limit")
+        score = evaluate(snapshot.problem, plan)
+        self._note(snapshot, score, now_s=now_s, backend="repair", termination="limit")
         noted = self.in_force
         assert noted is not None
         if noted.objective > unhindered(snapshot.problem) + 1e-6 * max(1.0, noted.objective):
@@ -240,9 +243,8 @@ class Planner:
         return True
 
     def _note(
-        self, snapshot: Snapshot, plan: Plan, *, now_s: float, backend: str, termination: str
+        self, snapshot: Snapshot, score: Score, *, now_s: float, backend: str, termination: str
     ) -> None:
-        score = evaluate(snapshot.problem, plan)
         previous = self.in_force
         self.moved += score.moves
         self.in_force = PlanInForce(
