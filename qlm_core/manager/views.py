@@ -89,9 +89,12 @@ def _waiting(
     profile = manager.estimators.profile(agent.profiles[group.key.model])
     pace_s = manager.estimators.rate(profile, group.key, now_s=now_s).seconds_per_request
     expected_s = max(0.0, starts.get(group.id, 0.0) + position * pace_s)
-    parts = [f"behind {len(ahead)} groups with {sum(g.waiting for g in ahead)} requests"]
+    parts = ["its group is first in the queue"]
+    if ahead:
+        requests = _counted(sum(g.waiting for g in ahead), "request")
+        parts = [f"behind {_counted(len(ahead), 'group')} with {requests}"]
     if position:
-        parts.append(f"{position} requests ahead in its own group")
+        parts.append(f"{_counted(position, 'request')} ahead in its own group")
     if swap is not None:
         parts.append(f"{swap} has to be made awake first")
     return {
@@ -107,6 +110,10 @@ def _waiting(
         "because": f"on {agent.id}, {', '.join(parts)}; expected to start in {expected_s:.1f} s",
         "alternatives": _alternatives(manager, group, now_s),
     }
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _alternatives(manager: Manager, group: RequestGroup, now_s: float) -> list[dict[str, Any]]:
