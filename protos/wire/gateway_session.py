@@ -1,0 +1,131 @@
+"""Gateway ↔ solver: facts up; estimates, orders to shed and the fleet down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
+from protos.qlm.v1 import types_pb2 as types_pb
+from protos.wire.values import (
+    WireError,
+    estimate_from_wire,
+    estimate_to_wire,
+    meta_from_wire,
+    meta_to_wire,
+    phase_from_wire,
+    phase_to_wire,
+)
+from qlm_core import messages as m
+from qlm_core.model import AgentId, GatewayId, ModelName, RequestId
+from qlm_core.outcome import ShedReason
+
+
+def facts_to_wire(facts: Iterable[m.GatewayFact], now_s: float) -> gateway_pb.GatewaySessionRequest:
+    """A batch of facts from a gateway."""
+    return gateway_pb.GatewaySessionRequest(facts=[_fact_to_wire(fact, now_s) for fact in facts])
+
+
+def _fact_to_wire(fact: m.GatewayFact, now_s: float) -> gateway_pb.GatewayFact:
+    match fact:
+        case m.Arrived(request):
+            return gateway_pb.GatewayFact(arrived=meta_to_wire(request, now_s))
+        case m.Pulled(id, agent):
+            return gateway_pb.GatewayFact(pulled=gateway_pb.RequestPulled(id=id, agent_id=agent))
+        case m.FirstToken(id, ttft_s):
+            return gateway_pb.GatewayFact(first_token=gateway_pb.FirstToken(id=id, ttft_s=ttft_s))
+        case m.Ended(id, phase, prompt_tokens, output_tokens):
+            usage = types_pb.Usage(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+            return gateway_pb.GatewayFact(
+                ended=gateway_pb.RequestEnded(id=id, phase=phase_to_wire(phase), usage=usage)
+            )
+        case m.Returned(id, produced_tokens):
+            return gateway_pb.GatewayFact(
+                returned=gateway_pb.RequestReturned(id=id, produced_tokens=produced_tokens)
+            )
+        case m.GatewayHello(gateway, work_address):
+            return gateway_pb.GatewayFact(
+                hello=gateway_pb.GatewayHello(gateway_id=gateway, work_address=work_address)
+            )
+        case m.AnnounceDone():
+            return gateway_pb.GatewayFact(announce_done=gateway_pb.AnnounceDone())
+
+
+def facts_from_wire(
+    message: gateway_pb.GatewaySessionRequest, gateway: GatewayId, now_s: float
+) -> Iterator[m.GatewayFact]:
+    """The facts of a batch, in order. What follows a hello is of the gateway that it names. Raises WireError."""
+    for wired in message.facts:
+        fact = _fact_from_wire(wired, gateway, now_s)
+        if isinstance(fact, m.GatewayHello):
+            gateway = fact.gateway
+        yield fact
+
+
+def _fact_from_wire(
+    fact: gateway_pb.GatewayFact, gateway: GatewayId, now_s: float
+) -> m.GatewayFact:
+    match fact.WhichOneof("kind"):
+        case "arrived":
+            return m.Arrived(meta_from_wire(fact.arrived, gateway, now_s))
+        case "pulled":
+            return m.Pulled(RequestId(fact.pulled.id), AgentId(fact.pulled.agent_id))
+        case "first_token":
+            return m.FirstToken(RequestId(fact.first_token.id), fact.first_token.ttft_s)
+        case "ended":
+            usage = fact.ended.usage
+            return m.Ended(
+                RequestId(fact.ended.id),
+                phase_from_wire(fact.ended.phase),
+                usage.prompt_tokens,
+                usage.output_tokens,
+            )
+        case "returned":
+            return m.Returned(RequestId(fact.returned.id), fact.returned.produced_tokens)
+        case "hello":
+            return m.GatewayHello(GatewayId(fact.hello.gateway_id), fact.hello.work_address)
+        case "announce_done":
+            return m.AnnounceDone()
+        case _:
+            raise WireError("facts: a fact without a kind")
+
+
+def gateway_orders_to_wire(orders: Iterable[m.GatewayOrder]) -> gateway_pb.GatewaySessionResponse:
+    """A batch of orders to a gateway."""
+    return gateway_pb.GatewaySessionResponse(
+        orders=[_gateway_order_to_wire(order) for order in orders]
+    )
+
+
+def _gateway_order_to_wire(order: m.GatewayOrder) -> gateway_pb.GatewayOrder:
+    match order:
+        case m.EstimateGiven(id, estimate):
+            given = gateway_pb.EstimateGiven(id=id, estimate=estimate_to_wire(estimate))
+            return gateway_pb.GatewayOrder(estimate=given)
+        case m.ShedOrder(id, reason):
+            return gateway_pb.GatewayOrder(shed=gateway_pb.Shed(id=id, reason=reason.value))
+        case m.Fleet(models):
+            return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models))
+
+
+def gateway_orders_from_wire(
+    message: gateway_pb.GatewaySessionResponse,
+) -> Iterator[m.GatewayOrder]:
+    """The orders of a batch, in order. Raises WireError."""
+    for order in message.orders:
+        match order.WhichOneof("kind"):
+            case "estimate":
+                estimate = estimate_from_wire(order.estimate.estimate)
+                yield m.EstimateGiven(RequestId(order.estimate.id), estimate)
+            case "shed":
+                yield m.ShedOrder(RequestId(order.shed.id), _shed_reason(order.shed.reason))
+            case "fleet":
+                yield m.Fleet(tuple(ModelName(model) for model in order.fleet.models))
+            case _:
+                raise WireError("orders: an order without a kind")
+
+
+def _shed_reason(text: str) -> ShedReason:
+    try:
+        return ShedReason(text)
+    except ValueError:
+        raise WireError(f"orders.shed.reason: {text!r} is not a known reason") from None

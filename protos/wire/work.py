@@ -1,0 +1,159 @@
+"""Agent ↔ gateway: pulls, chunks and ends up; payloads, refusals and revocations down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from protos.qlm.v1 import types_pb2 as types_pb
+from protos.qlm.v1 import work_service_pb2 as work_pb
+from protos.wire.values import WireError
+from qlm_core import messages as m
+from qlm_core.model import AgentId, ModelName, RequestId
+from qlm_core.outcome import PullRefusal
+
+_REFUSAL_TO_WIRE = {
+    reason: work_pb.PullRefusal.Value(f"PULL_REFUSAL_{reason.name}") for reason in PullRefusal
+}
+_REFUSAL_FROM_WIRE: dict[int, PullRefusal] = {
+    number: reason for reason, number in _REFUSAL_TO_WIRE.items()
+}
+_RETURN_TO_WIRE = {
+    reason: work_pb.ReturnReason.Value(f"RETURN_REASON_{reason.name}") for reason in m.ReturnReason
+}
+_RETURN_FROM_WIRE: dict[int, m.ReturnReason] = {
+    number: reason for reason, number in _RETURN_TO_WIRE.items()
+}
+
+
+def work_to_wire(events: Iterable[m.WorkEvent]) -> work_pb.WorkRequest:
+    """A batch of an agent's work events."""
+    return work_pb.WorkRequest(events=[_work_event_to_wire(event) for event in events])
+
+
+def _work_event_to_wire(event: m.WorkEvent) -> work_pb.WorkEvent:
+    match event:
+        case m.Chunk(id, attempt, data, tokens):
+            chunk = work_pb.Chunk(id=id, attempt=attempt, chunk_json=data, tokens=tokens)
+            return work_pb.WorkEvent(chunk=chunk)
+        case m.Pull(ids):
+            return work_pb.WorkEvent(pull=work_pb.Pull(ids=ids))
+        case m.AttemptEnded():
+            ended = work_pb.AttemptEnded(
+                id=event.id,
+                attempt=event.attempt,
+                finish_reason=event.finish_reason,
+                usage=types_pb.Usage(
+                    prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
+                ),
+                error=event.error,
+                error_status=event.error_status,
+            )
+            return work_pb.WorkEvent(ended=ended)
+        case m.AttemptReturned(id, attempt, reason):
+            returned = work_pb.AttemptReturned(
+                id=id, attempt=attempt, reason=_RETURN_TO_WIRE[reason]
+            )
+            return work_pb.WorkEvent(returned=returned)
+        case m.WorkHello(agent, running):
+            hello = work_pb.WorkHello(
+                agent_id=agent,
+                running=[
+                    work_pb.Attempt(id=run.id, attempt=run.attempt, chunks_sent=run.chunks_sent)
+                    for run in running
+                ],
+            )
+            return work_pb.WorkEvent(hello=hello)
+
+
+def work_from_wire(message: work_pb.WorkRequest) -> Iterator[m.WorkEvent]:
+    """The work events of a batch, in order. Raises WireError."""
+    for event in message.events:
+        yield _work_event_from_wire(event)
+
+
+def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
+    match event.WhichOneof("kind"):
+        case "chunk":
+            chunk = event.chunk
+            return m.Chunk(RequestId(chunk.id), chunk.attempt, chunk.chunk_json, chunk.tokens)
+        case "pull":
+            return m.Pull(tuple(RequestId(id) for id in event.pull.ids))
+        case "ended":
+            ended = event.ended
+            return m.AttemptEnded(
+                id=RequestId(ended.id),
+                attempt=ended.attempt,
+                finish_reason=ended.finish_reason,
+                prompt_tokens=ended.usage.prompt_tokens,
+                output_tokens=ended.usage.output_tokens,
+                error=ended.error,
+                error_status=ended.error_status,
+            )
+        case "returned":
+            returned = event.returned
+            reason = _RETURN_FROM_WIRE.get(returned.reason)
+            if reason is None:
+                raise WireError(f"events.returned.reason: {returned.reason} is not a known reason")
+            return m.AttemptReturned(RequestId(returned.id), returned.attempt, reason)
+        case "hello":
+            hello = event.hello
+            return m.WorkHello(
+                AgentId(hello.agent_id),
+                tuple(
+                    m.Attempt(RequestId(run.id), run.attempt, run.chunks_sent)
+                    for run in hello.running
+                ),
+            )
+        case _:
+            raise WireError("events: an event without a kind")
+
+
+def work_orders_to_wire(orders: Iterable[m.WorkOrder]) -> work_pb.WorkResponse:
+    """A batch of orders to an agent."""
+    return work_pb.WorkResponse(orders=[_work_order_to_wire(order) for order in orders])
+
+
+def _work_order_to_wire(order: m.WorkOrder) -> work_pb.WorkOrder:
+    match order:
+        case m.Payload():
+            payload = work_pb.Payload(
+                id=order.id,
+                attempt=order.attempt,
+                model=order.model,
+                chat=order.chat,
+                body_json=order.body,
+                resume_text=order.resume_text,
+                produced_tokens=order.produced_tokens,
+            )
+            return work_pb.WorkOrder(payload=payload)
+        case m.Refused(id, reason):
+            refused = work_pb.Refused(id=id, reason=_REFUSAL_TO_WIRE[reason])
+            return work_pb.WorkOrder(refused=refused)
+        case m.Revoked(id, attempt):
+            return work_pb.WorkOrder(revoked=work_pb.Revoked(id=id, attempt=attempt))
+
+
+def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder]:
+    """The orders of a batch, in order. Raises WireError."""
+    for order in message.orders:
+        match order.WhichOneof("kind"):
+            case "payload":
+                payload = order.payload
+                yield m.Payload(
+                    id=RequestId(payload.id),
+                    attempt=payload.attempt,
+                    model=ModelName(payload.model),
+                    chat=payload.chat,
+                    body=payload.body_json,
+                    resume_text=payload.resume_text,
+                    produced_tokens=payload.produced_tokens,
+                )
+            case "refused":
+                reason = _REFUSAL_FROM_WIRE.get(order.refused.reason)
+                if reason is None:
+                    raise WireError(f"orders.refused.reason: {order.refused.reason} is unknown")
+                yield m.Refused(RequestId(order.refused.id), reason)
+            case "revoked":
+                yield m.Revoked(RequestId(order.revoked.id), order.revoked.attempt)
+            case _:
+                raise WireError("orders: an order without a kind")
