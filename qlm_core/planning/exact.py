@@ -27,7 +27,7 @@ from qlm_core.planning.search import Clock, OnImprovement, search
 ENUMERATE_GROUPS = 40
 """Problems of up to so many groups are worth trying to prove optimal."""
 
-_SEARCH_S_PER_GROUP = 0.003
+_SEARCH_S_PER_GROUP = 0.002
 """Their search has usually ended after so long."""
 
 _BOUND_S_MIN = 0.1
@@ -41,7 +41,12 @@ _REMEMBERED = 8
 _REVIEW_ROUNDS = 60
 """Rounds of an ascent after which it must have helped."""
 
-_ROUTE_STEPS_PER_S = 4e7
+_ROUTE_STEPS_PER_S = 2e7
+_ROUTES_SHARE = 0.15
+"""Listing the columns that matter takes at most this share of the time that is left."""
+
+_FEW_COLUMNS = 600
+"""A choice among so few columns is worth all the time that is left."""
 
 _CHOOSE_GROUPS = 128
 """Up to so many groups, columns of the search and the bound are worth recombining."""
@@ -200,7 +205,7 @@ class _Exact:
                 self._best_result().objective - self.folded.constant,
                 keep_going=lambda: self.tools.clock() < until_s,
                 on_priced=heard,
-                review_rounds=_REVIEW_ROUNDS,
+                review_rounds=_REVIEW_ROUNDS if repeats.remembered else 2 * _REVIEW_ROUNDS,
                 after=ascent,
             )
             # Prices for a bound that remembers groups are poor ones for the next, which does not yet.
@@ -229,7 +234,7 @@ class _Exact:
         if self.tools.partition is None:
             return bound
         upper = self._best_result().objective - self.folded.constant
-        steps = int(_ROUTE_STEPS_PER_S * 0.2 * max(0.0, self._left_s()))
+        steps = int(_ROUTE_STEPS_PER_S * _ROUTES_SHARE * max(0.0, self._left_s()))
         columns = all_routes(self.folded.problem, self.pricing, ascent.prices, upper, steps)
         if columns is None:
             return bound
@@ -238,7 +243,8 @@ class _Exact:
         for queue, groups in enumerate(plan):
             known.setdefault(Column(queue, groups), None)
         partition = partition_of(self.folded.problem, known)
-        picked = self.tools.partition(partition, max(0.001, 0.4 * self._left_s()), plan)
+        share = 0.9 if len(partition.columns) <= _FEW_COLUMNS else 0.4
+        picked = self.tools.partition(partition, max(0.001, share * self._left_s()), plan)
         if picked.plan is not None:
             self._offer(self.folded.restore(picked.plan))
         if picked.termination is Termination.OPTIMAL:
