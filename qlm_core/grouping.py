@@ -9,8 +9,8 @@ the order is first come, first served; a request that comes back from an engine 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
@@ -19,8 +19,7 @@ LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupKey:
+class GroupKey(NamedTuple):
     """What all members of a group share.
 
     `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
@@ -52,12 +51,14 @@ class RequestGroup:
         closed: no further request may join.
         pulled: members that an agent holds, with the agent.
         home: the agent in whose virtual queue the group stands or last stood.
+        continues: the group of the same key that was full when this one was opened.
     """
 
     __slots__ = (
         "_returned",
         "_waiting",
         "closed",
+        "continues",
         "home",
         "id",
         "key",
@@ -73,6 +74,7 @@ class RequestGroup:
         self.opened_s = opened_s
         self.closed = False
         self.home: AgentId | None = None
+        self.continues: GroupId | None = None
         self.prompt_tokens = 0
         self.last_due_s = opened_s + key.ttft_s
         self.pulled: dict[RequestId, AgentId] = {}
@@ -123,10 +125,12 @@ class RequestGroup:
         self._waiting.pop(request.id, None)
         self._returned[request.id] = request
 
-    def drop(self, id: RequestId) -> None:
-        """A member is gone for good, whether it waited or was held."""
-        if self._take(id) is None:
-            self.pulled.pop(id, None)
+    def drop(self, id: RequestId) -> bool:
+        """A member is gone for good; say whether it waited."""
+        if self._take(id) is not None:
+            return True
+        self.pulled.pop(id, None)
+        return False
 
     def move_last_half(self, other: RequestGroup) -> None:
         """Move the half of the waiting members that came last into an empty group."""
@@ -170,9 +174,11 @@ class Grouper:
         if group is not None and self._fits(group, request, size_max):
             group.add(request)
             return group, False
-        if group is not None:
-            group.closed = True
+        full = group
         group = RequestGroup(GroupId(self._next_id), key, request.arrival_s)
+        if full is not None:
+            full.closed = True
+            group.continues = full.id
         self._next_id += 1
         self._open[key] = group
         group.add(request)

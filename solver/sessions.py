@@ -173,7 +173,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         """The wait of a request that is not submitted."""
         now_s = self._driver.now_s()
         meta = wire.meta_from_wire(request.request, GatewayId(""), now_s)
-        estimate = self._driver.manager.estimate(meta, now_s=now_s)
+        estimate = views.estimate(self._driver.manager, meta, now_s=now_s)
         if estimate is None:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, f"model: no connected agent serves {meta.model!r}"

@@ -7,13 +7,11 @@ plan takes it away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 
-from qlm_core.grouping import RequestGroup
 from qlm_core.messages import AgentHello
 from qlm_core.model import (
-    AgentId,
     GroupId,
     InstanceState,
     ModelName,
@@ -187,14 +185,3 @@ def _kind(
         )
         for profile in profiles
     )
-
-
-def homeless(
-    groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
-) -> dict[GroupId, None]:
-    """Groups with waiting members that stand in no known agent's queue."""
-    return {
-        id: None
-        for id, group in groups.items()
-        if group.waiting and (group.home is None or group.home not in agents)
-    }

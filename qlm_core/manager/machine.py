@@ -37,7 +37,8 @@ from qlm_core.manager.events import (
     TellGateway,
     Wakeup,
 )
-from qlm_core.manager.fleet import Agent, homeless
+from qlm_core.manager.fleet import Agent
+from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
@@ -60,7 +61,6 @@ from qlm_core.messages import (
 )
 from qlm_core.model import (
     AgentId,
-    Estimate,
     GatewayId,
     GroupId,
     InstanceState,
@@ -136,10 +136,9 @@ class Manager:
                 self._shorten_lease(agent)
             case GatewayJoined(hello):
                 self._gateway_joined(hello, effects)
-            case GatewayLeft(gateway):
-                if gateway in self.gateways:
-                    self._absent[gateway] = now_s + self.config.gateway_lease_s
-                    self._expiry_s = min(self._expiry_s, self._absent[gateway])
+            case GatewayLeft(gateway) if gateway in self.gateways:
+                self._absent[gateway] = now_s + self.config.gateway_lease_s
+                self._expiry_s = min(self._expiry_s, self._absent[gateway])
         if now_s >= self._expiry_s:
             self._expire(effects)
         self._settle()
@@ -314,9 +313,7 @@ class Manager:
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and home.window.revoke(id):
             self._publish[home.id] = None
-        waited = group.waiting
-        group.drop(id)
-        if waited != group.waiting:
+        if group.drop(id):
             self._leave_window(held, id)
         if group.empty:
             self._grouper.forget(group)
@@ -412,7 +409,9 @@ class Manager:
         return [group for group in groups if group.key.model in served], agents
 
     def _place(self) -> None:
-        """Repair the plan if a group has no queue."""
+        """Give every group without a queue a place."""
+        if len(self.groups) > DEEP_BACKLOG_GROUPS:
+            self._line_up()
         if not self._unplaced:
             return
         view = self.view()
@@ -422,6 +421,15 @@ class Manager:
         self._unplaced = {
             id: None for id in self._unplaced if id in self.groups and id not in placeable
         }
+
+    def _line_up(self) -> None:
+        for group in [self.groups[id] for id in self._unplaced if id in self.groups]:
+            home = line_up(group, self.groups, self.agents)
+            if home is not None:
+                del self._unplaced[group.id]
+                self.planner.changed()
+                if group.continues is not None and home.window.sent_of(group.continues):
+                    self._publish[home.id] = None
 
     def _improve(self, effects: list[Effect]) -> None:
         """Have a better plan looked for if that is due."""
@@ -489,12 +497,3 @@ class Manager:
             home.queue.insert(home.queue.index(group.id) + 1, half.id)
             self._publish[home.id] = None
             self.timeline.stale(home.id)
-
-    # ------------------------------------------------------------------ questions
-
-    def estimate(self, request: RequestMeta, *, now_s: float) -> Estimate | None:
-        """The wait of a request that is not submitted; None if nobody serves its model."""
-        wait = self.timeline.hypothetical(request, self.agents, self.groups, now_s)
-        if wait is None:
-            return None
-        return self.estimators.estimate(request, wait)

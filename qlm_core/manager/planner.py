@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf, nan
+from math import nan
 
 from qlm_core.config import SolverConfig
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
 from qlm_core.manager.fleet import Agent
-from qlm_core.manager.snapshot import Snapshot, room, take_snapshot
-from qlm_core.model import AgentId, Estimate, GroupId, ModelName, RequestMeta
+from qlm_core.manager.placing import contenders, free_seat
+from qlm_core.manager.snapshot import Snapshot, take_snapshot
+from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
 from qlm_core.planning import Plan, PlanResult, Score, evaluate, repair
 from qlm_core.planning.bound import unhindered
 
@@ -304,59 +305,6 @@ class Planner:
             )
             for gpu, value in worth.items()
         )
-
-
-def free_seat(
-    group: RequestGroup, agents: Sequence[Agent], estimators: Estimators, *, now_s: float
-) -> Agent | None:
-    """The idle agent that takes all of a new group at once and is done with it first, if there is one.
-
-    Nothing is gained by planning for such a group: it delays nobody, and would end later anywhere else. A group that was at
-    home somewhere is only seated there, since it pays for a move.
-    """
-    model, waiting, home = group.key.model, group.waiting, group.home
-    places: dict[int, tuple[float, float, float]] = {}
-    seat, earliest_s = None, inf
-    for agent in agents:
-        state = agent.state
-        if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
-            continue
-        if home is not None and home != agent.id:
-            continue
-        place = places.get(id(agent.kind))
-        if place is None:
-            profile = agent.profiles.get(model)
-            if profile is None:
-                continue
-            batch, place_s = room(profile, estimators, now_s=now_s)
-            rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
-            place = places[id(agent.kind)] = batch, place_s, waiting * rate.seconds_per_request
-        batch, place_s, duration_s = place
-        free = batch - len(agent.held)
-        if free >= waiting and (end_s := duration_s - free * place_s) < earliest_s:
-            seat, earliest_s = agent, end_s
-    return seat
-
-
-def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent], *, new: int) -> list[Agent]:
-    """The agents that matter to where new groups are put, in the order given.
-
-    Those are the ones with a queue, or home to a group, or in the middle of something. Of the others, which differ in
-    their free room alone if kind and model are the same, the freest do, one more than the `new` groups.
-    """
-    homes = {group.home: None for group in groups}
-    alike: dict[tuple[int, ModelName | None], list[tuple[int, int]]] = {}
-    kept: list[int] = []
-    for number, agent in enumerate(agents):
-        state = agent.state
-        if agent.queue or agent.id in homes or not state.ready or state.swapping_to is not None:
-            kept.append(number)
-        else:
-            same = alike.setdefault((id(agent.kind), state.awake_model), [])
-            same.append((len(agent.held), number))
-    for same in alike.values():
-        kept += [number for _, number in sorted(same)[: new + 1]]
-    return [agents[number] for number in sorted(kept)]
 
 
 def _queues(view: View) -> dict[AgentId, Sequence[GroupId]]:

@@ -11,9 +11,15 @@ from qlm_core.grouping import RequestGroup
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.planner import PlanInForce
-from qlm_core.model import GroupId, RequestId
+from qlm_core.model import Estimate, GroupId, RequestId, RequestMeta
 from qlm_core.planning import explain as explain_group
 from qlm_core.planning import repair
+
+
+def estimate(manager: Manager, request: RequestMeta, *, now_s: float) -> Estimate | None:
+    """The wait of a request that is not submitted; None if nobody serves its model."""
+    wait = manager.timeline.hypothetical(request, manager.agents, manager.groups, now_s)
+    return None if wait is None else manager.estimators.estimate(request, wait)
 
 
 def view(manager: Manager, *, now_s: float) -> dict[str, Any]:

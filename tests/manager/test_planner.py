@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from qlm_core.manager.events import StartSolve, Wakeup
-from qlm_core.manager.planner import contenders
+from qlm_core.manager.placing import contenders
 from qlm_core.manager.snapshot import Snapshot
 from qlm_core.messages import Pulled
 from qlm_core.model import AgentId, GroupId

@@ -1,0 +1,99 @@
+"""Where groups stand without a planner: what is plain, and what planning need not look at.
+
+A group that an idle instance takes at once is seated there. In a deep backlog a group that continues a full one lines up
+behind it: nothing depends on its place until the next solve has found a better one. All others are placed by repair,
+among the agents that matter to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf
+
+from qlm_core.grouping import RequestGroup
+from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.fleet import Agent
+from qlm_core.manager.snapshot import room
+from qlm_core.model import AgentId, GroupId, ModelName
+
+DEEP_BACKLOG_GROUPS = 500
+"""From so many groups on, repairing the plan for each new one costs more than its place is worth."""
+
+
+def homeless(
+    groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
+) -> dict[GroupId, None]:
+    """Groups with waiting members that stand in no known agent's queue."""
+    return {
+        id: None
+        for id, group in groups.items()
+        if group.waiting and (group.home is None or group.home not in agents)
+    }
+
+
+def free_seat(
+    group: RequestGroup, agents: Sequence[Agent], estimators: Estimators, *, now_s: float
+) -> Agent | None:
+    """The idle agent that takes all of a new group at once and is done with it first, if there is one.
+
+    Nothing is gained by planning for such a group: it delays nobody, and would end later anywhere else. A group that was at
+    home somewhere is only seated there, since it pays for a move.
+    """
+    model, waiting, home = group.key.model, group.waiting, group.home
+    places: dict[int, tuple[float, float, float]] = {}
+    seat, earliest_s = None, inf
+    for agent in agents:
+        state = agent.state
+        if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
+            continue
+        if home is not None and home != agent.id:
+            continue
+        place = places.get(id(agent.kind))
+        if place is None:
+            profile = agent.profiles.get(model)
+            if profile is None:
+                continue
+            batch, place_s = room(profile, estimators, now_s=now_s)
+            rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
+            place = places[id(agent.kind)] = batch, place_s, waiting * rate.seconds_per_request
+        batch, place_s, duration_s = place
+        free = batch - len(agent.held)
+        if free >= waiting and (end_s := duration_s - free * place_s) < earliest_s:
+            seat, earliest_s = agent, end_s
+    return seat
+
+
+def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent], *, new: int) -> list[Agent]:
+    """The agents that matter to where new groups are put, in the order given.
+
+    Those are the ones with a queue, or home to a group, or in the middle of something. Of the others, which differ in
+    their free room alone if kind and model are the same, the freest do, one more than the `new` groups.
+    """
+    homes = {group.home: None for group in groups}
+    alike: dict[tuple[int, ModelName | None], list[tuple[int, int]]] = {}
+    kept: list[int] = []
+    for number, agent in enumerate(agents):
+        state = agent.state
+        if agent.queue or agent.id in homes or not state.ready or state.swapping_to is not None:
+            kept.append(number)
+        else:
+            same = alike.setdefault((id(agent.kind), state.awake_model), [])
+            same.append((len(agent.held), number))
+    for same in alike.values():
+        kept += [number for _, number in sorted(same)[: new + 1]]
+    return [agents[number] for number in sorted(kept)]
+
+
+def line_up(
+    group: RequestGroup,
+    groups: Mapping[GroupId, RequestGroup],
+    agents: Mapping[AgentId, Agent],
+) -> Agent | None:
+    """Put a group behind the one that it continues; None if that one stands in no queue."""
+    ahead = groups.get(group.continues) if group.continues is not None else None
+    home = agents.get(ahead.home) if ahead is not None and ahead.home is not None else None
+    if ahead is None or home is None or not home.usable or ahead.id not in home.queue:
+        return None
+    home.queue.insert(home.queue.index(ahead.id) + 1, group.id)
+    group.home = home.id
+    return home

@@ -1,0 +1,63 @@
+"""Where groups stand without a planner."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlm_core.manager import machine
+from qlm_core.manager.events import StartSolve, Wakeup
+from qlm_core.messages import Ended
+from qlm_core.model import Phase
+from tests.manager.conftest import Bench
+
+
+@pytest.fixture
+def deep(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> Bench:
+    """A fleet of two with a group for each request, whose backlog counts as deep from six groups on."""
+    monkeypatch.setattr(machine, "DEEP_BACKLOG_GROUPS", 5)
+    bench.manager._grouper._requests_max = 1
+    bench.agent("a", "m", "n")
+    bench.agent("b", "m", "n")
+    return bench
+
+
+def opens_groups(bench: Bench, count: int, model: str = "m") -> list[int]:
+    """Let so many groups of one key open, and return their numbers."""
+    ids = bench.arrive(model, "batch-1", count=count)
+    return [bench.manager.book.get(id).group.id for id in ids]
+
+
+def test_in_a_deep_backlog_a_group_lines_up_behind_the_one_it_continues(deep: Bench) -> None:
+    groups = opens_groups(deep, 5)
+    repairs = deep.manager.planner.repairs
+    later = opens_groups(deep, 4)
+    assert deep.manager.planner.repairs == repairs
+    home = deep.manager.agents[deep.manager.groups[groups[-1]].home]
+    at = home.queue.index(groups[-1])
+    assert home.queue[at : at + 5] == [groups[-1], *later]
+    placed = [group for agent in deep.manager.agents.values() for group in agent.queue]
+    assert sorted(placed) == [*groups, *later]
+
+
+def test_a_solve_is_due_for_what_lined_up(deep: Bench) -> None:
+    opens_groups(deep, 8)
+    deep.post(Wakeup(), after_s=5.0)
+    assert any(isinstance(effect, StartSolve) for effect in deep.effects)
+
+
+def test_a_group_that_continues_none_is_placed_by_repair(deep: Bench) -> None:
+    opens_groups(deep, 7)
+    repairs = deep.manager.planner.repairs
+    [first] = opens_groups(deep, 1, model="n")
+    assert deep.manager.planner.repairs == repairs + 1
+    assert deep.manager.groups[first].home is not None
+
+
+def test_a_group_whose_predecessor_has_left_is_placed_by_repair(deep: Bench) -> None:
+    opens_groups(deep, 7)
+    last = deep.manager.groups[7].first()
+    repairs = deep.manager.planner.repairs
+    deep.fact(Ended(last.id, Phase.CANCELLED, 0, 0))
+    [next_group] = opens_groups(deep, 1)
+    assert deep.manager.planner.repairs == repairs + 1
+    assert deep.manager.groups[next_group].home is not None
