@@ -50,6 +50,8 @@ class Queues:
     def _allocate(self, queues: int, width: int) -> None:
         self.before = np.zeros((queues, width))
         self.model = np.zeros((queues, width), np.int64)
+        self.own_model = np.zeros((queues, width), np.int64)
+        self.swap = np.zeros((queues, width))
         self.slope = np.zeros((queues, width))
         self.cost = np.zeros((queues, width))
 
@@ -58,17 +60,17 @@ class Queues:
 
         before[g, k]: when position k could start; model[g, k]: what is loaded then; cost[g, k]:
         what the group at k pays; slope[g, k]: how fast, at least, the groups from k on get dearer
-        when delayed.
+        when delayed; own_model[g, k], swap[g, k]: its model, and the swap to it.
         """
         problem = self.problem
         groups = self.groups[rows]
         present = groups >= 0
         classes = problem.queue_class[rows, None]
-        own_model = problem.group_model[groups]
+        self.own_model[rows] = own_model = problem.group_model[groups]
         model = self.model[rows]
         model[..., 0] = problem.loaded_model[rows]
         model[..., 1:] = own_model[..., :-1]
-        swap = problem.swap_s[classes, model, own_model]
+        self.swap[rows] = swap = problem.swap_s[classes, model, own_model]
         step = np.where(present, swap + problem.duration_s[groups, classes], 0.0)
         step[..., 0] += problem.busy_s[rows]
         end = step.cumsum(axis=-1)
@@ -104,28 +106,22 @@ class Queues:
         model = self.model[pick, :used]
         length = self.length[pick][:, None]
         column = np.arange(used)
-        swap = problem.swap_s[classes[:, None], model, own_model]
+        swap = problem.swap_s[:, :, own_model][classes[:, None], model]
         duration = problem.duration_s[group, classes]
         fits = duration < math.inf
         occupied = swap + np.where(fits, duration, 0.0)[:, None]
         end = self.before[pick, :used] + occupied
         lateness = end + self.tail_less_due[group, classes][:, None]
         own = self._group_cost(self.weight[group], lateness, end, problem.ramp_s[group])
-        next_model = problem.group_model[self.groups[pick, :used]]
-        follows = column < length
-        change = np.where(
-            follows,
-            problem.swap_s[classes[:, None], own_model, next_model]
-            - problem.swap_s[classes[:, None], model, next_model],
-            0.0,
-        )
-        own = own + problem.kappa * (swap + change)
+        swap_next = problem.swap_s[:, own_model][classes[:, None], self.own_model[pick, :used]]
+        change = np.where(column < length, swap_next - self.swap[pick, :used], 0.0)
+        delay = occupied + change
+        own += problem.kappa * (swap + change)
         if problem.home[group] >= 0 and problem.move_cost[group]:
             here = np.arange(problem.queues)[pick] == problem.home[group]
-            own = own + np.where(here, 0.0, problem.move_cost[group])[:, None]
-        delay = occupied + change
-        allowed = (column <= length) & (column >= self.free_from[pick][:, None])
-        own = np.where(allowed & fits[:, None], own, math.inf)
+            own += np.where(here, 0.0, problem.move_cost[group])[:, None]
+        allowed = (column <= length) & (column >= self.free_from[pick][:, None]) & fits[:, None]
+        own = np.where(allowed, own, math.inf)
         least = own + np.where(delay >= 0.0, delay * self.slope[pick, :used], -math.inf)
         return own, delay, np.where(own < math.inf, least, math.inf)
 
