@@ -12,7 +12,7 @@ from qlm_core.planning import Plan, PlanResult, Problem, StepDown, Termination
 from qlm_core.planning.columns import Partition, Picked
 from solver.backends import is_available
 from solver.backends.order import Order
-from solver.backends.partition import choose_with_gurobi, solve_with_highs
+from solver.backends.partition import choose_with_gurobi, choose_with_highs
 from solver.backends.report import Desk, solve_by_paths
 
 
@@ -31,7 +31,7 @@ def solve(problem: Problem, order: Order, desk: Desk) -> PlanResult:
             steps.append(_step("gurobi", Termination.UNAVAILABLE, "gurobipy is not installed"))
         if is_available("highs"):
             left_s = max(0.01, wall_s - (desk.clock() - begin_s))
-            return solve_with_highs(partition, left_s, start)
+            return choose_with_highs(partition, left_s, start)
         steps.append(_step("highs", Termination.UNAVAILABLE, "highspy is not installed"))
         return Picked(plan=None, termination=Termination.UNAVAILABLE, bound=None)
 

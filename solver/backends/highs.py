@@ -11,14 +11,14 @@ from qlm_core.planning import PlanResult, Problem, Termination
 from solver.backends.compact import Answer, solve_compact
 from solver.backends.milp import Milp
 from solver.backends.order import Order
-from solver.backends.partition import solve_with_highs
+from solver.backends.partition import choose_with_highs
 from solver.backends.report import Desk, solve_by_paths
 
 
 def solve(problem: Problem, order: Order, desk: Desk) -> PlanResult:
     """The best plan within the budget, by the order's formulation."""
     if order.formulation == "paths":
-        return solve_by_paths(problem, order, desk, solve_with_highs, "highs")
+        return solve_by_paths(problem, order, desk, choose_with_highs, "highs")
     return solve_compact(problem, order, desk, "highs", solve_program)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from qlm_core.planning.columns import Partition, Picked
 from qlm_core.planning.result import Termination
 from qlm_core.planning.score import Plan
+from solver.backends.gurobi_licence import environment, termination_of
 from solver.backends.order import GurobiLicence
 
 
-def solve_with_highs(partition: Partition, wall_s: float, start: Plan | None) -> Picked:
+def choose_with_highs(partition: Partition, wall_s: float, start: Plan | None) -> Picked:
     """Choose columns with HiGHS."""
     import highspy
 
@@ -67,8 +68,6 @@ def choose_with_gurobi(
 ) -> Picked:
     """Choose columns with Gurobi; no licence or too small a one is an answer, not an exception."""
     import gurobipy as gp
-
-    from solver.backends.gurobi import environment, termination_of
 
     try:
         with environment(licence) as env, gp.Model(env=env) as model:
