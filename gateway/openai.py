@@ -52,7 +52,6 @@ class Framer:
         if usage:
             head["usage"] = None
         self._head = {key: msgspec.Raw(encode(value)) for key, value in head.items()}
-        self._with_usage = usage
 
     def frame(self, data: bytes) -> bytes:
         """An engine's chunk as the client gets it; b"" if there is nothing in it for the client.

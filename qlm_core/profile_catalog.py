@@ -18,7 +18,7 @@ from qlm_core.profile import EngineProfile
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    notes: dict[str, str]
+    notes: dict[str, str]  # how the numbers were derived, for readers of the file
     profiles: tuple[EngineProfile, ...]
 
 
@@ -26,12 +26,6 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def shipped_profiles() -> tuple[EngineProfile, ...]:
     """All shipped profiles, ordered by model, then GPU, then degree of tensor parallelism."""
     return _table().profiles
-
-
-@cache
-def shipped_notes() -> dict[str, str]:
-    """How the shipped numbers were derived, by field or GPU."""
-    return _table().notes
 
 
 def base_model(model: str) -> str:

@@ -14,7 +14,7 @@ from qlm_core.planning.problem import (
     Problem,
     UnplaceableGroup,
 )
-from qlm_core.planning.result import Limits, PlanResult, Quality, StepDown, Termination
+from qlm_core.planning.result import Limits, PlanResult, StepDown, Termination
 from qlm_core.planning.score import Plan, Score, as_plan, check, evaluate
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Plan",
     "PlanResult",
     "Problem",
-    "Quality",
     "Score",
     "StepDown",
     "Termination",

@@ -14,7 +14,7 @@ to 1 over [due - ramp/2, due + ramp/2]; without one, being late is a step at the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,6 @@ class Problem:
     def fits(self) -> Bools:
         """[N, G] where each group could be placed."""
         return np.isfinite(self.duration_s)[:, self.queue_class]
-
-    def with_weights(self, **weights: float) -> Problem:
-        """The same problem under other weights (alpha, beta, kappa, eps)."""
-        return replace(self, **weights)  # type: ignore[arg-type]
 
 
 _INTEGERS = ("group_model", "group_requests", "queue_class", "loaded_model", "home")

@@ -22,14 +22,6 @@ class Termination(enum.StrEnum):
     ERROR = "error"
 
 
-class Quality(enum.StrEnum):
-    """What is known about a plan."""
-
-    NONE = "none"
-    FEASIBLE = "feasible"
-    OPTIMAL = "optimal"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """When to stop: after so long by the caller's clock, or after so much work.
@@ -76,15 +68,6 @@ class PlanResult:
     """[C] what one more instance of each class would save, by the duals."""
     detail: str = ""
     step_downs: tuple[StepDown, ...] = field(default=())
-
-    @property
-    def quality(self) -> Quality:
-        """What is known about the plan."""
-        if self.plan is None:
-            return Quality.NONE
-        if self.termination is Termination.OPTIMAL or self.gap == 0.0:
-            return Quality.OPTIMAL
-        return Quality.FEASIBLE
 
     @property
     def gap(self) -> float | None:

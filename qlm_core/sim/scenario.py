@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -351,9 +351,3 @@ def _readable(message: str) -> str:
         return f"{key}: missing. Add this key (`qlm sim new` shows all)."
     what = what.replace("`", "")
     return f"{path or 'the scenario'}: {what[:1].lower()}{what[1:]}. See `qlm sim new`."
-
-
-def scenario_as_mapping(scenario: Scenario) -> dict[str, Any]:
-    """Plain data that `scenario_from_mapping` accepts."""
-    plain: dict[str, Any] = msgspec.to_builtins(scenario)
-    return plain

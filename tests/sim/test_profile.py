@@ -10,7 +10,7 @@ import pytest
 
 from qlm_core.errors import ConfigError
 from qlm_core.profile import EngineProfile, IterationTime, profile_from_throughput
-from qlm_core.profile_catalog import base_model, find_profile, shipped_notes, shipped_profiles
+from qlm_core.profile_catalog import base_model, find_profile, shipped_profiles
 from qlm_core.sim.batch import ContinuousBatch
 from qlm_core.sim.lengths import SHAREGPT_OUTPUT, SHAREGPT_PROMPT
 
@@ -67,7 +67,6 @@ def test_the_catalogue_is_complete_and_says_its_sources() -> None:
         assert one.cold_s > one.wake_s > 0
         used = one.weights_bytes + one.kv_cache_tokens * one.kv_bytes_per_token
         assert used < 110e9 * one.tensor_parallel
-    assert "cold_s" in shipped_notes()
 
 
 def test_a_fine_tuned_model_has_the_costs_of_its_base() -> None:
