@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, exp, expm1, sqrt
+from math import ceil, exp, expm1, floor, log, sqrt
 
 from qlm_core.model import Estimate
 
@@ -22,7 +22,11 @@ _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
 _PRIOR_REQUESTS = 2.0
 _REFRESH_EVERY = 8
-_ROUNDS = 40
+Quantiles = tuple[float, float, float]
+_PROBABILITIES: Quantiles = (0.5, 0.9, 0.99)
+_DEVIATIONS = (0.0, 1.28, 2.33)
+_SPEED_SPREAD = 0.1
+_LASTING_MEAN = 0.5
 
 
 def _bin_starts() -> tuple[int, ...]:
@@ -205,32 +209,54 @@ class ArrivalRate:
         return max(self._YOUNGEST_S, now_s - self._first_s)
 
 
-def overtaken_wait_s(wait_s: float, others: Sequence[tuple[float, float]]) -> float:
+@dataclass(frozen=True, slots=True)
+class Overtaker:
+    """A more urgent kind of request that goes on arriving.
+
+    Attributes:
+        share: of the engine's time that its arrivals take.
+        first_s: for how long from now its new requests go first.
+        age_s: for how long it has been arriving.
+    """
+
+    share: float
+    first_s: float
+    age_s: float
+
+
+def overtaken_wait_s(wait_s: float, others: Sequence[Overtaker], *, lasting: float = 1.0) -> float:
     """A wait in a queue in which later arrivals go first.
 
     Args:
         wait_s: behind what is there already.
-        others: for each kind of more urgent request, the share of the engine's time that its arrivals take, and for
-            how many seconds they go first.
+        lasting: arrivals go on for this multiple of the time that they have.
     """
     if not others or wait_s <= 0.0:
         return wait_s
-    total_s = wait_s
-    # Each round adds what arrives during the last one's addition, so it ends at once unless they take nearly all.
-    for _ in range(_ROUNDS):
-        longer_s = wait_s + sum(share * min(total_s, until_s) for share, until_s in others)
-        if longer_s - total_s < 1e-3 * wait_s:
-            break
-        total_s = longer_s
-    return total_s
+    ends = sorted([(min(one.first_s, lasting * one.age_s), one.share) for one in others])
+    share = sum([one.share for one in others])
+    # total = wait + Σ share · min(total, end): linear between ends, so the piece that holds the total gives it.
+    for end_s, one in ends:
+        if wait_s <= (1.0 - share) * end_s:
+            return wait_s / (1.0 - share)
+        wait_s += one * end_s
+        share -= one
+    return wait_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wait:
-    """A wait before calibration: mean and standard deviation, seconds."""
+    """A wait before calibration, seconds.
+
+    Attributes:
+        mean_s: its mean.
+        quantiles_s: its p50, p90 and p99.
+        told_s: the calibrated quantiles that were given out; None before that.
+    """
 
     mean_s: float
-    spread_s: float
+    quantiles_s: Quantiles
+    told_s: Quantiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,42 +277,100 @@ class Coverage:
         return (self.covered[0] / count, self.covered[1] / count, self.covered[2] / count)
 
 
-class Calibration:
-    """Learns how many spreads above the mean each quantile lies, from realised waits.
+class _Shift:
+    """Logarithms of the factors by which one kind of wait's quantiles are moved."""
 
-    Each level is tracked by stochastic approximation: after every realised wait it moves up by its
-    probability if the wait exceeded it and down by the complement if not, so that in the long run the
-    level is exceeded as often as it claims, whatever the shape of the error.
-    """
+    __slots__ = ("levels", "observed")
 
-    __slots__ = ("_levels", "covered", "observed")
-
-    _QUANTILES = (0.5, 0.9, 0.99)
-    _STEP = 0.06
-    _BOUND = 8.0
+    _STEP = 0.1
+    _FIRST_STEP = 0.5
+    _FLIGHT = 2.0
 
     def __init__(self) -> None:
-        self._levels = [0.0, 1.28, 2.33]
+        self.levels = [0.0, 0.0, 0.0]
+        self.observed = 0
+
+    def step(self, in_flight: int) -> float:
+        """How far the next outcome moves a level, times the probability of the other outcome.
+
+        Large at first and then constant, since waits change. Outcomes of waits that were told already will all move
+        the same way, though nothing is left to mend in them: together they may not move a level far.
+        """
+        self.observed += 1
+        step = max(self._STEP, self._FIRST_STEP / (1.0 + self.observed / 2.0))
+        return min(step, self._FLIGHT / (1 + in_flight))
+
+
+class Calibration:
+    """Learns by what factor each quantile of one class's waits has to be moved, from realised waits.
+
+    After every realised wait the factor grows by its probability if the wait exceeded what was told and shrinks by the
+    complement if not, so that in the long run a quantile is exceeded as often as it claims, whatever the shape, the
+    bias and the drift of the error (Gibbs and Candès 2021, "Adaptive conformal inference under distribution shift").
+    There is a factor for the class and one for each order of magnitude of the wait: short waits err otherwise than long ones.
+    """
+
+    __slots__ = ("_in_flight", "_magnitudes", "_whole", "covered", "observed")
+
+    _LARGEST = 3.0
+    _LEAST_S = 0.05
+    _MAGNITUDE = log(4.0)
+
+    def __init__(self) -> None:
+        self._whole = _Shift()
+        self._magnitudes: dict[int, _Shift] = {}
+        self._in_flight = 0
         self.covered = [0, 0, 0]
         self.observed = 0
 
     def estimate(self, wait: Wait) -> Estimate:
         """The wait as a distribution whose quantiles hold as often as they claim."""
-        p50, p90, p99 = (max(0.0, wait.mean_s + z * wait.spread_s) for z in self._levels)
-        return Estimate(
-            mean_s=wait.mean_s, p50_s=p50, p90_s=max(p50, p90), p99_s=max(p50, p90, p99)
-        )
+        p50, p90, p99 = self._quantiles(wait)
+        return Estimate(mean_s=wait.mean_s, p50_s=p50, p90_s=p90, p99_s=p99)
+
+    def give(self, wait: Wait) -> Estimate:
+        """The same for a wait that is going to be realised; `observe` or `forget` it."""
+        p50, p90, p99 = wait.told_s = self._quantiles(wait)
+        self._in_flight += 1
+        return Estimate(mean_s=wait.mean_s, p50_s=p50, p90_s=p90, p99_s=p99)
+
+    def forget(self, wait: Wait) -> None:
+        """A wait that was given will not be realised."""
+        if wait.told_s is not None:
+            self._in_flight -= 1
 
     def observe(self, wait: Wait, realised_s: float) -> None:
-        """Learn from a request whose first token came `realised_s` after the estimate."""
+        """Learn from a request whose first token came `realised_s` after its estimate was given."""
+        if wait.told_s is None:
+            return
+        self._in_flight -= 1
         self.observed += 1
-        for index, quantile in enumerate(self._QUANTILES):
-            level = self._levels[index]
-            held = realised_s <= max(0.0, wait.mean_s + level * wait.spread_s)
+        near = self._near(wait)
+        step, near_step = self._whole.step(self._in_flight), near.step(self._in_flight)
+        for index, told_s in enumerate(wait.told_s):
+            held = realised_s <= told_s
             self.covered[index] += held
-            move = self._STEP * ((quantile - 1.0) if held else quantile)
-            self._levels[index] = min(self._BOUND, max(-self._BOUND, level + move))
-        self._levels.sort()
+            move = _PROBABILITIES[index] - held
+            self._whole.levels[index] += step * move
+            near.levels[index] += near_step * move
+
+    def _quantiles(self, wait: Wait) -> Quantiles:
+        near = self._near(wait).levels
+        told = []
+        least_s = 0.0
+        for value_s, whole, shift in zip(wait.quantiles_s, self._whole.levels, near, strict=True):
+            level = min(self._LARGEST, max(-self._LARGEST, whole + shift))
+            least_s = max(least_s, (value_s + self._LEAST_S) * exp(level) - self._LEAST_S)
+            told.append(least_s)
+        p50, p90, p99 = told
+        return p50, p90, p99
+
+    def _near(self, wait: Wait) -> _Shift:
+        magnitude = floor(log(wait.quantiles_s[0] + self._LEAST_S) / self._MAGNITUDE)
+        found = self._magnitudes.get(magnitude)
+        if found is None:
+            found = self._magnitudes[magnitude] = _Shift()
+        return found
 
     @property
     def counts(self) -> Coverage:
@@ -301,6 +385,7 @@ def tokens_ahead_wait(
     seconds_per_request: float,
     variation: float,
     prefill_s: float,
+    overtakers: Sequence[Overtaker] = (),
 ) -> Wait:
     """The wait of a request behind `requests_ahead` others on one queue.
 
@@ -308,12 +393,29 @@ def tokens_ahead_wait(
     which comes what is not queueing: `ready_in_s` until the engine takes the first of them (negative
     while free room absorbs requests at once) and the request's own prefill.
 
+    How long arrivals go on nobody knows. Seen at a moment like any other, what has lasted for a time lasts for at most
+    that time again with probability one half, and at most nine times that with nine tenths (Gott 1993, "Implications
+    of the Copernican principle"), which is what the quantiles take. The mean takes half of that time, the multiple of
+    what has passed that comes nearest to what is left in least squares: E[u (1 - u)] / E[u²] for u uniform.
+
     Args:
         variation: standard deviation of output lengths over their mean.
+        overtakers: whose arrivals go first.
     """
     queueing_s = max(0.0, ready_in_s + requests_ahead * seconds_per_request)
-    counted = min(requests_ahead, queueing_s / seconds_per_request) if seconds_per_request else 0.0
-    spread_s = sqrt(max(1.0, counted)) * variation * seconds_per_request
-    mean_s = queueing_s + prefill_s
-    # Speed itself is known to within some percent only, which no sum of many requests averages away.
-    return Wait(mean_s, sqrt(spread_s**2 + (0.1 * mean_s) ** 2) + 1e-3)
+    quantiles = []
+    total_s = queueing_s
+    for probability, deviations in zip(_PROBABILITIES, _DEVIATIONS, strict=True):
+        if overtakers:
+            lasting = probability / (1.0 - probability)
+            total_s = overtaken_wait_s(queueing_s, overtakers, lasting=lasting)
+        requests = total_s / seconds_per_request if seconds_per_request else 0.0
+        spread_s = sqrt(max(1.0, requests)) * variation * seconds_per_request
+        total_s += prefill_s
+        # Speed itself is known to within some percent only, which no sum of many requests averages away.
+        spread_s = sqrt(spread_s**2 + (_SPEED_SPREAD * total_s) ** 2)
+        quantiles.append(total_s + deviations * spread_s)
+        total_s = queueing_s
+    mean_s = overtaken_wait_s(queueing_s, overtakers, lasting=_LASTING_MEAN) + prefill_s
+    p50, p90, p99 = quantiles
+    return Wait(mean_s, (p50, p90, p99))

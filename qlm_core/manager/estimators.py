@@ -7,6 +7,7 @@ cached for a short while, because planning asks for the same ones thousands of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -55,6 +56,21 @@ class Rate:
     absorb_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """One kind of request that goes on arriving.
+
+    Attributes:
+        ttft_s: its target; kinds with a later one let it go first.
+        share: of the time of the engines that serve it.
+        age_s: for how long it has been arriving.
+    """
+
+    ttft_s: float
+    share: float
+    age_s: float
+
+
 class Estimators:
     """The learned state, updated by observations and asked by planning and estimating."""
 
@@ -80,7 +96,7 @@ class Estimators:
         self._prompts: dict[GroupKey, float] = {}
         self._speeds: dict[tuple[str, str], SpeedFactor] = {}
         self._calibration: dict[tuple[ModelName, str], Calibration] = {}
-        self._rates: dict[tuple[EngineProfile, GroupKey | None], Rate] = {}
+        self._rates: dict[int, tuple[EngineProfile, dict[GroupKey | None, Rate]]] = {}
         self._rates_until_s = 0.0
 
     # ------------------------------------------------------------------ learning
@@ -129,6 +145,15 @@ class Estimators:
         self._speed(gpu, profile.model).observe(
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
+
+    def give(self, request: RequestMeta, wait: Wait) -> Estimate:
+        """As `estimate`, of a request whose wait will be `realised` or `forgotten`."""
+        return self._calibration_of(request).give(wait)
+
+    def forgotten(self, request: RequestMeta, wait: Wait | None) -> None:
+        """A request is gone; `wait` is None if it was realised."""
+        if wait is not None:
+            self._calibration_of(request).forget(wait)
 
     def realised(self, request: RequestMeta, wait: Wait, realised_s: float) -> None:
         """Learn how long an estimated wait was in the end."""
@@ -179,36 +204,39 @@ class Estimators:
             max_num_seqs=profile.max_num_seqs,
         )
 
-    def overtakers(
-        self, profile: EngineProfile, key: GroupKey, *, engines: int, now_s: float
-    ) -> list[tuple[float, float]]:
-        """The more urgent kinds of request that go on arriving for a model, as `overtaken_wait_s` wants them.
-
-        A kind goes first as long as its newest request is due before the one that waits, and is taken to go on
-        arriving for as long as it has.
+    def arriving(
+        self, model: ModelName, engines: Sequence[EngineProfile], *, now_s: float
+    ) -> tuple[Arriving, ...]:
+        """Every kind of request that goes on arriving for a model.
 
         Args:
-            engines: how many share the arrivals.
+            engines: profiles of the instances that share the arrivals, one for each.
         """
-        return [
-            (
-                arrivals.per_s(now_s)
-                * self.rate(profile, other, now_s=now_s).seconds_per_request
-                / engines,
-                min(key.ttft_s - other.ttft_s, arrivals.age_s(now_s)),
+        profiles: dict[int, tuple[EngineProfile, int]] = {}
+        for profile in engines:
+            profiles[id(profile)] = (profile, profiles.get(id(profile), (profile, 0))[1] + 1)
+        found = []
+        for key, arrivals in self._arrivals.get(model, {}).items():
+            served_per_s = sum(
+                count / self.rate(self.profile(profile), key, now_s=now_s).seconds_per_request
+                for profile, count in profiles.values()
             )
-            for other, arrivals in self._arrivals.get(key.model, {}).items()
-            if other.ttft_s < key.ttft_s
-        ]
+            share = arrivals.per_s(now_s) / served_per_s
+            found.append(Arriving(key.ttft_s, share, arrivals.age_s(now_s)))
+        return tuple(found)
 
     def rate(self, profile: EngineProfile, key: GroupKey | None, *, now_s: float) -> Rate:
         """How requests of `key` (None: of the profile's model in general) flow through an instance."""
         if now_s >= self._rates_until_s:
             self._rates.clear()
             self._rates_until_s = now_s + _RATE_LIFE_S
-        found = self._rates.get((profile, key))
+        # By object, which costs less than hashing a profile; the reference keeps the object's id its own.
+        of_profile = self._rates.get(id(profile))
+        if of_profile is None:
+            of_profile = self._rates[id(profile)] = profile, {}
+        found = of_profile[1].get(key)
         if found is None:
-            found = self._rates[profile, key] = self._rate(profile, key)
+            found = of_profile[1][key] = self._rate(profile, key)
         return found
 
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:

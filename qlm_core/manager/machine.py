@@ -239,7 +239,7 @@ class Manager:
             return
         held.wait = wait
         held.estimated_s = self._now_s
-        estimate = self.estimators.estimate(held.request, wait)
+        estimate = self.estimators.give(held.request, wait)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
         effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
 
@@ -309,6 +309,7 @@ class Manager:
         if held is None:
             return
         held.release(self.agents)
+        self.estimators.forgotten(held.request, held.wait)
         group = held.group
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and home.window.revoke(id):

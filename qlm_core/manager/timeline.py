@@ -2,7 +2,8 @@
 
 One pass over a queue gives the start of each of its groups relative to now: what the instance still has to do,
 then, group by group, a model change where one is due and the group's duration. The pass is repeated at most every
-quarter of a second per queue, unless the queue changes; between two passes only the clock and what is pulled count.
+quarter of a second per queue, less often for a long one, unless the queue changes; between two passes only the clock and what
+is pulled count.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qlm_core.grouping import GroupKey, RequestGroup
-from qlm_core.manager.estimators import Estimators, Rate
+from qlm_core.manager.estimators import Arriving, Estimators, Rate
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
 from qlm_core.model import AgentId, GroupId, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile
-from qlm_core.rwt import Wait, overtaken_wait_s, tokens_ahead_wait
+from qlm_core.rwt import Overtaker, Wait, tokens_ahead_wait
 
 _LIFE_S = 0.25
+_LIFE_PER_GROUP_S = 0.005
 _COUNT_LIFE_S = 1.0
 
 Agents = Mapping[AgentId, Agent]
@@ -43,7 +45,7 @@ class Timeline:
     def __init__(self, estimators: Estimators):
         self._estimators = estimators
         self._starts: dict[AgentId, _Starts] = {}
-        self._awake: dict[ModelName, tuple[float, int]] = {}
+        self._awake: dict[ModelName, tuple[float, tuple[Arriving, ...]]] = {}
 
     def stale(self, agent: AgentId) -> None:
         """The agent's queue or state changed."""
@@ -113,33 +115,36 @@ class Timeline:
         now_s: float,
     ) -> Wait:
         rate = self._rate(agent, key.model, key, now_s)
-        queueing_s = start_in_s + ahead * rate.seconds_per_request
-        profile = self._estimators.profile(agent.profiles[key.model])
-        others = self._estimators.overtakers(
-            profile, key, engines=self._engines(key.model, agents, now_s), now_s=now_s
-        )
-        later_s = overtaken_wait_s(queueing_s, others) - queueing_s
         # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
-        ahead_s = max(0.0, start_in_s) + later_s
         return tokens_ahead_wait(
             ready_in_s=min(0.0, start_in_s),
-            requests_ahead=ahead_s / rate.seconds_per_request + ahead,
+            requests_ahead=max(0.0, start_in_s) / rate.seconds_per_request + ahead,
             seconds_per_request=rate.seconds_per_request,
             variation=rate.variation,
             prefill_s=rate.prefill_s,
+            overtakers=[
+                Overtaker(other.share, key.ttft_s - other.ttft_s, other.age_s)
+                for other in self._arriving(agent, key.model, agents, now_s)
+                if other.ttft_s < key.ttft_s
+            ],
         )
 
-    def _engines(self, model: ModelName, agents: Agents, now_s: float) -> int:
-        """How many instances have a model awake, at least 1; counted once a second."""
+    def _arriving(
+        self, agent: Agent, model: ModelName, agents: Agents, now_s: float
+    ) -> tuple[Arriving, ...]:
+        """What goes on arriving for a model, shared by the instances that have it awake, or else by `agent` alone."""
         known = self._awake.get(model)
         if known is None or now_s - known[0] > _COUNT_LIFE_S:
-            count = sum(agent.model == model for agent in agents.values())
-            known = self._awake[model] = (now_s, max(1, count))
+            awake = [one.profiles[model] for one in agents.values() if one.model == model]
+            engines = awake or [agent.profiles[model]]
+            arriving = self._estimators.arriving(model, engines, now_s=now_s)
+            known = self._awake[model] = (now_s, arriving)
         return known[1]
 
     def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
         found = self._starts.get(agent.id)
-        if found is None or now_s - found.made_s > _LIFE_S:
+        life_s = max(_LIFE_S, _LIFE_PER_GROUP_S * len(agent.queue))
+        if found is None or now_s - found.made_s > life_s:
             found = self._starts[agent.id] = self._pass(agent, groups, now_s)
         return found
 
