@@ -84,7 +84,7 @@ class Daemon:
         executor = Executor(
             self.engine.profiles,
             agent.executor,
-            class_ttft_s={name: one.ttft_s for name, one in self._config.slo_classes.items()},
+            classes=[self._config.slo_class(name) for name in self._config.slo_classes],
             report_interval_s=agent.report_interval_s,
         )
         self.driver = driver = Driver(

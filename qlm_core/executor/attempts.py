@@ -7,7 +7,8 @@ how often a request has been evicted.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
+from math import inf
 
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor.batch import Batch, InFlight, expected_output
@@ -16,10 +17,13 @@ from qlm_core.executor.pace import Pace
 from qlm_core.executor.states import AttemptState
 from qlm_core.executor.window import Window
 from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
-from qlm_core.model import ModelName, RequestId, RequestRef
+from qlm_core.model import ModelName, RequestId, RequestRef, SloClass
 
 # How many evicted requests are remembered, to bound how often each is evicted.
 _EVICTIONS_REMEMBERED = 4096
+
+# Begun work lets a first token of its class pass once this share of the target is all that is left to it.
+_PAUSE_SHARE = 0.5
 
 
 class Attempts:
@@ -29,7 +33,7 @@ class Attempts:
         now_s, effects: of the event being handled; set by the machine.
     """
 
-    def __init__(self, config: ExecutorConfig, class_ttft_s: Mapping[str, float]) -> None:
+    def __init__(self, config: ExecutorConfig, classes: Iterable[SloClass]) -> None:
         # Without eviction nothing gives way to a batch that has grown.
         share = config.output_share if config.eviction else 1.0
         self.batch = Batch(1, 1, output_share=share)
@@ -38,12 +42,24 @@ class Attempts:
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self._evictions_max = config.evictions_max
-        self._class_ttft_s = dict(class_ttft_s)
+        self._slos = {one.name: one.slo for one in classes}
         self._evictions: OrderedDict[RequestId, int] = OrderedDict()
 
     def laxity(self, slo_class: str) -> float:
         """How lax the work of a class is; that of an unknown one not at all."""
-        return self._class_ttft_s.get(slo_class, 0.0)
+        slo = self._slos.get(slo_class)
+        return slo.ttft_s if slo is not None else 0.0
+
+    def steady(self, slo_class: str) -> bool:
+        """Whether a class promises more than a first token. Of an unknown one that is assumed."""
+        slo = self._slos.get(slo_class)
+        return slo is None or slo.tpot_s is not None or slo.e2e_s is not None
+
+    def pauses_until_s(self, slo_class: str) -> float:
+        """Work of a class that has begun lets first tokens pass that are due by then."""
+        if self.steady(slo_class):
+            return -inf
+        return self.now_s + _PAUSE_SHARE * self.laxity(slo_class)
 
     def ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
         """The payload of a request is asked for."""
@@ -51,6 +67,7 @@ class Attempts:
             ref=ref,
             model=model,
             class_ttft_s=self.laxity(slo_class),
+            steady=self.steady(slo_class),
             pulled_s=self.now_s,
             charged_tokens=self.batch.charge(ref),
             foreseen_tokens=self.batch.foreseen(ref),
@@ -95,6 +112,17 @@ class Attempts:
         if item.state is AttemptState.RUNNING and not item.evictable:
             return False
         return self._evictions.get(item.ref.id, 0) < self._evictions_max
+
+    def gives_way(self, item: InFlight, slo_class: str) -> bool:
+        """Whether a request may be evicted for one that waits for its first token.
+
+        It is of a laxer class; or of an equal one, its own first token is out and nothing more is promised. So no two
+        requests evict each other in turn.
+        """
+        laxity = self.laxity(slo_class)
+        if item.class_ttft_s == laxity and (item.steady or not item.begun):
+            return False
+        return item.class_ttft_s >= laxity and self.may_evict(item)
 
     def evict(self, item: InFlight) -> None:
         """Return an attempt for a more urgent one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qlm_core.executor.states import ATTEMPT_MOVES, AttemptState
 from qlm_core.messages import Payload
-from qlm_core.model import ModelName, RequestId, RequestRef
+from qlm_core.model import ModelName, RequestId, RequestRef, RunningRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +22,7 @@ class InFlight:
 
     Attributes:
         class_ttft_s: the first-token target of its class: how lax it is.
+        steady: its class promises more than a first token, so its own class never makes it pause.
         charged_tokens: KV tokens that the batch counts for it.
         foreseen_tokens: output that was counted when it was pulled.
         pulled_s: when its payload was asked for.
@@ -31,6 +32,7 @@ class InFlight:
     ref: RequestRef
     model: ModelName
     class_ttft_s: float
+    steady: bool
     pulled_s: float
     charged_tokens: int
     foreseen_tokens: int
@@ -40,6 +42,11 @@ class InFlight:
     produced: int = 0
     evictable: bool = True
     job: Payload | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its first token is out, from this attempt or an earlier one."""
+        return self.produced > 0 or self.ref.produced_tokens > 0
 
     @property
     def resident_tokens(self) -> int:
@@ -168,6 +175,19 @@ class Batch:
             return
         del (self.pulling if before is AttemptState.PULLING else self.held)[item.ref.id]
         self._charged_ahead -= item.charged_tokens
+
+    def progress(self) -> tuple[RunningRequest, ...]:
+        """What runs, and how far each has come."""
+        return tuple(
+            [
+                RunningRequest(
+                    id=item.ref.id,
+                    group=item.ref.group,
+                    produced_tokens=item.ref.produced_tokens + item.produced,
+                )
+                for item in self.running.values()
+            ]
+        )
 
     def check(self) -> None:
         """Assert what must hold between the sums and the requests. O(n); for tests."""

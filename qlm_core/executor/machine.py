@@ -7,7 +7,7 @@ The rules (paper §4-5):
 * A head group of another model ends pulling: the batch drains, then the model is swapped. A drain that
   takes too long, or would make the head late, is cut short by eviction. A group that was started is finished
   first, as long as the new head can wait.
-* Evict running requests of a laxer class when the head group's next requests would be late otherwise (`urgency`).
+* Evict running requests that may give way when the head group's next requests would be late otherwise (`urgency`).
 * Whatever happens to engine, gateway or solver, each pulled request ends or returns exactly once. Without
   a solver the window is worked off as it stands.
 
@@ -16,7 +16,7 @@ States and moves are in `states`. Work per event is O(1), except for checks of u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from math import inf
 from typing import Any
@@ -43,7 +43,7 @@ from qlm_core.model import (
     ModelTier,
     QueuedGroup,
     RequestId,
-    RunningRequest,
+    SloClass,
 )
 from qlm_core.profile import EngineProfile
 
@@ -58,8 +58,7 @@ class Executor:
 
     Args:
         profiles: one per model that the engine can serve.
-        class_ttft_s: the first-token target of each SLO class: how lax its work is. The work of a class that is not
-            named here is never evicted.
+        classes: what each promises: how lax its work is. The work of a class that is not named here is never evicted.
         report_interval_s: how often the state is reported when nothing changes.
     """
 
@@ -68,11 +67,11 @@ class Executor:
         profiles: Iterable[EngineProfile],
         config: ExecutorConfig,
         *,
-        class_ttft_s: Mapping[str, float],
+        classes: Iterable[SloClass],
         report_interval_s: float,
     ) -> None:
         self.state = _S.DOWN
-        self._attempts = Attempts(config, class_ttft_s)
+        self._attempts = Attempts(config, classes)
         self.window = self._attempts.window
         self.batch = self._attempts.batch
         self._profiles = {ModelName(profile.model): profile for profile in profiles}
@@ -155,16 +154,7 @@ class Executor:
             awake_model=None if swapping else self._awake,
             swapping_to=self._swapping_to if swapping else None,
             tiers=self._tiers,
-            running=tuple(
-                [
-                    RunningRequest(
-                        id=item.ref.id,
-                        group=item.ref.group,
-                        produced_tokens=item.ref.produced_tokens + item.produced,
-                    )
-                    for item in self.batch.running.values()
-                ]
-            ),
+            running=self.batch.progress(),
             kv_used_tokens=self.batch.resident_tokens,
             tokens_per_s=self._attempts.pace.tokens_per_s,
             mean_batch=self._attempts.pace.mean_batch,
@@ -396,7 +386,7 @@ class Executor:
             group = self._head()
             if group is None or group.model != self._awake:
                 break
-            ref = self.window.first(group.id)
+            group, ref = self.window.next(group, self._attempts.pauses_until_s(group.slo_class))
             ahead = len(batch.pulling) + len(batch.held)
             if not batch.has_room_for(batch.charge(ref)) and ahead >= self._config.pull_ahead:
                 self._starved = True
@@ -421,23 +411,28 @@ class Executor:
             self._attempts.start(item)
 
     def _relieve(self) -> None:
-        """Evict laxer work if the head group's next requests would be late otherwise."""
+        """Evict what may give way if the head group's next requests would be late otherwise."""
         head = self._head()
         assert head is not None
         laxity = self._attempts.laxity(head.slo_class)
         position = self.window.position(head.id) or 0
+        # Laxer work that the plan puts before the head stays; work of the head's own class does not go on before it.
         behind = [
             item
             for item in chain(self.batch.held.values(), self.batch.running.values())
-            if item.class_ttft_s > laxity
-            and self._attempts.may_evict(item)
-            and (self.window.position(item.ref.group) or position) >= position
+            if self._attempts.gives_way(item, head.slo_class)
+            and (
+                item.class_ttft_s == laxity
+                or (self.window.position(item.ref.group) or position) >= position
+            )
         ]
         self._relief_s = self._now_s + self._check_s
         if not behind:
             return
+        upcoming = self.window.upcoming(head, lambda name: self._attempts.laxity(name) <= laxity)
+        begun_first = self._attempts.steady(head.slo_class)
         wanted = need(
-            self.window.upcoming(head, lambda name: self._attempts.laxity(name) <= laxity),
+            (ref for ref in upcoming if begun_first or not ref.produced_tokens),
             self.batch,
             now_s=self._now_s,
             margin_s=self._config.evict_margin_s,
@@ -448,7 +443,7 @@ class Executor:
         if not wanted.slots and not wanted.kv_tokens:
             self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
             return
-        chosen = victims(behind, wanted, class_ttft_s=laxity)
+        chosen = victims(behind, wanted)
         for item in chosen:
             self._attempts.evict(item)
         if chosen:

@@ -50,7 +50,7 @@ def need(
     """What the next requests need beyond what will come free in time.
 
     Args:
-        waiting: the requests to come, first to run first.
+        waiting: the requests to come, first to run first. Those that have begun take room, and are never late.
         prefill_s_per_token: engine time of a prompt token.
         token_s: time between two output tokens of a running request.
         evictable: requests in flight that could give way.
@@ -116,14 +116,14 @@ class _Releases:
         return self._now_s + rounds * ends[-1][0]
 
 
-def victims(candidates: Iterable[InFlight], wanted: Need, *, class_ttft_s: float) -> list[InFlight]:
+def victims(candidates: Iterable[InFlight], wanted: Need) -> list[InFlight]:
     """Which requests to evict so that the need is met as far as it can be.
 
-    Only requests of a laxer class than `class_ttft_s` qualify, so no two classes evict each other in turn. The
-    laxest class gives first, and in it whoever has least to compute again.
+    The laxest class gives first, and in it whoever has least to compute again.
     """
-    lax = [item for item in candidates if item.class_ttft_s > class_ttft_s]
-    lax.sort(key=lambda item: (-item.class_ttft_s, item.resident_tokens, item.ref.id))
+    lax = sorted(
+        candidates, key=lambda item: (-item.class_ttft_s, item.resident_tokens, item.ref.id)
+    )
     chosen: list[InFlight] = []
     slots, kv_tokens = wanted.slots, wanted.kv_tokens
     for item in lax:
@@ -146,4 +146,4 @@ def overflow(batch: Batch, may_evict: Callable[[InFlight], bool]) -> list[InFlig
         for item in batch.running.values()
         if item.class_ttft_s > strictest_s and may_evict(item)
     ]
-    return victims(able, Need(0, excess, inf), class_ttft_s=strictest_s)
+    return victims(able, Need(0, excess, inf))

@@ -2,13 +2,15 @@
 
 A window is a part of the queue; the solver refills it. Requests of a gateway that cannot be reached are set
 aside until it can, so that they hold nobody up. So are references to requests that are in flight here: whoever sent
-them may know that the attempt is void before we do. All operations are O(1) per request.
+them may know that the attempt is void before we do. All operations are O(1) per request, but for a look past those
+that came back begun.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
+from itertools import islice
 
 from qlm_core.messages import QueueUpdate
 from qlm_core.model import GatewayId, GroupId, ModelName, QueuedGroup, RequestId, RequestRef
@@ -126,20 +128,40 @@ class Window:
         references = self._groups[group]
         return references[next(iter(references))]
 
+    def next(self, head: QueuedGroup, fresh_due_s: float) -> tuple[QueuedGroup, RequestRef]:
+        """The reference to pull, and its group, when it is the turn of `head`.
+
+        That is the group's first, unless this goes on with an output that was begun: the first in the run of
+        its class that still waits for its first token comes before it, if that is due by `fresh_due_s`.
+        """
+        first = self.first(head.id)
+        if first.produced_tokens:
+            for group in self._run(head, lambda name: name == head.slo_class):
+                for ref in self.peek(group.id):
+                    if ref.produced_tokens or ref.gateway not in self._reachable:
+                        continue
+                    return (group, ref) if ref.due_s <= fresh_due_s else (head, first)
+        return head, first
+
     def peek(self, group: GroupId) -> Iterator[RequestRef]:
         """The references of a group, first come first."""
         return iter(self._groups.get(group, _References()).values())
 
     def upcoming(self, head: QueuedGroup, wanted: Callable[[str], bool]) -> Iterator[RequestRef]:
         """References from a group on, as long as model and class stay as wanted."""
-        for group in self.order[self._position.get(head.id, 0) :]:
-            if group.model != head.model or not wanted(group.slo_class):
-                return
+        for group in self._run(head, wanted):
             yield from self.peek(group.id)
 
     def position(self, group: GroupId) -> int | None:
         """Where a group stands in the order, None if it does not."""
         return self._position.get(group)
+
+    def _run(self, head: QueuedGroup, wanted: Callable[[str], bool]) -> Iterator[QueuedGroup]:
+        """Groups from one on, as long as model and class stay as wanted."""
+        for group in islice(self.order, self._position.get(head.id, 0), None):
+            if group.model != head.model or not wanted(group.slo_class):
+                return
+            yield group
 
     def _insert(self, ref: RequestRef) -> None:
         if ref.gateway not in self._reachable:

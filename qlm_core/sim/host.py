@@ -40,7 +40,7 @@ from qlm_core.messages import (
     Payload,
     Pull,
 )
-from qlm_core.model import AgentId, GatewayId, ModelName, RequestId
+from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, SloClass
 from qlm_core.profile import EngineProfile
 from qlm_core.sim.agenda import Agenda
 from qlm_core.sim.batch import Outcome, OutcomeKind
@@ -63,7 +63,7 @@ class Surroundings:
     link_s: float
     report_interval_s: float
     executor: ExecutorConfig
-    class_ttft_s: dict[str, float]
+    classes: tuple[SloClass, ...]
     takes_all: bool
     request_of: Callable[[RequestId], WorkloadRequest]
     priority_of: Callable[[str], int]
@@ -84,7 +84,7 @@ class Host:
         self.executor = Executor(
             tuple(map(_boundless, profiles)) if around.takes_all else profiles,
             around.executor,
-            class_ttft_s=around.class_ttft_s,
+            classes=around.classes,
             report_interval_s=around.report_interval_s,
         )
         self._wake_s = inf

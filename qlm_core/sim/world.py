@@ -117,7 +117,7 @@ class World:
             link_s=self._link_s,
             report_interval_s=scenario.simulation.report_interval_s,
             executor=policy.executor(scenario.executor),
-            class_ttft_s={one.name: one.slo.ttft_s for one in self._classes.values()},
+            classes=scenario.classes,
             takes_all=policy.takes_all,
             request_of=self._requests.__getitem__,
             priority_of=priority.__getitem__,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qlm_core.executor import (
     Drain,
     EngineDown,
@@ -14,7 +16,7 @@ from qlm_core.executor import (
     SwapFailed,
 )
 from qlm_core.messages import QueueUpdate, Refused, ReturnReason, Revoked
-from qlm_core.model import GatewayId, ModelName, RequestId
+from qlm_core.model import GatewayId, ModelName, RequestId, Slo, SloClass
 from qlm_core.outcome import PullRefusal
 from tests.executor.world import GATEWAY, group, profile, ref, refs, world
 
@@ -190,7 +192,7 @@ class TestEviction:
         w.at(60.0)
         assert w.aborted == []
 
-    def test_never_a_stricter_or_equal_class(self):
+    def test_never_a_stricter_class_or_an_equal_one_without_a_token(self):
         w = world(profile(slots=2))
         w.queue(group(1, slo_class="interactive"), add=refs(1, 2, expected=1000))
         w.grant()
@@ -253,6 +255,37 @@ class TestEviction:
         w.produce("1-0", 900)
         w.at(2.0)
         assert w.aborted == []
+
+    def test_begun_work_gives_way_to_a_first_token_of_its_class(self):
+        w = self.full_of_interactive()
+        w.produce("1-0", 5)
+        self.urgent(w, slo_class="interactive", count=2)
+        w.at(19.5)
+        assert w.aborted == ["1-0"]
+        assert w.pulled[2:] == ["2-0"]
+
+    def test_begun_work_of_a_class_that_promises_a_pace_does_not(self):
+        pace = SloClass(name="interactive", slo=Slo(ttft_s=20.0, tpot_s=0.1))
+        w = self.full_of_interactive(classes=(pace,))
+        w.produce("1-0", 5)
+        self.urgent(w, slo_class="interactive", count=2)
+        w.at(60.0)
+        assert w.aborted == []
+
+    @pytest.mark.parametrize(("due_s", "pulled"), [(9.0, "2-0"), (11.0, "1-0")])
+    def test_what_came_back_begun_lets_pass_whose_time_is_half_up(self, due_s, pulled):
+        w = world(profile(slots=1))
+        w.queue(
+            group(1, slo_class="interactive"), group(2, slo_class="interactive"),
+            add=(*refs(1, 1, produced=5), *refs(2, 1, due_s=due_s)),
+        )  # fmt: skip
+        assert w.pulled == [pulled]
+
+    def full_of_interactive(self, **changes):  # type: ignore[no-untyped-def]
+        w = world(profile(slots=2), **changes)
+        w.queue(group(1, slo_class="interactive"), add=refs(1, 2, expected=1000))
+        w.grant()
+        return w
 
     def test_bounded_per_request(self):
         w = world(profile(slots=1), evictions_max=1)

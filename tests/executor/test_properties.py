@@ -54,7 +54,7 @@ class Adversary(RuleBasedStateMachine):
         self.executor = Executor(
             [profile(model, slots=SLOTS[model], kv_tokens=2000) for model in MODELS],
             ExecutorConfig(pull_ahead=ahead, eviction=eviction, swap_retry_s=2.0),
-            class_ttft_s=CLASSES,
+            classes=CLASSES,
             report_interval_s=5.0,
         )
         self.now_s = 0.0

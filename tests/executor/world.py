@@ -32,11 +32,16 @@ from qlm_core.model import (
     QueuedGroup,
     RequestId,
     RequestRef,
+    Slo,
+    SloClass,
 )
 from qlm_core.profile import EngineProfile, IterationTime
 
 GATEWAY = GatewayId("gw")
-CLASSES = {"interactive": 20.0, "batch-1": 60.0, "batch-2": 3600.0}
+CLASSES = tuple(
+    SloClass(name=name, slo=Slo(ttft_s=ttft_s))
+    for name, ttft_s in (("interactive", 20.0), ("batch-1", 60.0), ("batch-2", 3600.0))
+)
 
 
 def profile(model: str = "m1", *, slots: int = 4, kv_tokens: int = 100_000) -> EngineProfile:
@@ -161,13 +166,17 @@ class World:
 
 
 def world(
-    *profiles: EngineProfile, awake: str = "m1", ready: bool = True, **config: object
+    *profiles: EngineProfile,
+    awake: str = "m1",
+    ready: bool = True,
+    classes: tuple[SloClass, ...] = CLASSES,
+    **config: object,
 ) -> World:
     config = {"pull_ahead": 0, "kv_headroom": 0.0} | config
     executor = Executor(
         profiles or (profile(),),
         ExecutorConfig(**config),  # type: ignore[arg-type]
-        class_ttft_s=CLASSES,
+        classes=classes,
         report_interval_s=1.0,
     )
     made = World(executor)
