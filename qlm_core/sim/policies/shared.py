@@ -19,6 +19,10 @@ _URGENT_S = 10.0
 """With model batching, another model's turn comes when its first request is due in so long."""
 
 
+# Rank, id, and a number: a request that came back may be in a queue twice, and counts as it came last.
+_Entry = tuple[float, RequestId, int, RequestMeta]
+
+
 class SharedQueue(Dispatcher):
     """First come, first served, by whichever instance has room first."""
 
@@ -27,7 +31,8 @@ class SharedQueue(Dispatcher):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self._queues: dict[ModelName, list[tuple[float, RequestId, RequestMeta]]] = {}
+        self._queues: dict[ModelName, list[_Entry]] = {}
+        self._pushes = 0
 
     def rank(self, request: RequestMeta) -> float:
         """Requests are taken in ascending order of rank."""
@@ -35,8 +40,7 @@ class SharedQueue(Dispatcher):
 
     def waits(self, request: RequestMeta) -> None:
         """Queue it, and let the agents with room look."""
-        entry = (self.rank(request), request.id, request)
-        heappush(self._queues.setdefault(request.model, []), entry)
+        self._push(request)
         hosts = sorted(
             self.serving(request.model),
             key=lambda host: (len(host.line), host.model != request.model, len(host.held)),
@@ -52,11 +56,16 @@ class SharedQueue(Dispatcher):
             queue = self.next_queue(host)
             if not queue:
                 return
-            request = heappop(queue)[2]
+            request = heappop(queue)[-1]
             if self.free(request):
                 self.bind(request, host)
 
-    def next_queue(self, host: Host) -> list[tuple[float, RequestId, RequestMeta]] | None:
+    def _push(self, request: RequestMeta) -> None:
+        self._pushes -= 1
+        entry = (self.rank(request), request.id, self._pushes, request)
+        heappush(self._queues.setdefault(request.model, []), entry)
+
+    def next_queue(self, host: Host) -> list[_Entry] | None:
         """The model's queue from which an agent takes next: that with the first request of all."""
         queues = [
             queue for model, queue in self._queues.items() if queue and model in host.profiles
@@ -75,9 +84,7 @@ class SharedQueue(Dispatcher):
         if latest <= rank or self._queues[request.model][0][1] != request.id:
             return
         heappop(self._queues[request.model])
-        displaced = self.unbind(next(reversed(host.line)))
-        entry = (self.rank(displaced), displaced.id, displaced)
-        heappush(self._queues.setdefault(displaced.model, []), entry)
+        self._push(self.unbind(next(reversed(host.line))))
         line = sorted([*host.line.values(), request], key=lambda one: (self.rank(one), one.id))
         host.line.clear()
         for one in line:
@@ -105,14 +112,14 @@ class EdfModel(Edf):
 
     displaces = True
 
-    def next_queue(self, host: Host) -> list[tuple[float, RequestId, RequestMeta]] | None:
+    def next_queue(self, host: Host) -> list[_Entry] | None:
         """The awake model's queue unless it is empty or another model's first request is urgent."""
         model = host.last_model
         own = self._queues.get(model) if model is not None else None
         earliest = super().next_queue(host)
         if not own or earliest is None or earliest is own:
             return earliest
-        other = earliest[0][2]
+        other = earliest[0][-1]
         if any(one.last_model == other.model for one in self.hosts.values() if one is not host):
             return own
         profile = host.profiles[other.model]
