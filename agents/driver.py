@@ -151,9 +151,9 @@ class Driver:
         match effect:
             case Send(gateway, event):
                 self._send(gateway, event)
-            case Submit(gateway, job):
+            case Submit(gateway, job, priority):
                 self.runs[job.id] = Run(job.id, job.attempt, self.links[gateway])
-                self.engine.submit(job)
+                self.engine.submit(job, priority)
             case Abort(id, attempt):
                 self.engine.abort(id, attempt)
                 self._forget(id, attempt)

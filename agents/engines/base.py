@@ -33,8 +33,11 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End what runs and release everything. Idempotent."""
 
-    def submit(self, job: Payload) -> None:
-        """Run a job of the awake model. A resumed job continues after `resume_text`."""
+    def submit(self, job: Payload, priority: int = 0) -> None:
+        """Run a job of the awake model, lower priorities first where the engine can tell.
+
+        A resumed job continues after `resume_text`.
+        """
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Stop a job and free its memory. Unknown jobs are ignored."""

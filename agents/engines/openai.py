@@ -106,9 +106,9 @@ class Connection:
         """Jobs on the server."""
         return len(self._tasks)
 
-    def submit(self, job: Payload) -> None:
-        """Start a job."""
-        task = asyncio.create_task(self._run(job))
+    def submit(self, job: Payload, priority: int | None = None) -> None:
+        """Start a job, with a priority if the server is to hear of one."""
+        task = asyncio.create_task(self._run(job, priority))
         self._tasks[job.id] = (job.attempt, task)
 
     def abort(self, id: RequestId, attempt: int) -> None:
@@ -157,9 +157,9 @@ class Connection:
         ) as response:
             return response.status, await response.read()
 
-    async def _run(self, job: Payload) -> None:
+    async def _run(self, job: Payload, priority: int | None) -> None:
         try:
-            event: JobDone | JobRefused | JobLost = await self._stream(job)
+            event: JobDone | JobRefused | JobLost = await self._stream(job, priority)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
             log.warning("job lost", extra={"id": job.id, "reason": repr(error)})
             event = JobLost(job.id, job.attempt)
@@ -171,10 +171,11 @@ class Connection:
             del self._tasks[job.id]
             self._tell(event)
 
-    async def _stream(self, job: Payload) -> JobDone | JobRefused | JobLost:
+    async def _stream(self, job: Payload, priority: int | None) -> JobDone | JobRefused | JobLost:
         assert self._http is not None, "not open"
         try:
-            prepared = await prepare(job, self._served[job.model], self._tokenize)
+            served = self._served[job.model]
+            prepared = await prepare(job, served, self._tokenize, priority=priority)
         except (msgspec.MsgspecError, ValueError) as error:
             return JobRefused(job.id, job.attempt, 400, f"body: {error}")
         async with self._http.post(
@@ -394,8 +395,8 @@ class OpenAIEngine:
             await asyncio.wait([self._watch])
         await self._connection.close()
 
-    def submit(self, job: Payload) -> None:
-        """Run a job."""
+    def submit(self, job: Payload, priority: int = 0) -> None:  # noqa: ARG002
+        """Run a job. Its priority is kept back: not every server has a use for it, and some refuse it."""
         self._connection.submit(job)
 
     def abort(self, id: RequestId, attempt: int) -> None:

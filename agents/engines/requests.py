@@ -37,12 +37,15 @@ class Prepared:
     body: bytes
 
 
-async def prepare(job: Payload, served: str, tokenize: Tokenize) -> Prepared:
+async def prepare(
+    job: Payload, served: str, tokenize: Tokenize, *, priority: int | None = None
+) -> Prepared:
     """The request for a job.
 
     Args:
         served: the server's name for the model.
         tokenize: (model, text) to token ids; needed to continue a prompt given as token ids.
+        priority: vLLM's, lower first; without one the server hears of none.
 
     Raises:
         msgspec.MsgspecError: the body is not what the endpoint takes.
@@ -50,6 +53,9 @@ async def prepare(job: Payload, served: str, tokenize: Tokenize) -> Prepared:
     """
     body = _body.decode(job.body)
     body.pop("qlm_sim", None)
+    body.pop("priority", None)
+    if priority is not None:
+        body["priority"] = msgspec.Raw(_encode(priority))
     body["model"] = msgspec.Raw(_encode(served))
     body["stream"] = _STREAM
     body["stream_options"] = _STREAM_OPTIONS

@@ -122,7 +122,7 @@ class SimEngine:
         self._jobs.clear()
         self._batch = None
 
-    def submit(self, job: Payload) -> None:
+    def submit(self, job: Payload, priority: int = 0) -> None:
         """Run a job of the awake model."""
         try:
             made = self._job(job)
@@ -146,6 +146,7 @@ class SimEngine:
                 prompt_tokens=made.prompt_tokens + made.earlier_tokens,
                 output_tokens=made.total_tokens - made.earlier_tokens,
                 now_s=now_s,
+                priority=priority,
             )
         except ValueError as error:
             self._later(JobRefused(job.id, job.attempt, 400, str(error)))
@@ -213,7 +214,7 @@ class SimEngine:
 
     def _wake(self, model: ModelName) -> None:
         self._tiers.set(model, ModelTier.AWAKE)
-        self._batch = ContinuousBatch(self._profiles[model])
+        self._batch = ContinuousBatch(self._profiles[model], policy="priority")
         self._batch.advance(time.monotonic())
         self._tell(EngineReady(model, self._tiers.as_tuple()))
 

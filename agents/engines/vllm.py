@@ -103,9 +103,9 @@ class VllmEngine:
         await asyncio.gather(*(server.stop() for server in self._servers.values()))
         self._awake = None
 
-    def submit(self, job: Payload) -> None:
+    def submit(self, job: Payload, priority: int = 0) -> None:
         """Run a job of the awake model."""
-        self._servers[job.model].connection.submit(job)
+        self._servers[job.model].connection.submit(job, priority)
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Close a job's connection, which frees its memory within an iteration or two."""

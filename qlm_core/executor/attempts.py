@@ -78,7 +78,8 @@ class Attempts:
 
     def start(self, item: InFlight) -> None:
         """A held request goes onto the engine."""
-        self.effects.append(Submit(item.ref.gateway, self.batch.start(item)))
+        priority = round(item.class_ttft_s * 1000.0)
+        self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
     def end(self, ended: AttemptEnded) -> bool:

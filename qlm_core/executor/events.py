@@ -148,10 +148,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Start a job on the engine; `gateway` is where its output goes."""
+    """Start a job on the engine; `gateway` is where its output goes.
+
+    Of lower `priority` is what the engine runs sooner and preempts later, where it can tell.
+    """
 
     gateway: GatewayId
     job: Payload
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,6 @@ class Surroundings:
 
     Attributes:
         request_of: the request behind an id; only the engine may look at its output tokens.
-        priority_of: the engine's priority of an SLO class, lower is more urgent.
         takes_all: requests go to the engine's own queue at once, however full it is.
     """
 
@@ -66,7 +65,6 @@ class Surroundings:
     classes: tuple[SloClass, ...]
     takes_all: bool
     request_of: Callable[[RequestId], WorkloadRequest]
-    priority_of: Callable[[str], int]
     tell_ledger: Callable[..., None]
     tell_solver: Callable[[ManagerEvent], None]
     note: Callable[..., None]
@@ -112,8 +110,8 @@ class Host:
         around = self._around
         for effect in effects:
             match effect:
-                case Submit(job=job):
-                    self._submit(job)
+                case Submit(job=job, priority=priority):
+                    self._submit(job, priority)
                 case Send(_, Pull(ids)):
                     self._post(PullAsked(self.agent, ids))
                 case Send(_, AttemptEnded() as ended):
@@ -149,7 +147,7 @@ class Host:
 
     # ------------------------------------------------------------------ jobs
 
-    def _submit(self, job: Payload) -> None:
+    def _submit(self, job: Payload, priority: int) -> None:
         request = self._around.request_of(job.id)
         self._unsent.pop(job.id, None)
         self.instance.take(
@@ -159,7 +157,6 @@ class Host:
             output_tokens=max(1, request.output_tokens - job.produced_tokens),
         )
         self._around.note("start", self.agent, job.id, job.attempt)
-        priority = self._around.priority_of(request.slo_class)
         restore_s = self.instance.restore_s(job.id)
         if restore_s > 0.0:
             self._agenda.after(restore_s, self._start, job.id, job.attempt, priority)

@@ -28,7 +28,7 @@ class EngineOptions:
         kv_swap: the KV cache of an evicted request is kept in host memory.
     """
 
-    scheduling: SchedulingPolicy = "fcfs"
+    scheduling: SchedulingPolicy = "priority"
     warm_start: bool = True
     kv_swap: bool = True
 
@@ -59,6 +59,7 @@ class Instance:
         self._host_bytes = 0
         self._next_models: tuple[str, ...] = ()
         self._past_busy_s = 0.0
+        self._past_preemptions = 0
         self._restoring: dict[str, tuple[int, int, int]] = {}
         self.awake: str | None = spec.awake
         self.engine = self._new_engine(spec.awake)
@@ -73,6 +74,11 @@ class Instance:
     def busy_s(self) -> float:
         """Time spent in iterations so far, of all engines."""
         return self._past_busy_s + self.engine.busy_s
+
+    @property
+    def preemptions(self) -> int:
+        """How often engines here took a request off by themselves, to compute it again."""
+        return self._past_preemptions + self.engine.preemptions
 
     @property
     def next_event_s(self) -> float | None:
@@ -154,6 +160,7 @@ class Instance:
         self._host_bytes -= self._asleep.pop(model, 0)
         sleep_s = 0.0
         self._past_busy_s += self.engine.busy_s
+        self._past_preemptions += self.engine.preemptions
         if self.awake is not None:
             sleep_s = self._profiles[self.awake].sleep_s
             if self._options.warm_start:

@@ -23,6 +23,7 @@ class RunRecord:
         ttft_s, e2e_s, tpot_s: [n] NaN where there is none.
         mean_s, p50_s, p90_s: [n] the estimated wait at arrival; NaN without one.
         cut: requests that were longer than their model's smallest instance holds.
+        preemptions: by engines themselves, when their KV cache was full.
         steps: entries of the agenda that happened.
     """
 

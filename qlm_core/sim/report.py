@@ -46,6 +46,7 @@ def report_of(record: RunRecord, *, policy: str, seed: int, wall_s: float) -> di
         "output_tokens_per_s": _rounded(record.output_tokens / span_s),
         "makespan_s": _rounded(makespan_s),
         "evictions": record.evictions,
+        "preemptions": record.preemptions,
         "swaps": record.swaps,
         "swap_s": _rounded(record.swap_s),
         "utilisation": _rounded(record.busy_s / (span_s * max(1, record.instances))),

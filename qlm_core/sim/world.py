@@ -109,8 +109,6 @@ class World:
 
     def _surroundings(self) -> Surroundings:
         scenario, policy = self._scenario, self._policy
-        by_urgency = sorted(self._classes.values(), key=lambda one: one.slo.ttft_s)
-        priority = {one.name: rank for rank, one in enumerate(by_urgency)}
         return Surroundings(
             agenda=self._agenda,
             gateway=GATEWAY,
@@ -120,7 +118,6 @@ class World:
             classes=scenario.classes,
             takes_all=policy.takes_all,
             request_of=self._requests.__getitem__,
-            priority_of=priority.__getitem__,
             tell_ledger=self.tell_ledger,
             tell_solver=self.tell_solver,
             note=self._note,
@@ -139,6 +136,7 @@ class World:
                 break
         for host in self._hosts:
             record.busy_s += host.instance.busy_s
+            record.preemptions += host.instance.preemptions
             record.swaps += host.instance.swaps
             record.swap_s += host.instance.swap_s
         record.instances = len(self._hosts)

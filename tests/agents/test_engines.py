@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import pytest
 
 from agents.engines import make_engine, vllm
+from agents.engines.requests import prepare
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
 from qlm_core.errors import QlmError
@@ -23,6 +25,10 @@ from tests.agents.harness import (
     free_ports,
 )
 from tests.executor.world import profile
+
+
+async def no_tokens(model: str, text: str) -> list[int]:
+    raise AssertionError(f"{model} was asked to tokenize {text!r}")
 
 
 class TestOpenAI:
@@ -53,6 +59,15 @@ class TestOpenAI:
             assert body["stream_options"]["include_usage"] is True
             assert body["ignore_eos"] is True
             assert body["model"] == "mistral-7b"
+
+    async def test_priorities_are_for_servers_that_are_known_to_take_them(self):
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 3), 20_000)
+            await harness.heard.end_of("a")
+            [body] = harness.server.bodies
+            assert "priority" not in body
+            prepared = await prepare(harness.job("b", 3), "m", no_tokens, priority=20_000)
+            assert json.loads(prepared.body)["priority"] == 20_000
 
     async def test_a_prompt_of_token_ids_is_continued_in_token_ids(self):
         async with OpenAIHarness.started() as harness:

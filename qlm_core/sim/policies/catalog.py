@@ -15,7 +15,7 @@ from qlm_core.sim.policies.shepherd import Shepherd
 REMOVABLE = ("eviction", "kv-swap", "warm-start", "load-balancing")
 
 _CALM = {"eviction": False}
-_PLAIN = EngineOptions(kv_swap=False)
+_PLAIN = EngineOptions(scheduling="fcfs", kv_swap=False)
 
 _POLICIES = (
     Policy(
