@@ -163,6 +163,27 @@ def exponential_prior(mean_tokens: float) -> tuple[float, ...]:
     return tuple(-expm1((low - high) / mean_tokens) for low, high in pairwise(_STARTS))
 
 
+class RecentMean:
+    """Mean of what was seen of late: of all at first, each weighing the same.
+
+    Args:
+        prior: before anything is seen.
+        history: sightings after which one has faded to 1/e.
+    """
+
+    __slots__ = ("_history", "seen", "value")
+
+    def __init__(self, *, prior: float, history: int):
+        self.value = prior
+        self._history = history
+        self.seen = 0
+
+    def observe(self, value: float) -> None:
+        """Learn from one sighting."""
+        self.seen += 1
+        self.value += (value - self.value) / min(self._history, self.seen)
+
+
 class SpeedFactor:
     """How fast an engine really is, as a multiple of its profile's prediction."""
 

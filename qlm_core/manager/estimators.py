@@ -20,13 +20,13 @@ from qlm_core.rwt import (
     Calibration,
     Coverage,
     LengthModel,
+    RecentMean,
     SpeedFactor,
     Wait,
     exponential_prior,
 )
 
 _RATE_LIFE_S = 1.0
-_PROMPT_WEIGHT = 0.02
 _UNLIMITED = 1 << 20
 _UNKNOWN_PROMPT = 256.0
 _STEADY = 0.1
@@ -92,8 +92,8 @@ class Estimators:
         self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
-        self._model_prompts: dict[ModelName, float] = {}
-        self._prompts: dict[GroupKey, float] = {}
+        self._model_prompts: dict[ModelName, RecentMean] = {}
+        self._prompts: dict[GroupKey, RecentMean] = {}
         self._speeds: dict[tuple[str, str], SpeedFactor] = {}
         self._calibration: dict[tuple[ModelName, str], Calibration] = {}
         self._rates: dict[int, tuple[EngineProfile, dict[GroupKey | None, Rate]]] = {}
@@ -108,10 +108,17 @@ class Estimators:
         if key not in rates:
             rates[key] = ArrivalRate(request.arrival_s)
         rates[key].observe(request.arrival_s)
-        mean = self._prompts.get(key, tokens)
-        self._prompts[key] = mean + _PROMPT_WEIGHT * (tokens - mean)
-        mean = self._model_prompts.get(request.model, tokens)
-        self._model_prompts[request.model] = mean + _PROMPT_WEIGHT * (tokens - mean)
+        prompts = self._model_prompt(request.model)
+        prompts.observe(tokens)
+        if prompts.seen & (prompts.seen - 1) == 0:
+            # Twice as much is known as when rates were last made new; a first burst may be over before they grow old.
+            self._rates_until_s = 0.0
+        found = self._prompts.get(key)
+        if found is None:
+            found = self._prompts[key] = RecentMean(
+                prior=prompts.value, history=self._config.history
+            )
+        found.observe(tokens)
 
     def produced(self, request: RequestMeta, tokens: int, seen: int) -> int:
         """Learn how far the output of a request has come; see `LengthModel.passed`."""
@@ -261,11 +268,12 @@ class Estimators:
         )
 
     def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:
-        prompt = self._model_prompts.get(model, _UNKNOWN_PROMPT)
+        prompt = self._model_prompt(model).value
         if key is None:
             return prompt, self._model_length(model).moments(_UNLIMITED)[0]
         output = self.lengths(model, key.slo_class).moments(_limit(key))[0]
-        return self._prompts.get(key, prompt), output
+        known = self._prompts.get(key)
+        return prompt if known is None else known.value, output
 
     def _variation(self, model: ModelName, key: GroupKey | None) -> float:
         lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
@@ -285,6 +293,13 @@ class Estimators:
             prior = exponential_prior(self._config.prior_output_tokens)
             found = LengthModel(prior=prior, history=self._config.history)
             self._model_lengths[model] = found
+        return found
+
+    def _model_prompt(self, model: ModelName) -> RecentMean:
+        found = self._model_prompts.get(model)
+        if found is None:
+            found = RecentMean(prior=_UNKNOWN_PROMPT, history=self._config.history)
+            self._model_prompts[model] = found
         return found
 
     def _speed(self, gpu: str, model: str) -> SpeedFactor:

@@ -15,6 +15,7 @@ from qlm_core.rwt import (
     Calibration,
     LengthModel,
     Overtaker,
+    RecentMean,
     SpeedFactor,
     Wait,
     exponential_prior,
@@ -178,6 +179,18 @@ def test_waits_that_never_end_are_no_longer_awaited() -> None:
         wait, _ = told(calibration)
         calibration.observe(wait, 40.0)
     assert left.estimate(SPREAD) == none.estimate(SPREAD) != Calibration().estimate(SPREAD)
+
+
+def test_a_mean_weighs_the_first_alike_and_then_follows_slowly() -> None:
+    mean = RecentMean(prior=100.0, history=100)
+    mean.observe(1000.0)
+    mean.observe(200.0)
+    assert mean.value == pytest.approx(600.0)
+    for _ in range(1000):
+        mean.observe(50.0)
+    assert mean.value == pytest.approx(50.0, rel=0.01)
+    mean.observe(1050.0)
+    assert mean.value == pytest.approx(60.0, rel=0.02)
 
 
 @given(
