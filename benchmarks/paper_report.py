@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -321,7 +322,7 @@ def _draw_lines(
     axis: list[float],
     curves: dict[str, list[float | None]] | dict[str, list[float]],
 ) -> None:
-    def draw(axes):  # type: ignore[no-untyped-def]
+    def draw(axes: Any) -> None:
         for name, values in curves.items():
             axes.plot(axis, values, marker="o", label=name)
         axes.set_xlabel(label)
@@ -332,7 +333,7 @@ def _draw_lines(
 
 
 def _draw_bars(path: Path, title: str, names: list[str], bars: dict[str, list[float]]) -> None:
-    def draw(axes):  # type: ignore[no-untyped-def]
+    def draw(axes: Any) -> None:
         width = 0.8 / len(bars)
         for number, (name, values) in enumerate(bars.items()):
             at = [index + number * width for index in range(len(values))]

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.requests import Prepared, prepare
+from agents.engines.requests import prepare
 from qlm_core.config import AgentConfig, Config
 from qlm_core.errors import QlmError
 from qlm_core.executor import (
@@ -186,13 +186,11 @@ class Connection:
             if response.status != 200:
                 answer = await response.content.read(65_536)
                 return _refusal(job, response.status, answer)
-            return await self._relay(job, prepared, response.content)
+            return await self._relay(job, response.content)
 
-    async def _relay(
-        self, job: Payload, prepared: Prepared, content: aiohttp.StreamReader
-    ) -> JobDone | JobLost:
+    async def _relay(self, job: Payload, content: aiohttp.StreamReader) -> JobDone | JobLost:
         """Pass the stream on, event by event; the end is an end only with a finish reason."""
-        relay = _Relay(job, prepared)
+        relay = _Relay(job)
         rest = b""
         async for data, _ in content.iter_chunks():
             *lines, rest = (rest + data).split(b"\n")
@@ -242,10 +240,9 @@ class Connection:
 class _Relay:
     """Turns the events of one stream into job events."""
 
-    def __init__(self, job: Payload, prepared: Prepared) -> None:
+    def __init__(self, job: Payload) -> None:
         self.broken = False
         self._job = job
-        self._prepared = prepared
         self._resumed = job.produced_tokens > 0
         self._finish_reason = ""
         self._prompt_tokens = 0

@@ -4,9 +4,9 @@ Theory of operation. Gateways tell it which requests wait, are held, came back a
 instances can do and are doing. It keeps waiting requests in groups, places every group in one agent's virtual
 queue, and sends each agent its order and a window of references. Three rules:
 
-1. A plan is always in force. Whatever changes, the plan is repaired by insertion before `handle` returns; a planner
-   then improves it elsewhere (`StartSolve`) and its answer is adopted only if it is better *now*, by our own
-   evaluator, the cost of moving groups included.
+1. A plan is always in force. Whatever changes, it is repaired by insertion before `handle` returns (in a deep backlog, new
+   groups line up behind those that they continue); a planner then improves it elsewhere (`StartSolve`) and its answer is
+   adopted only if it is better *now*, by our own evaluator, the cost of moving groups included.
 2. Arrivals do not plan. A request that joins an open group costs a dictionary entry and a reference in the window.
 3. Nothing here is precious. A new Manager is rebuilt from what gateways and agents announce; it publishes nothing until
    one gateway has announced all it holds or a settling time is over, so that windows are not wiped by ignorance.

@@ -281,7 +281,7 @@ class TestEviction:
         )  # fmt: skip
         assert w.pulled == [pulled]
 
-    def full_of_interactive(self, **changes):  # type: ignore[no-untyped-def]
+    def full_of_interactive(self, **changes):
         w = world(profile(slots=2), **changes)
         w.queue(group(1, slo_class="interactive"), add=refs(1, 2, expected=1000))
         w.grant()
