@@ -23,7 +23,14 @@ from qlm_core.executor import (
     Wakeup,
     Warm,
 )
-from qlm_core.messages import AttemptEnded, AttemptReturned, Payload, Pull, QueueUpdate
+from qlm_core.messages import (
+    AttemptEnded,
+    AttemptReturned,
+    Payload,
+    Pull,
+    QueueUpdate,
+    ReturnReason,
+)
 from qlm_core.model import (
     GatewayId,
     GroupId,
@@ -163,6 +170,11 @@ class World:
     @property
     def running(self) -> list[str]:
         return list(self.executor.batch.running)
+
+    @property
+    def reasons(self) -> dict[str, ReturnReason]:
+        """Why each request was returned."""
+        return {one.id: one.reason for one in self.returned}
 
 
 def world(
