@@ -36,15 +36,15 @@ async def serve(
     """Run an agent until cancelled.
 
     Args:
-        ready: called once the engine serves its first model.
+        ready: called once the engine serves its first model, or waits for a server that somebody else starts.
 
     Raises:
-        QlmError: the engine cannot be started, or an address cannot be listened on.
+        QlmError: the engine cannot be started or is misconfigured, or an address cannot be listened on.
     """
     daemon = Daemon(config, agent)
     try:
         await daemon.start()
-        log.info("agent ready", extra={"agent": agent.name, "engine": agent.engine.kind})
+        log.info("agent started", extra={"agent": agent.name, "engine": agent.engine.kind})
         if ready is not None:
             ready()
         await asyncio.get_running_loop().create_future()

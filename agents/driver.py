@@ -24,6 +24,7 @@ from qlm_core.executor import (
     EngineReady,
     Event,
     Executor,
+    ExecutorState,
     JobOutput,
     Report,
     Send,
@@ -134,6 +135,8 @@ class Driver:
 
     def _handle(self, event: Event) -> None:
         kind = type(event)
+        if kind is EngineDown and self.executor.state is not ExecutorState.DOWN:
+            self.counts.engine_losses += 1
         effects = self.executor.handle(event, now_s=self._clock())
         if kind is JobOutput:
             assert isinstance(event, Chunk)
@@ -198,7 +201,6 @@ class Driver:
             case EngineReady(awake, _):
                 log.info("engine ready", extra={"model": awake})
             case EngineDown(reason):
-                self.counts.engine_losses += 1
                 log.error("engine down", extra={"reason": reason})
             case SwapFailed(model, reason):
                 self.counts.swaps_failed += 1

@@ -28,7 +28,11 @@ class Engine(Protocol):
         """One profile for each model that this instance can serve; complete once started."""
 
     async def start(self, listener: Listener) -> None:
-        """Bring the engine up with its first model awake. Raises QlmError if that is impossible."""
+        """Bring the engine up with its first model awake, which `EngineReady` tells.
+
+        An engine that somebody else brings up may be down at first (`EngineDown`), and comes when it comes.
+        Raises QlmError if it can never come.
+        """
 
     async def stop(self) -> None:
         """End what runs and release everything. Idempotent."""

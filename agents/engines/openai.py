@@ -1,315 +1,63 @@
-"""An engine that is a running OpenAI-compatible server, spoken to over HTTP.
+"""An engine that is a running OpenAI-compatible server, which somebody else starts, stops and configures.
 
-Every job streams, whatever its client asked for; chunk objects pass on as they come, without `id` and usage. A job is
-over only when the server has named a finish reason: a server that crashes may well end its stream with `[DONE]`. A
-job is aborted by closing its connection.
+The server is watched from the beginning to the end, whether it runs already, comes later or goes away meanwhile: it is
+up, or there is a trouble, and each change is told once. What waiting cannot mend is an error at the start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.requests import prepare
+from agents.engines.connection import Connection
+from agents.streams import Backoff
 from qlm_core.config import AgentConfig, Config
 from qlm_core.errors import QlmError
-from qlm_core.executor import (
-    EngineDown,
-    EngineReady,
-    JobDone,
-    JobLost,
-    JobOutput,
-    JobRefused,
-)
+from qlm_core.executor import EngineDown, EngineReady
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
 from qlm_core.profile import EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
 
-log = logging.getLogger("qlm.engine")
-
-# Statuses at which the same request may well succeed later or elsewhere.
-_RETRIED = (408, 409, 425, 429)
 _PROBE_S = 1.0
 # Probes in a row that fail before a server counts as down.
 _PROBES_LOST = 3
-_ERROR_CHARS_MAX = 2000
-_EVENT_BYTES_MAX = 4_194_304
+_MODELS_PATH = "/v1/models"
+_MODELS_NAMED_MAX = 5
 
 
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
+class _Model(msgspec.Struct):
+    id: str
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
-_Parts = dict[str, msgspec.Raw]
-_parts = msgspec.json.Decoder(_Parts)
-_choices = msgspec.json.Decoder(list[_Choice])
-_usage = msgspec.json.Decoder(_Usage | None)
-_encode = msgspec.json.Encoder().encode
+_models = msgspec.json.Decoder(_Models)
 
 
-class Connection:
-    """The request path to one server: submits jobs, streams their output, aborts them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trouble:
+    """Why a server is of no use.
 
-    Args:
-        base_url: scheme, host and port, without /v1.
-        served: the server's name for each of our models.
+    Attributes:
+        key: what to look at in the configuration.
+        text: the problem and the remedy.
+        passing: whether it may go away by itself.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        served: dict[ModelName, str],
-        api_key: str = "",
-        connect_timeout_s: float = 5.0,
-    ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._served = served
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._connect_timeout_s = connect_timeout_s
-        self._http: aiohttp.ClientSession | None = None
-        self._listener: Listener | None = None
-        self._tasks: dict[RequestId, tuple[int, asyncio.Task[None]]] = {}
-        self._ended: dict[asyncio.Task[None], None] = {}
+    key: str
+    text: str
+    passing: bool = False
 
-    def open(self, listener: Listener) -> None:
-        """Be ready to take jobs."""
-        self._listener = listener
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
-            headers=self._headers,
-            auto_decompress=False,
-        )
-
-    async def close(self) -> None:
-        """Drop all jobs without a word and hang up."""
-        self._drop_all()
-        if self._ended:
-            await asyncio.wait(list(self._ended))
-        if self._http is not None:
-            await self._http.close()
-
-    @property
-    def jobs(self) -> int:
-        """Jobs on the server."""
-        return len(self._tasks)
-
-    def submit(self, job: Payload, priority: int | None = None) -> None:
-        """Start a job, with a priority if the server is to hear of one."""
-        task = asyncio.create_task(self._run(job, priority))
-        self._tasks[job.id] = (job.attempt, task)
-
-    def abort(self, id: RequestId, attempt: int) -> None:
-        """Stop a job; unknown ones are ignored."""
-        known = self._tasks.get(id)
-        if known is not None and known[0] == attempt:
-            del self._tasks[id]
-            self._end(known[1])
-
-    def lose_all(self) -> None:
-        """The server is gone: every job on it is lost."""
-        lost = [JobLost(id, attempt) for id, (attempt, _) in self._tasks.items()]
-        self._drop_all()
-        for event in lost:
-            self._tell(event)
-
-    async def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """GET a path of the server. Raises OSError, asyncio.TimeoutError or aiohttp.ClientError."""
-        return await self._call("GET", path, None, timeout_s)
-
-    async def post(self, path: str, body: object, *, timeout_s: float) -> tuple[int, bytes]:
-        """POST JSON to a path of the server; raises as `get`."""
-        return await self._call("POST", path, _encode(body), timeout_s)
-
-    async def probe(self, model: ModelName, *, timeout_s: float) -> str:
-        """Have the server produce one token. Returns what is wrong, "" if nothing."""
-        body = {"model": self._served[model], "prompt": "a", "max_tokens": 1, "temperature": 0}
-        try:
-            status, answer = await self.post("/v1/completions", body, timeout_s=timeout_s)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            return f"no answer: {error!r}"
-        return "" if status == 200 else f"HTTP {status}: {_error_text(answer)}"
-
-    # ------------------------------------------------------------------- one job
-
-    async def _call(
-        self, method: str, path: str, body: bytes | None, timeout_s: float
-    ) -> tuple[int, bytes]:
-        assert self._http is not None, "not open"
-        async with self._http.request(
-            method,
-            self.base_url + path,
-            data=body,
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        ) as response:
-            return response.status, await response.read()
-
-    async def _run(self, job: Payload, priority: int | None) -> None:
-        try:
-            event: JobDone | JobRefused | JobLost = await self._stream(job, priority)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            log.warning("job lost", extra={"id": job.id, "reason": repr(error)})
-            event = JobLost(job.id, job.attempt)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("job lost", extra={"id": job.id, "reason": f"unreadable chunk: {error}"})
-            event = JobLost(job.id, job.attempt)
-        known = self._tasks.get(job.id)
-        if known is not None and known[0] == job.attempt:
-            del self._tasks[job.id]
-            self._tell(event)
-
-    async def _stream(self, job: Payload, priority: int | None) -> JobDone | JobRefused | JobLost:
-        assert self._http is not None, "not open"
-        try:
-            served = self._served[job.model]
-            prepared = await prepare(job, served, self._tokenize, priority=priority)
-        except (msgspec.MsgspecError, ValueError) as error:
-            return JobRefused(job.id, job.attempt, 400, f"body: {error}")
-        async with self._http.post(
-            self.base_url + prepared.path,
-            data=prepared.body,
-            headers={"Content-Type": "application/json", "X-Request-Id": job.id},
-        ) as response:
-            if response.status != 200:
-                answer = await response.content.read(65_536)
-                return _refusal(job, response.status, answer)
-            return await self._relay(job, response.content)
-
-    async def _relay(self, job: Payload, content: aiohttp.StreamReader) -> JobDone | JobLost:
-        """Pass the stream on, event by event; the end is an end only with a finish reason."""
-        relay = _Relay(job)
-        rest = b""
-        async for data, _ in content.iter_chunks():
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > _EVENT_BYTES_MAX:
-                log.warning("endless event in a stream", extra={"id": job.id})
-                return JobLost(job.id, job.attempt)
-            for line in lines:
-                if not line.startswith(b"data:"):
-                    continue
-                event = line[5:].strip()
-                if event == b"[DONE]":
-                    return relay.end()
-                output = relay.take(event)
-                if relay.broken:
-                    return JobLost(job.id, job.attempt)
-                if output is not None:
-                    self._tell(output)
-        return relay.end()
-
-    async def _tokenize(self, model: str, text: str) -> list[int]:
-        body = {"model": model, "prompt": text, "add_special_tokens": False}
-        status, answer = await self.post("/tokenize", body, timeout_s=10.0)
-        if status != 200:
-            raise ValueError(f"the server cannot tokenize ({status}), so token ids cannot go on")
-        tokens = msgspec.json.decode(answer).get("tokens")
-        return [int(token) for token in tokens]
-
-    # ------------------------------------------------------------------- bookkeeping
-
-    def _tell(self, event: JobOutput | JobDone | JobRefused | JobLost) -> None:
-        if self._listener is not None:
-            self._listener(event)
-
-    def _drop_all(self) -> None:
-        tasks = [task for _, task in self._tasks.values()]
-        self._tasks.clear()
-        for task in tasks:
-            self._end(task)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        """Cancel a task, and keep it referenced until it has closed its connection."""
-        if task.cancel():
-            self._ended[task] = None
-            task.add_done_callback(lambda done: self._ended.pop(done, None))
-
-
-class _Relay:
-    """Turns the events of one stream into job events."""
-
-    def __init__(self, job: Payload) -> None:
-        self.broken = False
-        self._job = job
-        self._resumed = job.produced_tokens > 0
-        self._finish_reason = ""
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-
-    def take(self, event: bytes) -> JobOutput | None:
-        """One chunk object; None if there is nothing to pass on."""
-        parts = _parts.decode(event)
-        if "error" in parts:
-            log.warning("engine error in a stream", extra={"id": self._job.id})
-            self.broken = True
-            return None
-        fresh = self._count(parts.pop("usage", None))
-        choices = _choices.decode(parts["choices"]) if "choices" in parts else []
-        if not choices:
-            return None
-        for choice in choices:
-            if choice.finish_reason is not None:
-                self._finish_reason = choice.finish_reason
-        if fresh is None:
-            fresh = 1
-            self._output_tokens += 1
-        if self._resumed and not fresh and not self._finish_reason and b'"role"' in event:
-            return None
-        parts.pop("id", None)
-        return JobOutput(self._job.id, self._job.attempt, _encode(parts), fresh)
-
-    def _count(self, raw: msgspec.Raw | None) -> int | None:
-        """Tokens since the last count; None where the server does not count as it goes."""
-        usage: _Usage | None = _usage.decode(raw) if raw is not None else None
-        if usage is None:
-            return None
-        fresh: int = max(0, usage.completion_tokens - self._output_tokens)
-        self._output_tokens = usage.completion_tokens
-        self._prompt_tokens = usage.prompt_tokens
-        return fresh
-
-    def end(self) -> JobDone | JobLost:
-        """The stream is over."""
-        job = self._job
-        if not self._finish_reason or self._finish_reason in ("abort", "error"):
-            return JobLost(job.id, job.attempt)
-        reason, prompt = self._finish_reason, self._prompt_tokens
-        return JobDone(job.id, job.attempt, reason, prompt, self._output_tokens)
-
-
-def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:
-    """What an HTTP error means: a client's fault is final, a server's is not."""
-    text = _error_text(answer)
-    if 400 <= status < 500 and status not in _RETRIED:
-        return JobRefused(job.id, job.attempt, status, text)
-    log.warning("engine refused", extra={"id": job.id, "status": status})
-    return JobLost(job.id, job.attempt)
-
-
-def _error_text(answer: bytes) -> str:
-    """The message of an OpenAI error body, or the body itself."""
-    try:
-        body = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        body = None
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        message = error.get("message") if isinstance(error, dict) else error
-        if isinstance(message, str):
-            return message[:_ERROR_CHARS_MAX]
-    return answer.decode("utf-8", "replace")[:_ERROR_CHARS_MAX]
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
 
 
 def assumed_profile(
@@ -348,12 +96,14 @@ class OpenAIEngine:
                 f"{len(agent.models)}. Give each server an agent of its own."
             )
         self._model = ModelName(agent.models[0])
+        self._served = config.models[self._model].path or self._model
         self._health_path = section.health_path
         self._timeout_s = section.connect_timeout_s
-        self._where = f"agents.{agent.name}.engine.openai.base_url"
+        self._retry_s_max = agent.reconnect_s_max
+        self._where = f"agents.{agent.name}.engine.openai"
         self._connection = Connection(
-            section.base_url,
-            served={self._model: config.models[self._model].path or self._model},
+            _address(section.base_url, f"{self._where}.base_url"),
+            served={self._model: self._served},
             api_key=section.api_key,
             connect_timeout_s=section.connect_timeout_s,
         )
@@ -372,18 +122,19 @@ class OpenAIEngine:
         return (self._profile,)
 
     async def start(self, listener: Listener) -> None:
-        """Check that the server answers. Raises QlmError if it does not."""
+        """Look whether the server is up, and watch it from then on.
+
+        Raises:
+            QlmError: it answers, and the configuration does not fit it.
+        """
         self._listener = listener
         self._connection.open(listener)
-        problem = await self._problem()
-        if problem:
+        trouble = await self._trouble()
+        if trouble is not None and not trouble.passing:
             await self._connection.close()
-            raise QlmError(
-                f"{self._where}: no server answers at {self._connection.base_url} ({problem}). "
-                "Start it first, or correct the address."
-            )
-        self._ready()
-        self._watch = asyncio.create_task(self._keep_watch())
+            raise QlmError(str(trouble))
+        self._tell(trouble)
+        self._watch = asyncio.create_task(self._keep_watch(trouble))
 
     async def stop(self) -> None:
         """Hang up; the server stays as it is."""
@@ -403,7 +154,7 @@ class OpenAIEngine:
     def swap(self, model: ModelName) -> None:
         """There is one model only, so it is awake already."""
         assert model == self._model
-        self._ready()
+        self._tell(None)
 
     def warm(self, models: tuple[ModelName, ...]) -> None:
         """There is nothing to warm."""
@@ -412,29 +163,120 @@ class OpenAIEngine:
         """Unknown; the agent's own count is used."""
         return 0
 
-    def _ready(self) -> None:
-        assert self._listener is not None
-        self._listener(EngineReady(self._model, ((self._model, ModelTier.AWAKE),)))
+    # ------------------------------------------------------------------- up or down
 
-    async def _problem(self) -> str:
-        try:
-            status, _ = await self._connection.get(self._health_path, timeout_s=self._timeout_s)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            return repr(error)
-        return "" if status < 400 else f"HTTP {status}"
-
-    async def _keep_watch(self) -> None:
-        """Tell when the server goes away and when it is back."""
+    def _tell(self, trouble: _Trouble | None) -> None:
         assert self._listener is not None
-        up, lost = True, 0
+        if trouble is None:
+            self._listener(EngineReady(self._model, ((self._model, ModelTier.AWAKE),)))
+        else:
+            self._listener(EngineDown(str(trouble)))
+
+    async def _keep_watch(self, trouble: _Trouble | None) -> None:
+        """Tell when the server comes up, when it goes down, and when something else keeps it down."""
+        while True:
+            if trouble is None:
+                trouble = await self._until_down()
+                self._connection.lose_all()
+            else:
+                trouble = await self._until_other(trouble)
+            self._tell(trouble)
+
+    async def _until_down(self) -> _Trouble:
+        lost = 0
         while True:
             await asyncio.sleep(_PROBE_S)
-            problem = await self._problem()
-            lost = lost + 1 if problem else 0
-            if up and lost >= _PROBES_LOST:
-                up = False
-                self._connection.lose_all()
-                self._listener(EngineDown(problem))
-            elif not up and not problem:
-                up = True
-                self._ready()
+            trouble = await self._illness()
+            lost = lost + 1 if trouble else 0
+            if trouble and lost >= _PROBES_LOST:
+                return trouble
+
+    async def _until_other(self, before: _Trouble) -> _Trouble | None:
+        """Try again, with growing pauses, until the server is up or has another trouble."""
+        pauses = Backoff(self._retry_s_max)
+        while True:
+            await asyncio.sleep(pauses.pause_s())
+            trouble = await self._trouble()
+            if trouble is None or trouble.key != before.key:
+                return trouble
+
+    async def _trouble(self) -> _Trouble | None:
+        """Why the server cannot be put into service; None if it can."""
+        return await self._illness() or await self._misfit()
+
+    async def _illness(self) -> _Trouble | None:
+        """What the server's health says against it."""
+        answer = await self._get(self._health_path)
+        if isinstance(answer, _Trouble):
+            return answer
+        status, _ = answer
+        if status < 400:
+            return None
+        if status in (404, 405):
+            return _Trouble(
+                key=f"{self._where}.health_path",
+                text=f"{self._at(self._health_path)} answers HTTP {status}. Set this to a path "
+                "that answers 200 while the server is well.",
+            )
+        return self._absent(f"HTTP {status} at {self._health_path}")
+
+    async def _misfit(self) -> _Trouble | None:
+        """What keeps a healthy server from serving our model. A server need not tell its models."""
+        answer = await self._get(_MODELS_PATH)
+        if isinstance(answer, _Trouble):
+            return answer
+        status, body = answer
+        if status >= 500:
+            return self._absent(f"HTTP {status} at {_MODELS_PATH}")
+        try:
+            names = [model.id for model in _models.decode(body).data] if status == 200 else None
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            names = None
+        if names is None or self._served in names:
+            return None
+        known = ", ".join(names[:_MODELS_NAMED_MAX]) + (", ..." * (len(names) > _MODELS_NAMED_MAX))
+        return _Trouble(
+            key=f"models.{self._model}.path",
+            text=f"{self._connection.base_url} does not serve {self._served!r} "
+            f"(it serves: {known or 'nothing'}). Set this to the server's name for the model.",
+        )
+
+    async def _get(self, path: str) -> tuple[int, bytes] | _Trouble:
+        """Status and body, or what is wrong whatever the path."""
+        try:
+            status, body = await self._connection.get(path, timeout_s=self._timeout_s)
+        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+            return self._absent(str(error) or type(error).__name__)
+        if status in (401, 403):
+            return _Trouble(
+                key=f"{self._where}.api_key",
+                text=f"{self._at(path)} answers HTTP {status}. Set this to a key that the "
+                "server accepts.",
+            )
+        return status, body
+
+    def _absent(self, problem: str) -> _Trouble:
+        return _Trouble(
+            key=f"{self._where}.base_url",
+            text=f"no server answers at {self._connection.base_url} ({problem}). It is tried "
+            "again until one does; start it, or correct the address.",
+            passing=True,
+        )
+
+    def _at(self, path: str) -> str:
+        return self._connection.base_url + path
+
+
+def _address(base_url: str, where: str) -> str:
+    """A server's address without the /v1 that clients of OpenAI's are used to write. Raises QlmError."""
+    address = base_url.rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise QlmError(
+            f"{where}: {base_url!r} is no address. Write it as http://host:port or https://host."
+        )
+    return address

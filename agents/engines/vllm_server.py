@@ -23,7 +23,7 @@ from typing import BinaryIO
 import aiohttp
 
 from agents.engines.base import Listener
-from agents.engines.openai import Connection
+from agents.engines.connection import Connection
 from qlm_core.config import ModelConfig, VllmEngineConfig
 from qlm_core.errors import QlmError
 from qlm_core.model import ModelName

@@ -30,9 +30,12 @@ class FakeServer:
         self.bodies: list[dict[str, object]] = []
         self.open = 0
         self.healthy = True
+        self.api_key = ""
+        self.asked = 0
         self.app = web.Application()
         routes = self.app.router
         routes.add_get("/health", self.health)
+        routes.add_get("/v1/models", self.models)
         routes.add_get("/metrics", self.metrics)
         routes.add_post("/v1/completions", self.generate)
         routes.add_post("/v1/chat/completions", self.generate)
@@ -43,7 +46,17 @@ class FakeServer:
             routes.add_get("/is_sleeping", self.is_sleeping)
 
     async def health(self, _: web.Request) -> web.Response:
+        self.asked += 1
         return web.Response(status=200 if self.healthy else 503)
+
+    async def models(self, request: web.Request) -> web.Response:
+        if not self.lets_in(request):
+            return self.error(401, "Unauthorized")
+        return web.json_response({"object": "list", "data": [{"id": self.model}]})
+
+    def lets_in(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "")
+        return not self.api_key or given == f"Bearer {self.api_key}"
 
     async def metrics(self, _: web.Request) -> web.Response:
         info = 'block_size="16",kv_cache_size_tokens="32768",num_gpu_blocks="2048"'
@@ -67,6 +80,8 @@ class FakeServer:
         return web.json_response({"tokens": list(range(len(body["prompt"].split())))})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
+        if not self.lets_in(request):
+            return self.error(401, "Unauthorized")
         body = await request.json()
         self.bodies.append(body)
         chat = "messages" in body

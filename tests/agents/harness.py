@@ -147,11 +147,7 @@ class OpenAIHarness(Harness):
     @asynccontextmanager
     async def started(cls) -> AsyncIterator[Harness]:
         server = FakeServer(cls.models[0])
-        runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
+        runner, port = await serving(server)
         engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{port}"}}
         try:
             async with running(cls, config_of(cls.models, engine)) as harness:
@@ -219,6 +215,14 @@ def config_of(
             "agents": [{"name": "agent", "gpu": gpu, "models": list(models), "engine": engine}],
         }
     )
+
+
+async def serving(server: FakeServer, port: int = 0) -> tuple[web.AppRunner, int]:
+    """Start a server; returns what stops it, and its port."""
+    runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    return runner, runner.addresses[0][1]
 
 
 @asynccontextmanager

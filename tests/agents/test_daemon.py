@@ -14,7 +14,8 @@ from agents import serve
 from agents.engines.sim import token_text
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
-from tests.agents.harness import free_ports
+from tests.agents.fake_vllm import FakeServer
+from tests.agents.harness import free_ports, serving
 from tests.agents.peers import Peers
 
 
@@ -195,8 +196,31 @@ async def test_serves_metrics_and_never_logs_prompts(
     assert "hello" not in "".join(record.getMessage() for record in caplog.records)
 
 
-async def test_an_engine_that_is_not_there_is_a_clear_error(peers: Peers):
-    engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{free_ports(1)}"}}
+async def test_an_agent_whose_server_comes_later_joins_at_once_and_serves_then(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+):
+    port = free_ports(1)
+    engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{port}"}}
+    async with agent(config_for(peers, engine=engine)):
+        await begin(peers, "r", "s", tokens=20)
+        assert not peers.solver.hellos[0].state.ready
+        assert peers.solver.hellos[0].state.awake_model is None
+        runner, _ = await serving(FakeServer("mistral-7b"), port)
+        try:
+            await peers.gateway.until(lambda: len(peers.gateway.ended) == 2)
+        finally:
+            await runner.cleanup()
+    assert {end.output_tokens for end in peers.gateway.ended.values()} == {20}
+    [told] = [record for record in caplog.records if record.getMessage() == "engine down"]
+    assert "agents.a0.engine.openai.base_url: no server answers at" in told.reason  # type: ignore[attr-defined]
+
+
+async def test_an_engine_that_can_never_serve_is_a_clear_error(peers: Peers):
+    runner, port = await serving(FakeServer("another"))
+    engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{port}"}}
     config = config_for(peers, engine=engine)
-    with pytest.raises(QlmError, match=r"engine\.openai\.base_url: no server answers"):
-        await serve(config, config.agents[0])
+    try:
+        with pytest.raises(QlmError, match=r"models\.mistral-7b\.path: .*it serves: another"):
+            await serve(config, config.agents[0])
+    finally:
+        await runner.cleanup()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -16,6 +18,7 @@ from qlm_core.errors import QlmError
 from qlm_core.executor import EngineDown, EngineReady, JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.model import ModelName, ModelTier, RequestId
 from qlm_core.profile_catalog import find_profile
+from tests.agents.fake_vllm import FakeServer
 from tests.agents.harness import (
     Listening,
     OpenAIHarness,
@@ -23,6 +26,7 @@ from tests.agents.harness import (
     VllmHarness,
     config_of,
     free_ports,
+    serving,
 )
 from tests.executor.world import profile
 
@@ -103,6 +107,86 @@ class TestOpenAI:
             async with asyncio.timeout(5):
                 while harness.server.open:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def listening(self, port: int, **openai: object) -> AsyncIterator[Listening]:
+        """An engine for a server at that port, whether it is there or not."""
+        section = {"base_url": f"http://127.0.0.1:{port}"} | openai
+        config = config_of(("mistral-7b",), {"kind": "openai", "openai": section})
+        engine, heard = make_engine(config, config.agents[0]), Listening()
+        await engine.start(heard)
+        try:
+            yield heard
+        finally:
+            await engine.stop()
+
+    async def test_a_server_that_comes_later_is_waited_for(self):
+        port = free_ports(1)
+        async with self.listening(port) as heard:
+            [down] = heard.events
+            assert isinstance(down, EngineDown)
+            assert "engine.openai.base_url: no server answers" in down.reason
+            runner, _ = await serving(FakeServer("mistral-7b"), port)
+            await heard.until(EngineReady)
+            await runner.cleanup()
+            await heard.until(EngineDown, 2)
+
+    async def test_each_trouble_of_a_server_is_told_once(self):
+        server = FakeServer("another")
+        server.healthy = False
+        runner, port = await serving(server)
+        async with self.listening(port) as heard:
+            async with asyncio.timeout(10):
+                while server.asked < 4:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert len(heard.events) == 1
+            server.healthy = True
+            first, second = await heard.until(EngineDown, 2)
+            assert "HTTP 503 at /health" in first.reason
+            assert "models.mistral-7b.path" in second.reason
+            server.model = "mistral-7b"
+            await heard.until(EngineReady)
+            assert [type(one) for one in heard.events] == [EngineDown, EngineDown, EngineReady]
+        await runner.cleanup()
+
+    @pytest.mark.parametrize(
+        ("openai", "words"),
+        [
+            (
+                {"api_key": "old"},
+                r"agents\.agent\.engine\.openai\.api_key: .*/v1/models .*HTTP 401",
+            ),
+            ({"api_key": "good", "health_path": "/ok"}, r"openai\.health_path: .*/ok .*HTTP 404"),
+        ],
+    )
+    async def test_what_waiting_cannot_mend_is_an_error_at_the_start(
+        self, openai: dict[str, str], words: str
+    ):
+        server = FakeServer("mistral-7b")
+        server.api_key = "good"
+        runner, port = await serving(server)
+        with pytest.raises(QlmError, match=words):
+            async with self.listening(port, **openai):
+                pass
+        await runner.cleanup()
+
+    async def test_a_key_that_is_refused_later_is_not_held_against_requests(self):
+        async with OpenAIHarness.started() as harness:
+            harness.server.api_key = "new"
+            harness.engine.submit(harness.job("a", 5))
+            assert isinstance(await harness.heard.end_of("a"), JobLost)
+
+    async def test_an_address_may_be_written_as_clients_of_openai_do(self):
+        runner, port = await serving(FakeServer("mistral-7b"))
+        async with self.listening(port, base_url=f"http://127.0.0.1:{port}/v1/") as heard:
+            assert isinstance(heard.events[0], EngineReady)
+        await runner.cleanup()
+
+    @pytest.mark.parametrize("base_url", ["gpu-host:8000", "gpu-host", "http://", "http://h:port"])
+    async def test_what_is_no_address_is_an_error(self, base_url: str):
+        with pytest.raises(QlmError, match=r"engine\.openai\.base_url: .* is no address"):
+            async with self.listening(0, base_url=base_url):
+                pass
 
     def test_more_than_one_model_is_refused(self):
         engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:9"}}
