@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import aiohttp
 
+from agents.engines import tether
 from agents.engines.base import Listener
 from agents.engines.connection import Connection
 from qlm_core.config import ModelConfig, VllmEngineConfig
@@ -34,7 +34,6 @@ _POLL_S = 0.25
 _HEALTH_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 120.0
 _CONTROL_TIMEOUT_S = 120.0
-_PR_SET_PDEATHSIG = 1
 _LOGS = Path("run")
 
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
@@ -97,22 +96,21 @@ class Server:
         begun_s = time.monotonic()
         environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"} | self._section.env
         command = self.command()
+        # Asked beforehand, since what is started is the tether, which always is there.
+        if shutil.which(command[0], path=environment.get("PATH")) is None:
+            raise ServerError(
+                f"cannot run {command[0]!r}: there is no such program. Install vLLM or correct "
+                "engine.vllm.command."
+            )
         with _open_log(self._log_path) as output:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environment,
-                    start_new_session=True,
-                    preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
-                )
-            except OSError as error:
-                raise ServerError(
-                    f"cannot run {command[0]!r} ({error.strerror}). Install vLLM or correct "
-                    "engine.vllm.command."
-                ) from error
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", tether.__file__, str(os.getpid()), *command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
         log.info("vllm starts", extra={"model": self.model, "pid": self._process.pid})
         self.connection.open(listener)
         try:
@@ -233,14 +231,3 @@ class Server:
 def _open_log(path: Path) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("ab")
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """What a child does first: ask to be ended when its parent is."""
-    # The library is loaded before the fork: only the call itself is safe after it.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return ask

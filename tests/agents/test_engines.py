@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from agents.engines import make_engine, vllm
+from agents.engines import make_engine, tether, vllm
 from agents.engines.requests import prepare
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
@@ -275,6 +277,36 @@ class TestVllm:
         assert len(pids) == 2
         assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
         assert os.getpid() not in pids
+
+
+CHILD = "import time; print('up', flush=True); time.sleep(60)"
+PARENT = """
+import asyncio, os, sys
+async def main():
+    tied = (sys.executable, "-I", sys.argv[1], str(os.getpid()), sys.executable, "-c")
+    child = await asyncio.create_subprocess_exec(*tied, sys.argv[2])
+    print(child.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells children of their parent's death"
+)
+async def test_what_is_tethered_ends_with_its_parent():
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT, tether.__file__, CHILD), stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    # Both have said something: the child is what it is to become.
+    first, second = await parent.stdout.readline(), await parent.stdout.readline()
+    assert b"up\n" in (first, second)
+    parent.kill()
+    async with asyncio.timeout(10):
+        # The pipe ends once nobody is left to write to it: neither parent nor child.
+        assert await parent.stdout.read() == b""
+        await parent.wait()
 
 
 class TestSim:
