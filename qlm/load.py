@@ -114,25 +114,63 @@ async def run(
     counts: Counts,
     time_scale: float = 1.0,
     concurrency_limit: int = 10_000,
+    stop: asyncio.Event | None = None,
 ) -> tuple[list[Outcome], float]:
     """Send all requests, wait for all answers; returns outcomes in order of arrival, and seconds.
 
     With `time_scale` the service's clock runs that many times as fast as ours: requests are sent accordingly, and
-    all times returned are on the service's clock.
+    all times returned are on the service's clock. Once `stop` is set nothing more is sent or waited for: what has ended
+    has an outcome, and `counts.in_flight` tells how much has not.
     """
+    stop = stop or asyncio.Event()
+    started_s = asyncio.get_running_loop().time()
+    ended: dict[int, Outcome] = {}
+    sending = asyncio.create_task(
+        _send_all(requests, transport, bodies, counts, time_scale, concurrency_limit, ended)
+    )
+    watch = asyncio.create_task(_cancel_when(stop, sending))
+    try:
+        await sending
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    finally:
+        watch.cancel()
+    elapsed_s = asyncio.get_running_loop().time() - started_s
+    outcomes = [ended[number] for number in sorted(ended)]
+    for outcome in outcomes:
+        outcome.stretch(time_scale)
+    return outcomes, elapsed_s * time_scale
+
+
+async def _cancel_when(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
+    await stop.wait()
+    work.cancel()
+
+
+async def _send_all(
+    requests: Iterable[WorkloadRequest],
+    transport: Transport,
+    bodies: Bodies,
+    counts: Counts,
+    time_scale: float,
+    concurrency_limit: int,
+    ended: dict[int, Outcome],
+) -> None:
+    """Send and wait; what ends is noted in `ended` by its number."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     room = asyncio.Semaphore(concurrency_limit)
-    outcomes: list[Outcome] = []
 
     async def one(shot: Shot, outcome: Outcome) -> None:
         try:
             await transport.send(shot, outcome)
         finally:
             room.release()
-            counts.in_flight -= 1
-            counts.fates[outcome.fate] += 1
-            counts.output_tokens += outcome.output_tokens
+        ended[shot.number] = outcome
+        counts.in_flight -= 1
+        counts.fates[outcome.fate] += 1
+        counts.output_tokens += outcome.output_tokens
 
     async with asyncio.TaskGroup() as tasks:
         for number, given in enumerate(requests):
@@ -147,11 +185,6 @@ async def run(
                 slo_class=request.slo_class,
                 sent_s=(loop.time() - started_s) * time_scale,
             )
-            outcomes.append(outcome)
             counts.sent += 1
             counts.in_flight += 1
             tasks.create_task(one(shot, outcome))
-    elapsed_s = loop.time() - started_s
-    for outcome in outcomes:
-        outcome.stretch(time_scale)
-    return outcomes, elapsed_s * time_scale

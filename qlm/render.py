@@ -30,14 +30,28 @@ def print_report(report: Report, slos: Mapping[str, Slo], console: Console) -> N
         "operations   " + ", ".join(f"{name} {_known(count)}" for name, count in operations)
     )
     _print_estimate(report, console)
-    fates = ", ".join(f"{count} {fate}" for fate, count in report.fates.items())
-    console.print(f"accounted    {report.requests} sent = {fates}")
+    _print_account(report, console)
     for problem in report.problems[:PROBLEMS_SHOWN_MAX]:
         console.print(
             f"             {problem.requests} {problem.fate}: {problem.reason or 'no reason given'}",
             soft_wrap=True,
             markup=False,
         )
+
+
+def _print_account(report: Report, console: Console) -> None:
+    sent = report.requests
+    fates = ", ".join(f"{count} {fate}" for fate, count in report.fates.items())
+    cut = report.interrupted
+    if cut is not None:
+        sent += cut.in_flight
+        fates += f", {cut.in_flight} in flight"
+        console.print(
+            f"interrupted  {cut.not_sent} of {sent + cut.not_sent} requests were not sent; "
+            f"all figures are over the {report.requests} that ended",
+            soft_wrap=True,
+        )
+    console.print(f"accounted    {sent} sent = {fates}", soft_wrap=True)
 
 
 def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:

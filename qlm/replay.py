@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qlm import load, progress, scrape
 from qlm.load_grpc import GrpcTransport
 from qlm.load_http import HttpTransport
-from qlm.report import Outcome, Report, summarise
+from qlm.report import Interruption, Outcome, Report, summarise
 from qlm_core.config import Config
 from qlm_core.errors import QlmError, Unavailable
 from qlm_core.model import Slo
@@ -67,6 +70,29 @@ async def require_gateway(url: str) -> None:
         raise Unavailable(f"{url}: no gateway answers. Start one with `qlm up`.") from None
 
 
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[asyncio.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one has its usual effect."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def forget() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    def tell() -> None:
+        forget()
+        stop.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, tell)
+    try:
+        yield stop
+    finally:
+        forget()
+
+
 async def measured(
     requests: Sequence[WorkloadRequest],
     target: Target,
@@ -75,8 +101,12 @@ async def measured(
     bodies: load.Bodies,
     time_scale: float = 1.0,
     concurrency_limit: int = 10_000,
+    stop: asyncio.Event | None = None,
 ) -> tuple[Report, list[Outcome]]:
-    """Send the requests to the target, showing progress, and summarise what became of them."""
+    """Send the requests to the target, showing progress, and summarise what became of them.
+
+    Once `stop` is set, that is over what has ended until then.
+    """
     await require_gateway(target.url)
     before = await scrape.read(target.metrics_urls)
     counts = load.Counts()
@@ -88,7 +118,12 @@ async def measured(
             counts=counts,
             time_scale=time_scale,
             concurrency_limit=concurrency_limit,
+            stop=stop,
         )
+    not_sent = len(requests) - counts.sent
+    interrupted = None
+    if counts.in_flight or not_sent:
+        interrupted = Interruption(in_flight=counts.in_flight, not_sent=not_sent)
     after = await scrape.read(target.metrics_urls)
     report = summarise(
         outcomes,
@@ -97,6 +132,7 @@ async def measured(
         elapsed_s=elapsed_s,
         evictions=_grown(before, after, EVICTIONS),
         swaps=_grown(before, after, SWAPS),
+        interrupted=interrupted,
     )
     return report, outcomes
 

@@ -124,13 +124,22 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run. `evictions` and `swaps` are None where nobody could be asked.
+class Interruption(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a run that was cut short has no outcome: requests on their way, and those never sent."""
 
+    in_flight: int
+    not_sent: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A run: the `requests` that have an outcome, which are all of them unless it was `interrupted`.
+
+    `evictions` and `swaps` are None where nobody could be asked.
     `problems` tells why requests did not finish, the most frequent reasons first, at most `PROBLEMS_MAX`.
     """
 
     requests: int
+    interrupted: Interruption | None = None
     elapsed_s: float
     requests_per_s: float
     output_tokens_per_s: float
@@ -165,28 +174,33 @@ def summarise(
     elapsed_s: float,
     evictions: int | None = None,
     swaps: int | None = None,
+    interrupted: Interruption | None = None,
 ) -> Report:
     """Statistics over a run in which `sent` requests were sent.
 
     Raises:
-        AccountingError: the outcomes are not exactly one for each request sent.
+        AccountingError: the outcomes are not exactly one for each request sent and not in flight.
     """
-    if len(outcomes) != sent:
-        raise AccountingError(f"{sent} requests were sent and {len(outcomes)} have an outcome.")
+    in_flight = interrupted.in_flight if interrupted is not None else 0
+    if len(outcomes) != sent - in_flight:
+        raise AccountingError(
+            f"{sent} requests were sent, {len(outcomes)} have an outcome and {in_flight} are in flight."
+        )
     names = dict.fromkeys([*slos, *(outcome.slo_class for outcome in outcomes)])
     classes = tuple(
         _class_report(name, [o for o in outcomes if o.slo_class == name], slos.get(name))
         for name in names
     )
     classes = tuple(one for one in classes if one.requests)
-    if sum(sum(one.fates.values()) for one in classes) != sent:
+    if sum(sum(one.fates.values()) for one in classes) != len(outcomes):
         raise AccountingError("the counts by class do not add up to the requests sent.")
     seconds = max(elapsed_s, 1e-9)
     counted = [outcome.evictions for outcome in outcomes if outcome.evictions is not None]
     if evictions is None and counted:
         evictions = sum(counted)
     return Report(
-        requests=sent,
+        requests=len(outcomes),
+        interrupted=interrupted,
         elapsed_s=elapsed_s,
         requests_per_s=sum(o.fate is Fate.FINISHED for o in outcomes) / seconds,
         output_tokens_per_s=sum(outcome.output_tokens for outcome in outcomes) / seconds,

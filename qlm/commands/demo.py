@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start, send, report; status 1 when a request was lost."""
+    """Start, send, report; status 1 when a request was lost. Raises KeyboardInterrupt after a partial report."""
     import asyncio
     import tempfile
 
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         console = Console()
         console.print()
         render.print_report(report, replay.slos_of(config), console)
+    if report.interrupted is not None:
+        raise KeyboardInterrupt
     return 1 if report.fates["lost"] else 0
 
 
@@ -93,9 +95,10 @@ async def _demonstrate(
     print("Starting a solver, a gateway and three agents with simulated GPUs ...", flush=True)
     async with fleet.running(config, folder):
         _introduce(config, target, requests)
-        report, _ = await replay.measured(
-            requests, target, slos=replay.slos_of(config), bodies=bodies
-        )
+        with replay.told_to_stop() as stop:
+            report, _ = await replay.measured(
+                requests, target, slos=replay.slos_of(config), bodies=bodies, stop=stop
+            )
         return report
 
 

@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, report; status 1 when a request was lost."""
+    """Replay, report; status 1 when a request was lost. Raises KeyboardInterrupt after a partial report."""
     import asyncio
 
     import uvloop
@@ -97,17 +97,21 @@ def run(args: argparse.Namespace) -> int:
     requests = list(read_requests(args.trace, mapping))
     if not requests:
         raise QlmError(f"{args.trace}: no request in it. Give a trace with at least one row.")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result, outcomes = runner.run(
-            replay.measured(
+
+    async def measured() -> tuple[report.Report, list[report.Outcome]]:
+        with replay.told_to_stop() as stop:
+            return await replay.measured(
                 requests,
                 target,
                 slos=slos,
                 bodies=bodies,
                 time_scale=args.time_scale,
                 concurrency_limit=args.concurrency_limit,
+                stop=stop,
             )
-        )
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result, outcomes = runner.run(measured())
     render.print_report(result, slos, Console())
     if args.json:
         args.json.write_bytes(report.to_json(result))
@@ -115,4 +119,6 @@ def run(args: argparse.Namespace) -> int:
         render.plot(
             outcomes, slos, args.plot, title=f"{args.trace.name}, {result.requests} requests"
         )
+    if result.interrupted is not None:
+        raise KeyboardInterrupt
     return 1 if result.fates["lost"] else 0

@@ -100,6 +100,27 @@ async def test_no_more_requests_are_open_than_allowed() -> None:
     assert recorder.most_together <= 4
 
 
+async def test_a_stopped_run_has_the_outcomes_of_what_ended() -> None:
+    class Slow(Recorder):
+        async def send(self, shot: load.Shot, outcome: Outcome) -> None:
+            await super().send(shot, outcome)
+            if shot.number == 1:
+                stop.set()
+            if shot.number >= 1:
+                await asyncio.Event().wait()
+
+    counts, stop = load.Counts(), asyncio.Event()
+    outcomes, _ = await load.run(
+        [request(), request(), request(), request(3600.0)],
+        Slow(),
+        bodies=load.Bodies(),
+        counts=counts,
+        stop=stop,
+    )
+    assert [outcome.fate for outcome in outcomes] == [Fate.FINISHED]
+    assert (counts.sent, counts.in_flight, counts.fates[Fate.FINISHED]) == (3, 2, 1)
+
+
 async def test_times_are_on_the_clock_of_the_fleet() -> None:
     outcomes, elapsed_s = await load.run(
         [request(0.0), request(1.0)],

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlm.report import AccountingError, Fate, Outcome, Report, quantile, summarise, to_json
+from qlm.report import (
+    AccountingError,
+    Fate,
+    Interruption,
+    Outcome,
+    Report,
+    quantile,
+    summarise,
+    to_json,
+)
 from qlm_core.model import Estimate, Slo
 
 SLOS = {"interactive": Slo(ttft_s=1.0, tpot_s=0.5), "batch": Slo(ttft_s=60.0, e2e_s=100.0)}
@@ -71,6 +80,14 @@ def test_a_single_token_has_no_time_per_output_token() -> None:
 def test_a_request_without_an_outcome_is_an_error(outcomes: int) -> None:
     with pytest.raises(AccountingError):
         summarise([finished("batch", 1, 2)] * outcomes, SLOS, sent=2, elapsed_s=1.0)
+
+
+def test_what_is_in_flight_after_an_interruption_needs_no_outcome() -> None:
+    cut = Interruption(in_flight=2, not_sent=4)
+    report = summarise([finished("batch", 1, 2)], SLOS, sent=3, elapsed_s=1.0, interrupted=cut)
+    assert (report.requests, report.attainment_ratio) == (1, 1.0)
+    with pytest.raises(AccountingError):
+        summarise([finished("batch", 1, 2)], SLOS, sent=4, elapsed_s=1.0, interrupted=cut)
 
 
 def test_estimates_are_compared_with_what_came() -> None:

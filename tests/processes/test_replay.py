@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import msgspec
 import pytest
 
 from qlm import fleet, load, replay, scrape
-from qlm.report import Report
+from qlm.report import Interruption, Report
+from qlm_core.config import Config
 from qlm_core.sim.workload import WorkloadRequest
-from tests.processes.conftest import PATIENCE_S
+from tests.processes.conftest import MODEL, PATIENCE_S
 
 REQUESTS = 40
 BURST = 160
@@ -72,6 +74,51 @@ async def test_a_trace_is_replayed_and_reported(tmp_path: Path, trace: Path) -> 
         status = (await seen.communicate())[0].decode()
         for text in (*(agent.name for agent in config.agents), "requests", "plan", "attained"):
             assert text in status
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """Three requests that end soon, four that take minutes and five that come much later."""
+    rows = [(0, 10)] * 3 + [(0, 4000)] * 4 + [(600, 10)] * 5
+    file = tmp_path / "endless.csv"
+    lines = [f"{arrival_s},100,{tokens}" for arrival_s, tokens in rows]
+    file.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]))
+    return file
+
+
+async def ended(config: Config, count: int) -> None:
+    """Wait until so many requests have ended at the gateway."""
+    urls = replay.metrics_urls(config, f"http://{config.gateway.http_listen}")[:1]
+    async with asyncio.timeout(PATIENCE_S):
+        while (scrape.total(await scrape.read(urls), "qlm_requests_total") or 0) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_an_interrupted_replay_reports_what_has_ended(tmp_path: Path, endless: Path) -> None:
+    config = fleet.temporary_config(tmp_path, ["solver.backend=search"])
+    cases = (("http", signal.SIGINT, 3), ("grpc", signal.SIGTERM, 10))
+    async with fleet.running(config, tmp_path):
+        for transport, number, known in cases:
+            out = tmp_path / f"{transport}.json"
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "qlm", "replay", str(endless), "--max-tokens", "4096"),
+                *("--config", str(tmp_path / "config.yaml"), "--models", f"{MODEL}=1"),
+                *("--transport", transport, "--mix", "interactive=1", "--json", str(out)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            await ended(config, known)
+            process.send_signal(number)
+            stdout, stderr = await process.communicate()
+            assert process.returncode == 130, stderr.decode()
+            assert "interrupted  5 of 12 requests were not sent" in stdout.decode()
+            assert "accounted    7 sent = " in stdout.decode()
+            report = msgspec.json.decode(out.read_bytes(), type=Report)
+            # The last to end may have ended for the gateway and not yet for its client.
+            done = report.fates["finished"]
+            assert 0 < done <= 3
+            assert report.interrupted == Interruption(in_flight=7 - done, not_sent=5)
+            assert [one.requests for one in report.classes] == [report.requests] == [done]
 
 
 def burst() -> list[WorkloadRequest]:
