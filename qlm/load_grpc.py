@@ -9,13 +9,13 @@ from types import TracebackType
 
 import grpc
 
+from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
 from protos.qlm.v1 import types_pb2 as types
+from qlm import calls
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
-from qlm_core.errors import Unavailable
-from qlm_core.model import Estimate
 
 CONNECT_S = 5.0
 RETRY_FIRST_S = 0.1
@@ -45,7 +45,7 @@ class GrpcTransport:
 
     def __init__(self, address: str, *, api_key: str = "", patience_s: float = 60.0) -> None:
         self._address = address
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._metadata = calls.metadata(api_key)
         self._patience_s = patience_s
         self._run = uuid.uuid4().hex[:12]
 
@@ -53,7 +53,7 @@ class GrpcTransport:
         self._channel = grpc.aio.insecure_channel(
             self._address,
             options=[
-                ("grpc.max_receive_message_length", 16_777_216),
+                *calls.CHANNEL_OPTIONS,
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
@@ -61,9 +61,7 @@ class GrpcTransport:
             await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)
         except TimeoutError:
             await self._channel.close(None)
-            raise Unavailable(
-                f"{self._address}: no gateway answers. Start one with `qlm up`."
-            ) from None
+            raise calls.no_gateway(self._address) from None
         self._stub = rpc.ClientServiceStub(self._channel)
         return self
 
@@ -133,7 +131,7 @@ class _Following:
         elif kind == "accepted":
             self.id = event.accepted.id
             if event.accepted.HasField("estimate"):
-                outcome.estimate = _estimate(event.accepted.estimate)
+                outcome.estimate = wire.estimate_from_wire(event.accepted.estimate)
         elif kind == "ended":
             self.ended = True
             outcome.fate = _FATES.get(event.ended.phase, Fate.FAILED)
@@ -142,11 +140,7 @@ class _Following:
             outcome.output_tokens = event.ended.usage.output_tokens
             outcome.evictions = event.ended.evictions
             if event.ended.HasField("estimate"):
-                outcome.estimate = _estimate(event.ended.estimate)
-
-
-def _estimate(wire: types.WaitEstimate) -> Estimate:
-    return Estimate(mean_s=wire.mean_s, p50_s=wire.p50_s, p90_s=wire.p90_s, p99_s=wire.p99_s)
+                outcome.estimate = wire.estimate_from_wire(event.ended.estimate)
 
 
 def _refused(code: grpc.StatusCode, *, known: bool) -> Fate:

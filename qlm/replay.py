@@ -11,12 +11,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qlm import load, progress, scrape
+from qlm import calls, load, progress, scrape
 from qlm.load_grpc import GrpcTransport
 from qlm.load_http import HttpTransport
 from qlm.report import Interruption, Outcome, Report, summarise
 from qlm_core.config import Config
-from qlm_core.errors import QlmError, Unavailable
+from qlm_core.errors import QlmError
 from qlm_core.model import Slo
 from qlm_core.sim.workload import WorkloadRequest
 
@@ -67,7 +67,7 @@ async def require_gateway(url: str) -> None:
         ):
             return
     except (aiohttp.ClientError, TimeoutError):
-        raise Unavailable(f"{url}: no gateway answers. Start one with `qlm up`.") from None
+        raise calls.no_gateway(url) from None
 
 
 @contextlib.contextmanager

@@ -21,16 +21,10 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     import json
 
-    from protos.qlm.v1 import client_service_pb2 as pb
-    from qlm import dial
+    from qlm.client import Client
 
-    with dial.stub(options.address_of(args)) as stub:
-        answer = stub.ExplainRequest(
-            pb.ExplainRequestRequest(id=args.id),
-            metadata=dial.metadata(options.key_of(args)),
-            timeout=dial.CALL_TIMEOUT_S,
-        )
-    explanation = json.loads(answer.explanation_json)
+    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+        explanation = client.explain(args.id)
     if args.json:
         print(json.dumps(explanation, indent=2))
         return 0

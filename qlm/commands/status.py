@@ -57,19 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _view(args: argparse.Namespace) -> dict[str, Any]:
-    import json
+    from qlm.client import Client
 
-    from protos.qlm.v1 import client_service_pb2 as pb
-    from qlm import dial
-
-    with dial.stub(options.address_of(args)) as stub:
-        answer = stub.ViewQueues(
-            pb.ViewQueuesRequest(),
-            metadata=dial.metadata(options.key_of(args)),
-            timeout=dial.CALL_TIMEOUT_S,
-        )
-    view: dict[str, Any] = json.loads(answer.view_json)
-    return view | _counted(args)
+    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+        return client.queues() | _counted(args)
 
 
 def _counted(args: argparse.Namespace) -> dict[str, Any]:
