@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 from qlm_core.errors import QlmError
@@ -24,6 +26,8 @@ COMMANDS = {
     "agent": "run one agent",
     "submit": "send one request and print its answer",
     "replay": "send the requests of a trace and report how they fared",
+    "watch": "print the answer of a request that was submitted before",
+    "cancel": "end a request, wherever it stands",
     "status": "show queues, agents and attainment",
     "explain": "explain where a request stands and why",
     "sim": "simulate a fleet and compare policies",
@@ -74,10 +78,17 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run `qlm` with `arguments` (default: those of the process) and return the exit status."""
     # gRPC's own remarks would stand between our structured log lines; its errors reach us as exceptions.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if arguments is None:
+        # A process that is told to end leaves as after Ctrl-C: in order, with nothing left behind.
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except QlmError as error:

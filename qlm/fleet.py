@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -95,6 +96,8 @@ async def running(config: Config, folder: Path) -> AsyncIterator[Running]:
     try:
         async with supervisor(config, ["--config", str(file)], log=log) as started:
             yield Running(config=config, supervisor=started)
+    except asyncio.CancelledError:
+        raise
     except BaseException:
         log.show_end()
         raise

@@ -75,17 +75,18 @@ def told_to_stop() -> Iterator[asyncio.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; a second one has its usual effect."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def forget() -> None:
-        for number in numbers:
+        for number, handler in usual.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
     def tell() -> None:
         forget()
         stop.set()
 
-    for number in numbers:
+    for number in usual:
         loop.add_signal_handler(number, tell)
     try:
         yield stop

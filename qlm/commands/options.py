@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ def url_of(args: argparse.Namespace) -> str:
         url: str = args.url.rstrip("/")
         return url if "://" in url else f"http://{url}"
     return f"http://{config_of(args).gateway.http_listen}"
+
+
+def require_writable(file: Path, option: str) -> None:
+    """Raise QlmError unless a file can be written there: asked before the work whose result it takes."""
+    import os
+
+    from qlm_core.errors import QlmError
+
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise QlmError(f"{option}: {file.parent} is no folder. Create it or name another file.")
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise QlmError(f"{option}: {file} cannot be written. Name another file.")
 
 
 def key_of(args: argparse.Namespace) -> str:

@@ -51,6 +51,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     options.add_config(parser)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise QlmError for what would only be noticed when it is too late."""
+    from qlm_core.errors import QlmError
+
+    for option, value in (
+        ("--limit", args.limit),
+        ("--concurrency-limit", args.concurrency_limit),
+        ("--max-tokens", args.max_tokens),
+    ):
+        if value is not None and value < 1:
+            raise QlmError(f"{option}: {value} is too low. Give at least 1.")
+    for option, value in (("--rate-scale", args.rate_scale), ("--time-scale", args.time_scale)):
+        if not 0 < value < float("inf"):
+            raise QlmError(
+                f"{option}: must be a number above 0, not {value:g}. 2 is twice as fast."
+            )
+    for option, file in (("--json", args.json), ("--plot", args.plot)):
+        if file is not None:
+            options.require_writable(file, option)
+    if args.plot is not None and args.plot.suffix != ".png":
+        raise QlmError(f"--plot: {args.plot} does not end in .png. Give it that ending.")
+
+
 def run(args: argparse.Namespace) -> int:
     """Replay, report; status 1 when a request was lost. Raises KeyboardInterrupt after a partial report."""
     import asyncio
@@ -63,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from qlm_core.errors import QlmError
     from qlm_core.sim.workload import Mix, TraceMapping
 
+    _check(args)
     config = options.config_of(args)
     slos = replay.slos_of(config)
     mapping = TraceMapping(
@@ -77,11 +101,6 @@ def run(args: argparse.Namespace) -> int:
     for name in mapping.mix.names:
         if name not in slos:
             raise QlmError(f"--mix: {name!r} is no SLO class. Use some of {', '.join(slos)}.")
-    if not args.time_scale > 0:
-        raise QlmError("--time-scale: must be above 0; 1 is real time.")
-    for option, file in (("--json", args.json), ("--plot", args.plot)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise QlmError(f"{option}: {file.parent} is no folder. Create it or name another file.")
     url = options.url_of(args)
     target = replay.Target(
         url=url,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qlm.commands import options
 
 if TYPE_CHECKING:
-    from qlm.client import Event
+    from qlm.client import Accepted, Ended, Event
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if args.no_wait:
             print(client.enqueue(_body(args, prompt), **wish).id)
             return 0
-        return _follow(client.submit(_body(args, prompt), **wish))
+        return follow(client.submit(_body(args, prompt), **wish))
 
 
 def _body(args: argparse.Namespace, prompt: str) -> dict[str, object]:
@@ -56,29 +56,48 @@ def _body(args: argparse.Namespace, prompt: str) -> dict[str, object]:
     return body
 
 
-def _follow(events: Iterable[Event]) -> int:
-    """Print an answer to standard output and what becomes of the request to standard error."""
+def follow(events: Iterable[Event], id: str = "") -> int:
+    """Print an answer to standard output and what becomes of the request to standard error.
+
+    Returns 0 if it finished, else 1. Raises KeyboardInterrupt after saying that the request goes on.
+    """
     import sys
 
     from qlm.client import Accepted, Output
     from qlm_core.model import Phase
 
-    for event in events:
-        if isinstance(event, Accepted):
-            wait = ""
-            if event.estimate is not None:
-                mean_s, p90_s = event.estimate.mean_s, event.estimate.p90_s
-                wait = f", estimated wait {mean_s:.1f} s (p90 {p90_s:.1f} s)"
-            print(f"{event.id}: {event.slo_class}{wait}", file=sys.stderr)
-        elif isinstance(event, Output):
-            print(event.text, end="", flush=True)
-        else:
-            print()
-            ttft = f", first token after {event.ttft_s:.2f} s" if event.ttft_s is not None else ""
+    try:
+        for event in events:
+            if isinstance(event, Accepted):
+                id = event.id
+                print(f"{id}: {event.slo_class}{_wait(event)}", file=sys.stderr)
+            elif isinstance(event, Output):
+                print(event.text, end="", flush=True)
+            else:
+                print()
+                print(_ending(event), file=sys.stderr)
+                return 0 if event.phase is Phase.FINISHED else 1
+    except KeyboardInterrupt:
+        if id:
             print(
-                f"{event.phase.value} ({event.reason}){ttft}, {event.output_tokens} tokens in "
-                f"{event.e2e_s:.2f} s, SLO {'met' if event.attained else 'missed'}",
+                f"\ninterrupted, but the request goes on: `qlm watch {id}` shows its answer, "
+                f"`qlm cancel {id}` ends it",
                 file=sys.stderr,
             )
-            return 0 if event.phase is Phase.FINISHED else 1
+        raise
     return 1
+
+
+def _wait(accepted: Accepted) -> str:
+    if accepted.estimate is None:
+        return ""
+    mean_s, p90_s = accepted.estimate.mean_s, accepted.estimate.p90_s
+    return f", estimated wait {mean_s:.1f} s (p90 {p90_s:.1f} s)"
+
+
+def _ending(ended: Ended) -> str:
+    ttft = f", first token after {ended.ttft_s:.2f} s" if ended.ttft_s is not None else ""
+    return (
+        f"{ended.phase.value} ({ended.reason}){ttft}, {ended.output_tokens} tokens in "
+        f"{ended.e2e_s:.2f} s, SLO {'met' if ended.attained else 'missed'}"
+    )

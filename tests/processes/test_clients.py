@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -235,6 +236,37 @@ class TestShell:
         assert done.stdout == text_of(id, 4) + "\n"
         assert tail.startswith("finished (length), first token after ")
         assert tail.endswith("SLO met")
+
+    def test_watch_shows_the_answer_of_what_was_left(self, served: Served) -> None:
+        at = ("--address", served.grpc)
+        left = self.qlm("submit", *at, "--no-wait", "--max-tokens", "4", "Later.").stdout.strip()
+        shown = self.qlm("watch", *at, left)
+        assert (shown.returncode, shown.stdout) == (0, text_of(left, 4) + "\n")
+        assert self.qlm("cancel", *at, left).stdout == "finished\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_whoever_stops_watching_is_told_that_the_request_goes_on(
+        self, served: Served, number: signal.Signals
+    ) -> None:
+        body = CHAT | {"qlm_sim": {"output_tokens": 8000}, "max_tokens": 8000}
+        at = ("--address", served.grpc)
+        with Client(served.grpc, api_key=KEY) as client:
+            left = client.enqueue(body).id
+            with subprocess.Popen(
+                [sys.executable, "-m", "qlm", "watch", *at, left],
+                env=os.environ | {"QLM_API_KEY": KEY},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as watching:
+                assert watching.stdout is not None
+                assert watching.stdout.read(1)
+                watching.send_signal(number)
+                _, said = watching.communicate()
+            assert watching.returncode == 130
+            assert f"the request goes on: `qlm watch {left}`" in said
+            assert client.get(left).ended is None
+            assert self.qlm("cancel", *at, left).stdout == "cancelled\n"
 
     def test_submit_leaves_and_explain_finds(self, served: Served) -> None:
         at = ("--address", served.grpc)
