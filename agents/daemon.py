@@ -19,7 +19,8 @@ from agents.engines import make_engine
 from agents.gateway_link import GatewayLink
 from agents.metrics import AgentCollector
 from agents.solver_link import SolverLink
-from qlm_core.config import AgentConfig, Config, parse_address
+from qlm_core.config import AgentConfig, Config
+from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 from qlm_core.executor import Drain, Executor
 from qlm_core.messages import Gateways

@@ -27,7 +27,8 @@ from gateway.work import WorkServicer
 from protos.qlm.v1 import client_service_pb2, work_service_pb2
 from protos.qlm.v1 import client_service_pb2_grpc as client_grpc
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
-from qlm_core.config import Config, parse_address
+from qlm_core.config import Config
+from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 
 log = logging.getLogger(__name__)

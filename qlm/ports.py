@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from qlm_core.config import Config, parse_address
+from qlm_core.config import Config
+from qlm_core.config_rules import parse_address
 from qlm_core.errors import ConfigError
 
 

@@ -1,7 +1,7 @@
 """The shape of `config.yaml`: one frozen tree, strict, with a default for everything.
 
-This module only describes and checks values; reading files and environment variables is the face's
-job (`qlm.config_file`). Each process gets the whole tree at start-up and hands its parts down.
+This module only describes values, and `qlm_core.config_rules` checks them; reading files and environment variables is
+the face's job (`qlm.config_file`). Each process gets the whole tree at start-up and hands its parts down.
 Sizes are in the unit that ends the name; every queue, message and wait has a limit here.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from qlm_core.config_rules import check
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 
@@ -322,7 +323,7 @@ class Config(Section, frozen=True, kw_only=True):
             config = msgspec.convert({} if data is None else data, Config)
         except msgspec.ValidationError as error:
             raise ConfigError(_readable(str(error), data)) from None
-        _check(config)
+        check(config)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:
@@ -404,93 +405,3 @@ def _fits(value: object, kind: Any) -> bool:
     except msgspec.ValidationError:
         return False
     return True
-
-
-def _check(config: Config) -> None:
-    """The rules that types alone cannot say."""
-    if config.default_slo_class not in config.slo_classes:
-        known = ", ".join(config.slo_classes)
-        raise ConfigError(
-            f"default_slo_class: {config.default_slo_class!r} is not one of slo_classes ({known})."
-        )
-    _check_classes(config)
-    _check_agents(config)
-    for path, value in _numbers(config, ""):
-        if not value >= 0 or value == float("inf"):
-            raise ConfigError(f"{path}: must be a finite number of at least 0, not {value}.")
-    if config.solver.budget_s <= 0:
-        raise ConfigError("solver.budget_s: must be above 0; 0.2 is a good start.")
-    if config.solver.grouping.delta <= 0:
-        raise ConfigError("solver.grouping.delta: must be above 0; the paper uses 4.")
-    for path, address in (
-        ("solver.listen", config.solver.listen),
-        ("gateway.http_listen", config.gateway.http_listen),
-        ("gateway.grpc_listen", config.gateway.grpc_listen),
-        ("gateway.solver", config.gateway.solver),
-    ):
-        parse_address(address, path)
-
-
-def _check_classes(config: Config) -> None:
-    tiers: dict[str, str] = {}
-    for name, section in config.slo_classes.items():
-        if section.ttft_s <= 0:
-            raise ConfigError(f"slo_classes.{name}.ttft_s: must be above 0 seconds.")
-        for tier in section.service_tiers:
-            if tier in tiers:
-                raise ConfigError(
-                    f"slo_classes.{name}.service_tiers: {tier!r} already selects "
-                    f"{tiers[tier]!r}. A tier selects one class."
-                )
-            tiers[tier] = name
-
-
-def _check_agents(config: Config) -> None:
-    names: dict[str, None] = {}
-    for index, agent in enumerate(config.agents):
-        where = f"agents[{index}]"
-        if agent.name in names:
-            raise ConfigError(f"{where}.name: {agent.name!r} is used twice. Names are unique.")
-        names[agent.name] = None
-        if not agent.models:
-            raise ConfigError(f"{where}.models: empty. Name at least one of `models`.")
-        for model in agent.models:
-            if model not in config.models:
-                known = ", ".join(config.models)
-                raise ConfigError(f"{where}.models: {model!r} is not in `models` ({known}).")
-        parse_address(agent.solver, f"{where}.solver")
-        if agent.engine.kind == "openai" and not agent.engine.openai.base_url:
-            raise ConfigError(
-                f"{where}.engine.openai.base_url: empty. Give the server's address, "
-                "for example http://127.0.0.1:8000."
-            )
-        if agent.engine.sim.time_scale <= 0:
-            raise ConfigError(f"{where}.engine.sim.time_scale: must be above 0.")
-
-
-def _numbers(value: object, path: str) -> list[tuple[str, float]]:
-    """Every number in the tree with its path."""
-    if isinstance(value, bool) or value is None:
-        return []
-    if isinstance(value, int | float):
-        return [(path, float(value))]
-    if isinstance(value, msgspec.Struct):
-        items = [(name, getattr(value, name)) for name in value.__struct_fields__]
-    elif isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, tuple):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return []
-    found: list[tuple[str, float]] = []
-    for name, item in items:
-        found.extend(_numbers(item, f"{path}.{name}".strip(".")))
-    return found
-
-
-def parse_address(text: str, path: str) -> tuple[str, int]:
-    """Split `host:port`. Raises ConfigError naming `path`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise ConfigError(f"{path}: {text!r} is not host:port, for example 127.0.0.1:7400.")
-    return host, int(port)

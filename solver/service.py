@@ -20,7 +20,8 @@ from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
-from qlm_core.config import Config, SolverConfig, parse_address
+from qlm_core.config import Config, SolverConfig
+from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 from solver.driver import Driver
 from solver.metrics import ManagerCollector

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -86,23 +85,20 @@ def assumed_profile(
 
 
 class OpenAIEngine:
-    """A server that somebody else runs, with one model of ours (the first that the agent names)."""
+    """A server that somebody else runs, with the one model that the agent names."""
 
     def __init__(self, config: Config, agent: AgentConfig) -> None:
         section = agent.engine.openai
-        if len(agent.models) != 1:
-            raise QlmError(
-                f"agents.{agent.name}.models: an openai engine serves one model, not "
-                f"{len(agent.models)}. Give each server an agent of its own."
-            )
-        self._model = ModelName(agent.models[0])
+        [model] = agent.models
+        self._model = ModelName(model)
         self._served = config.models[self._model].path or self._model
         self._health_path = section.health_path
         self._timeout_s = section.connect_timeout_s
         self._retry_s_max = agent.reconnect_s_max
         self._where = f"agents.{agent.name}.engine.openai"
         self._connection = Connection(
-            _address(section.base_url, f"{self._where}.base_url"),
+            # Clients of OpenAI's are used to write /v1 behind it.
+            section.base_url.rstrip("/").removesuffix("/v1"),
             served={self._model: self._served},
             api_key=section.api_key,
             connect_timeout_s=section.connect_timeout_s,
@@ -245,7 +241,9 @@ class OpenAIEngine:
         """Status and body, or what is wrong whatever the path."""
         try:
             status, body = await self._connection.get(path, timeout_s=self._timeout_s)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+        except TimeoutError:
+            return self._absent(f"nothing within {self._timeout_s:g} s")
+        except (OSError, aiohttp.ClientError) as error:
             return self._absent(str(error) or type(error).__name__)
         if status in (401, 403):
             return _Trouble(
@@ -265,18 +263,3 @@ class OpenAIEngine:
 
     def _at(self, path: str) -> str:
         return self._connection.base_url + path
-
-
-def _address(base_url: str, where: str) -> str:
-    """A server's address without the /v1 that clients of OpenAI's are used to write. Raises QlmError."""
-    address = base_url.rstrip("/").removesuffix("/v1")
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise QlmError(
-            f"{where}: {base_url!r} is no address. Write it as http://host:port or https://host."
-        )
-    return address

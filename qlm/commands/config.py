@@ -31,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     args.config = args.file or args.config
     config = options.config_of(args)
     classes, models = ", ".join(config.slo_classes), ", ".join(config.models)
-    print(f"valid: models {models}; classes {classes}; {len(config.agents)} agents")
+    agents = ", ".join(agent.name for agent in config.agents) or "none"
+    print(f"valid: models {models}; classes {classes}; agents {agents}")
     return 0

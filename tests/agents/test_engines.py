@@ -184,18 +184,6 @@ class TestOpenAI:
             assert isinstance(heard.events[0], EngineReady)
         await runner.cleanup()
 
-    @pytest.mark.parametrize("base_url", ["gpu-host:8000", "gpu-host", "http://", "http://h:port"])
-    async def test_what_is_no_address_is_an_error(self, base_url: str):
-        with pytest.raises(QlmError, match=r"engine\.openai\.base_url: .* is no address"):
-            async with self.listening(0, base_url=base_url):
-                pass
-
-    def test_more_than_one_model_is_refused(self):
-        engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:9"}}
-        config = config_of(("mistral-7b", "vicuna-13b"), engine)
-        with pytest.raises(QlmError, match="an openai engine serves one model"):
-            make_engine(config, config.agents[0])
-
 
 class TestVllm:
     async def test_a_crash_is_followed_by_a_restart(self):

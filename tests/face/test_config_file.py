@@ -9,6 +9,9 @@ from qlm.__main__ import main
 from qlm_core.config import Config
 from qlm_core.errors import ConfigError
 
+ONE, TWO = "models: [mistral-7b]", "models: [mistral-7b, vicuna-13b]"
+OPENAI = "engine: {kind: openai, openai: {base_url: "
+
 
 def test_an_empty_file_is_the_defaults() -> None:
     assert config_file.parse("", environ={}) == Config()
@@ -47,6 +50,41 @@ def test_showing_masks_secrets() -> None:
         ("slo_classes: {x: {ttft_s: 1, f: 2}}", "slo_classes.x.f: unknown key."),
         ("gateway: {http_listen: nowhere}", "gateway.http_listen: 'nowhere' is not host:port"),
         ("solver: {seed: -1}", "solver.seed: must be a finite number of at least 0, not -1"),
+        ("solver: {budget_s: 0}", "solver.budget_s: must be above 0."),
+        (
+            "slo_classes: {interactive: {ttft_s: 0}}",
+            "slo_classes.interactive.ttft_s: must be above",
+        ),
+        ("gateway: {attempts_max: 0}", "gateway.attempts_max: must be above 0."),
+        ("gateway: {limits: {open_requests_max: 0}}", "open_requests_max: must be above 0."),
+        ("gateway: {advertise: me}", "gateway.advertise: 'me' is not host:port"),
+        ("gateway: {id: ''}", "gateway.id: empty."),
+        ("solver: {metrics_listen: '7'}", "solver.metrics_listen: '7' is not host:port"),
+        ("models: {}", "models: empty."),
+        (f"agents: [{{name: '', {ONE}}}]", "agents[0].name: empty."),
+        (
+            f"agents: [{{name: a, {ONE}, metrics_listen: x}}]",
+            "metrics_listen: 'x' is not host:port",
+        ),
+        (
+            f"agents: [{{name: a, {ONE}, report_interval_s: 0}}]",
+            "report_interval_s: must be above 0",
+        ),
+        (
+            f"agents: [{{name: a, {ONE}, executor: {{output_share: 2}}}}]",
+            "must be at most 1, not 2",
+        ),
+        (f"agents: [{{name: a, {ONE}, {OPENAI}''}}}}}}]", "base_url: '' is no address."),
+        (f"agents: [{{name: a, {ONE}, {OPENAI}'gpu:8000'}}}}}}]", "'gpu:8000' is no address."),
+        (f"agents: [{{name: a, {ONE}, {OPENAI}'http://h:x'}}}}}}]", "'http://h:x' is no address."),
+        (
+            f"agents: [{{name: a, {TWO}, {OPENAI}'http://h'}}}}}}]",
+            "agents[0].models: an openai engine",
+        ),
+        (
+            f"agents: [{{name: a, {ONE}, engine: {{kind: vllm, vllm: {{command: []}}}}}}]",
+            "command: empty",
+        ),
         ("default_slo_class: gold", "default_slo_class: 'gold' is not one of slo_classes"),
         ("log: {}\nsolver: {}\nlog: {}", "line 3: the key 'log' stands here and in line 1."),
         ("solver: {backend: [", "line 1, column 20: not valid YAML:"),
