@@ -21,8 +21,8 @@ def configure(config: LogConfig) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if config.format == "json" else _TextFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
-    # Access lines would repeat what metrics count, one line per request.
-    for noisy in ("uvicorn.access", "aiohttp.access"):
+    # Access lines would repeat what metrics count, and uvicorn's own remarks what the gateway says itself.
+    for noisy in ("uvicorn.access", "uvicorn.error", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -102,8 +102,9 @@ def _picture(view: dict[str, Any]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [_agents(view["agents"])]
-    queues = {agent["id"]: agent["queue"] for agent in view["agents"] if agent["queue"]}
+    agents = sorted(view["agents"], key=lambda agent: agent["id"])
+    parts: list[RenderableType] = [_agents(agents)]
+    queues = {agent["id"]: agent["queue"] for agent in agents if agent["queue"]}
     if view["unplaced"]:
         queues["(none)"] = view["unplaced"]
     if queues:
@@ -196,7 +197,7 @@ def _table(*, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in left:
         table.add_column(name)
     for name in right:

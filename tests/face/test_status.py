@@ -94,6 +94,17 @@ def test_states_of_agents_are_named() -> None:
     assert "(none) mistral-7b batch-1 1 5 2 -" in text
 
 
+def test_agents_stand_in_order_and_long_names_are_whole() -> None:
+    queue = [group(123_456, slo_class="interactive", waiting=98_765)]
+    agents = [agent(id=name, queue=queue) for name in ("host2-gpu0", "host1-gpu0")]
+    lines = shown(view(agents=agents))
+    assert "host1-gpu0 mistral-7b interactive 123456 98765 2 1.2" in lines
+    assert [line.split()[0] for line in lines if "gpu0" in line] == [
+        *("host1-gpu0", "host2-gpu0"),
+        *("host1-gpu0", "host2-gpu0"),
+    ]
+
+
 def test_a_fleet_of_nothing_can_be_shown() -> None:
     """The solver's own view of a fleet that has not begun."""
     empty = views.view(Manager(SolverConfig(), (), now_s=0.0), now_s=0.0)
