@@ -9,7 +9,7 @@ from typing import Any
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
-    from qlm.commands import bench_paper, bench_planner
+    from qlm.commands import bench_paper, bench_paper_program, bench_planner
 
     parser = subparsers.add_parser(
         "bench", help="measure the data plane, the core, the planner or the simulator"
@@ -28,6 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subject.add_argument("--json", action="store_true", help="print one JSON object")
     bench_planner.add_parser(subjects)
     bench_paper.add_parser(subjects)
+    bench_paper_program.add_parser(subjects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
         from qlm.commands import bench_paper
 
         return bench_paper.run(args)
+    if args.subject == "paper-program":
+        from qlm.commands import bench_paper_program
+
+        return bench_paper_program.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
     known = ("seconds", "requests", "seeds")
     measured = subject.measure(
