@@ -102,11 +102,12 @@ class GatewayLink:
                 try:
                     await self._session(work_grpc.WorkServiceStub(channel).Work(WRITTEN), backoff)
                 except (grpc.aio.AioRpcError, wire.WireError) as error:
-                    log.log(
-                        logging.WARNING if self.connected else logging.DEBUG,
-                        "gateway stream broke",
-                        extra={"gateway": self.gateway, "reason": _reason(error)},
-                    )
+                    said = {"gateway": self.gateway, "reason": _reason(error)}
+                    if self.connected:
+                        log.warning("gateway stream broke", extra=said)
+                    elif backoff.worth_telling():
+                        said["address"] = self.address
+                        log.warning("cannot join the gateway; trying on", extra=said)
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if self._closing or (task is not None and task.cancelling()):

@@ -70,11 +70,12 @@ class SolverLink:
                 try:
                     await self._session(stub.AgentSession(WRITTEN), driver, backoff)
                 except grpc.aio.AioRpcError as error:
-                    log.log(
-                        logging.WARNING if self.connected else logging.DEBUG,
-                        "solver session broke",
-                        extra={"reason": f"{error.code().name}: {error.details()}"},
-                    )
+                    reason = f"{error.code().name}: {error.details()}"
+                    if self.connected:
+                        log.warning("solver session broke", extra={"reason": reason})
+                    elif backoff.worth_telling():
+                        said = {"address": self._agent.solver, "reason": reason}
+                        log.warning("cannot join the solver; trying on", extra=said)
                 except wire.WireError as error:
                     log.error("solver sent what cannot be read", extra={"reason": str(error)})
                 finally:

@@ -39,10 +39,18 @@ class Backoff:
         self._first_s = first_s
         self._next_s = first_s
         self._random = random.Random()
+        self._told = False
 
     def reset(self) -> None:
         """A connection stood: begin with short pauses again."""
         self._next_s = self._first_s
+        self._told = False
+
+    def worth_telling(self) -> bool:
+        """True once between two resets, when pauses are at their longest: peers that start together need less."""
+        worth = self._next_s >= self._longest_s and not self._told
+        self._told |= worth
+        return worth
 
     def pause_s(self) -> float:
         """How long to wait before the next attempt."""

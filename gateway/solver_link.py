@@ -40,6 +40,7 @@ FACTS_PER_MESSAGE_MAX = 2_000
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 2.0
 QUESTION_TIMEOUT_S = 5.0
+UNREACHED_S = 3.0
 
 # Facts that no decision waits for; what must be planned for is told at once, and takes these along.
 _UNHURRIED = (Pulled, FirstToken, Ended)
@@ -118,7 +119,7 @@ class SolverLink:
         """Keep a session open until cancelled."""
         backoff_s = BACKOFF_S_MIN
         while True:
-            await self._channel.channel_ready()
+            await self._reached()
             self._heard = False
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
             try:
@@ -141,6 +142,15 @@ class SolverLink:
             if self._heard:
                 backoff_s = BACKOFF_S_MIN
             await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
+
+    async def _reached(self) -> None:
+        """Wait until somebody listens at the solver's address; say so if that takes longer than a start."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), UNREACHED_S)
+        except TimeoutError:
+            said = {"address": self._config.solver}
+            log.warning("no solver answers; trying on", extra=said)
+            await self._channel.channel_ready()
 
     async def _session(self, handle: Handle) -> None:
         facts: Outbox[GatewayFact] = Outbox(limit=self._backlog_max)

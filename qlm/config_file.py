@@ -56,7 +56,8 @@ def find(option: str | None, *, environ: Mapping[str, str], directory: Path) -> 
         if given:
             path = Path(given)
             if not path.is_file():
-                raise ConfigError(f"{given}: no such file. Correct {origin} or create the file.")
+                problem = "no file" if path.exists() else "no such file"
+                raise ConfigError(f"{given}: {problem}. Correct {origin} or create the file.")
             return path
     default = directory / "config.yaml"
     return default if default.is_file() else None

@@ -20,6 +20,7 @@ import msgspec
 from agents.engines.base import Listener
 from agents.engines.tiers import Tiers
 from qlm_core.config import AgentConfig, Config
+from qlm_core.errors import QlmError
 from qlm_core.executor import EngineReady, JobDone, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
@@ -58,6 +59,13 @@ def _shortened(part: IterationTime | EngineProfile, time_scale: float) -> dict[s
     }
 
 
+def _profile(model: str, agent: AgentConfig) -> EngineProfile:
+    try:
+        return find_profile(model, agent.gpu)
+    except QlmError as error:
+        raise QlmError(f"agents.{agent.name}: {error}") from None
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """A job, its output in all (earlier attempts included), and how much of it is out."""
@@ -81,7 +89,7 @@ class SimEngine:
         self._zero_delay = section.zero_delay
         self._interval_s = section.stream_interval_s
         self._profiles = {
-            ModelName(model): scaled(find_profile(model, agent.gpu), section.time_scale)
+            ModelName(model): scaled(_profile(model, agent), section.time_scale)
             for model in agent.models
         }
         self._max_model_len = {

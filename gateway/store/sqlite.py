@@ -75,7 +75,7 @@ class SqliteStore:
             self._unlock()
             raise QlmError(
                 f"gateway.store.path: cannot open {self._path}: {error}. "
-                "Give a path that this user can write."
+                "Give a path that this user can write, and that is a store of QLM's or nothing yet."
             ) from None
         self._thread = threading.Thread(
             target=self._write, args=(connection,), name="qlm-store", daemon=True

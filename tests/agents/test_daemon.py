@@ -106,6 +106,31 @@ async def test_goes_on_without_a_solver_and_says_hello_again(peers: Peers):
     assert peers.solver.hellos[1].epoch == 1
 
 
+async def test_peers_that_do_not_answer_are_named_once(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+):
+    def told(event: str) -> list[str]:
+        return [r.address for r in caplog.records if r.getMessage() == event]  # type: ignore[attr-defined]
+
+    async def until_told(event: str) -> None:
+        async with asyncio.timeout(10):
+            while not told(event):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    solver, gateway = peers.address("solver"), peers.address("gateway")
+    await peers.stop("solver")
+    await peers.stop("gateway")
+    async with agent(config_for(peers, reconnect_s_max=0.1)):
+        await until_told("cannot join the solver; trying on")
+        await peers.start("solver")
+        await begin(peers, "r")
+        await until_told("cannot join the gateway; trying on")
+        await peers.start("gateway")
+        await peers.gateway.until(lambda: "r" in peers.gateway.ended)
+    assert told("cannot join the solver; trying on") == [solver]
+    assert told("cannot join the gateway; trying on") == [gateway]
+
+
 async def test_a_broken_gateway_stream_loses_and_repeats_nothing(peers: Peers):
     async with agent(config_for(peers)):
         await begin(peers, "r", tokens=300)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway import solver_link
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import types_pb2
 from protos.qlm.v1 import work_service_pb2 as work_pb
@@ -208,6 +209,24 @@ async def test_a_new_solver_hears_everything() -> None:
         m.AnnounceDone,
     ]
     assert told[3] == m.Pulled(RequestId(ids[1]), agent.name)
+
+
+async def test_a_solver_that_does_not_answer_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(solver_link, "UNREACHED_S", 0.05)
+
+    def told() -> list[str]:
+        return [one.address for one in caplog.records if "no solver answers" in one.getMessage()]  # type: ignore[attr-defined]
+
+    async with solving(Solver()) as address:
+        pass
+    async with running(config(solver=address)):
+        await soon(told)
+        solver = Solver()
+        async with solving(solver, address):
+            await soon(lambda: solver.heard(m.GatewayHello))
+            assert told() == [address]
 
 
 async def test_durable_requests_survive_a_restart(tmp_path: Path) -> None:
