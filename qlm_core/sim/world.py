@@ -46,7 +46,7 @@ from qlm_core.planning.search import search
 from qlm_core.sim.agenda import Agenda
 from qlm_core.sim.host import Host, Surroundings
 from qlm_core.sim.instance import Instance
-from qlm_core.sim.policies import Brain, Context, Policy
+from qlm_core.sim.policies import Brain, Context, Foreseen, Policy
 from qlm_core.sim.record import RunRecord
 from qlm_core.sim.scenario import Scenario, instances, room_tokens
 from qlm_core.sim.workload import WorkloadRequest, fitted
@@ -100,7 +100,7 @@ class World:
             Context(
                 config=scenario.solver,
                 classes=scenario.classes,
-                output_of=lambda id: self._requests[id].output_tokens,
+                foresee=self._foresee,
                 seed=seed,
             )
         )
@@ -155,27 +155,41 @@ class World:
         if request is None:
             self._arriving = False
             return
-        cut = fitted(request, self._rooms[request.model])
+        cut = self._fitted(request)
         self.record.cut += cut is not request
         self._agenda.at(cut.arrival_s, self._arrive, cut)
 
+    def _fitted(self, request: WorkloadRequest) -> WorkloadRequest:
+        return fitted(request, self._rooms[request.model])
+
+    def _foresee(self) -> tuple[Foreseen, ...]:
+        """All that is to arrive; in memory from now on."""
+        coming = tuple(self._workload)
+        self._workload = iter(coming)
+        return tuple(
+            Foreseen(self._meta(number, request, request.arrival_s), request.output_tokens)
+            for number, request in enumerate(map(self._fitted, coming))
+        )
+
     def _arrive(self, request: WorkloadRequest) -> None:
         number = self.record.arrived(request.arrival_s, self._numbers[request.slo_class])
-        id = RequestId(f"r{number}")
-        self._requests[id] = request
-        meta = RequestMeta(
-            id=id,
+        meta = self._meta(number, request, self._agenda.now_s)
+        self._requests[meta.id] = request
+        self._note("arrive", meta.id)
+        self._next_arrival()
+        self.tell_ledger(Submitted(request=meta, watched=True, expires_s=inf))
+
+    def _meta(self, number: int, request: WorkloadRequest, arrival_s: float) -> RequestMeta:
+        return RequestMeta(
+            id=RequestId(f"r{number}"),
             gateway=GATEWAY,
             model=ModelName(request.model),
             slo_class=request.slo_class,
             slo=self._classes[request.slo_class].slo,
             prompt_tokens=request.prompt_tokens,
             max_output_tokens=request.max_tokens,
-            arrival_s=self._agenda.now_s,
+            arrival_s=arrival_s,
         )
-        self._note("arrive", id)
-        self._next_arrival()
-        self.tell_ledger(Submitted(request=meta, watched=True, expires_s=inf))
 
     def _note(self, what: str, *details: object) -> None:
         if self._trace is not None:

@@ -5,7 +5,7 @@ can do. All brains hear the same: metadata of requests, what agents report, neve
 clairvoyant one, which is there to show how much better anyone could do.
 """
 
-from qlm_core.sim.policies.base import Brain, Context, Policy
+from qlm_core.sim.policies.base import Brain, Context, Foreseen, Policy
 from qlm_core.sim.policies.catalog import REMOVABLE, policy_named, policy_names
 
-__all__ = ["REMOVABLE", "Brain", "Context", "Policy", "policy_named", "policy_names"]
+__all__ = ["REMOVABLE", "Brain", "Context", "Foreseen", "Policy", "policy_named", "policy_names"]

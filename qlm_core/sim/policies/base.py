@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import msgspec
 
 from qlm_core.config import ExecutorConfig, SolverConfig
 from qlm_core.manager.events import Effect, Event
-from qlm_core.model import RequestId, SloClass
+from qlm_core.model import RequestMeta, SloClass
 from qlm_core.sim.instance import EngineOptions
 
 
@@ -25,17 +25,26 @@ class Brain(Protocol):
         """When `handle(Wakeup())` is due; None while nothing is awaited."""
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A request before it arrives, and how many tokens it will produce."""
+
+    request: RequestMeta
+    output_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What a brain is made from.
 
     Attributes:
-        output_of: true output tokens of a request that has not ended; for clairvoyance only.
+        foresee: all requests of the run in order of arrival. For clairvoyance only: they are drawn as they arrive unless
+            somebody asks, and kept from then on.
     """
 
     config: SolverConfig
     classes: tuple[SloClass, ...]
-    output_of: Callable[[RequestId], int]
+    foresee: Callable[[], Sequence[Foreseen]]
     seed: int
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qlm_core.errors import ConfigError
 from qlm_core.sim.instance import EngineOptions
-from qlm_core.sim.policies import ours, paper, shared
+from qlm_core.sim.policies import clairvoyant, ours, paper, shared
 from qlm_core.sim.policies.arrival import LeastLoaded, RoundRobin
 from qlm_core.sim.policies.base import Policy
 from qlm_core.sim.policies.shepherd import Shepherd
@@ -90,8 +90,9 @@ _POLICIES = (
     ),
     Policy(
         name="clairvoyant",
-        about="ours, told every true output length on arrival: a reference, not a rival",
-        build=ours.clairvoyant,
+        about="ours, knowing all requests and true output lengths beforehand: a reference",
+        build=clairvoyant.Clairvoyant,
+        executor_changes=clairvoyant.EXECUTOR_CHANGES,
     ),
 )
 _BY_NAME = {policy.name: policy for policy in _POLICIES}
