@@ -17,7 +17,7 @@ import grpc
 import msgspec
 
 from agents.driver import Driver, Run
-from agents.streams import WRITTEN, Backoff, open_channel
+from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
 from protos.outbox import Outbox
 from protos.qlm.v1 import work_service_pb2 as work_pb
@@ -99,9 +99,11 @@ class GatewayLink:
             async with open_channel(
                 self.address, message_bytes_max=self._agent.message_bytes_max
             ) as channel:
+                taken_over = False
                 try:
-                    await self._session(work_grpc.WorkServiceStub(channel).Work(WRITTEN), backoff)
+                    await self._session(work_grpc.WorkServiceStub(channel).Work(WRITTEN))
                 except (grpc.aio.AioRpcError, wire.WireError) as error:
+                    taken_over = is_takeover(error)
                     said = {"gateway": self.gateway, "reason": _reason(error)}
                     if self.connected:
                         log.warning("gateway stream broke", extra=said)
@@ -113,17 +115,18 @@ class GatewayLink:
                     if self._closing or (task is not None and task.cancelling()):
                         raise
                 finally:
+                    if self.connected and not taken_over:
+                        backoff.reset()
                     self._lost()
             if not self._closing:
                 await asyncio.sleep(backoff.pause_s())
 
-    async def _session(self, call: _WorkCall, backoff: Backoff) -> None:
+    async def _session(self, call: _WorkCall) -> None:
         """One stream from its hello to its end. Raises when it breaks."""
         hello, repeated = self._hello()
         try:
             await call.write(wire.work_to_wire([hello, *repeated]))
             self._joined()
-            backoff.reset()
             writer = asyncio.create_task(self._write(call))
             try:
                 await self._read(call)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import grpc
 
 from agents.driver import Driver
-from agents.streams import WRITTEN, Backoff, open_channel
+from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
@@ -67,9 +67,11 @@ class SolverLink:
                 self._agent.solver, message_bytes_max=self._agent.message_bytes_max
             ) as channel:
                 stub = agent_grpc.AgentSessionServiceStub(channel)
+                taken_over = False
                 try:
-                    await self._session(stub.AgentSession(WRITTEN), driver, backoff)
+                    await self._session(stub.AgentSession(WRITTEN), driver)
                 except grpc.aio.AioRpcError as error:
+                    taken_over = is_takeover(error)
                     reason = f"{error.code().name}: {error.details()}"
                     if self.connected:
                         log.warning("solver session broke", extra={"reason": reason})
@@ -79,10 +81,12 @@ class SolverLink:
                 except wire.WireError as error:
                     log.error("solver sent what cannot be read", extra={"reason": str(error)})
                 finally:
+                    if self.connected and not taken_over:
+                        backoff.reset()
                     self.connected = False
             await asyncio.sleep(backoff.pause_s())
 
-    async def _session(self, call: _SessionCall, driver: Driver, backoff: Backoff) -> None:
+    async def _session(self, call: _SessionCall, driver: Driver) -> None:
         """One session from its hello to its end. Raises when it breaks."""
         try:
             await call.write(wire.agent_message_to_wire(self._hello(driver)))
@@ -91,7 +95,6 @@ class SolverLink:
                 async for message in call:
                     if not self.connected:
                         self.connected = True
-                        backoff.reset()
                         log.info("solver joined", extra={"address": self._agent.solver})
                     order = wire.agent_order_from_wire(message, driver.now_s())
                     if isinstance(order, Gateways):

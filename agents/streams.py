@@ -31,6 +31,11 @@ def open_channel(address: str, *, message_bytes_max: int) -> grpc.aio.Channel:
     )
 
 
+def is_takeover(error: Exception) -> bool:
+    """Whether a peer has left this stream for another of the same name."""
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.ABORTED
+
+
 class Backoff:
     """Growing, jittered pauses between attempts to connect."""
 
@@ -42,7 +47,7 @@ class Backoff:
         self._told = False
 
     def reset(self) -> None:
-        """A connection stood: begin with short pauses again."""
+        """A connection stood: begin with short pauses again. Not after a takeover: a fight over a name helps neither."""
         self._next_s = self._first_s
         self._told = False
 

@@ -135,7 +135,10 @@ class _Stream:
             return
         older = self._streams.get(event.agent)
         if older is not None:
-            older.refuse(grpc.StatusCode.ABORTED, "a newer stream of this agent took over")
+            older.refuse(
+                grpc.StatusCode.ABORTED,
+                "a newer stream of this agent took over; names must be unique",
+            )
         self._agent = event.agent
         self._streams[event.agent] = self
         self._driver.connect(event.agent, self.orders)

@@ -271,7 +271,9 @@ async def _end(reader: asyncio.Task[None]) -> BaseException | None:
     reader.cancel()
     (outcome,) = await asyncio.gather(reader, return_exceptions=True)
     if replaced:
-        return SessionError(grpc.StatusCode.ABORTED, "a newer session took over")
+        return SessionError(
+            grpc.StatusCode.ABORTED, "a newer session of this name took over; names must be unique"
+        )
     return outcome
 
 

@@ -69,6 +69,7 @@ class Solver(Changing, agent_grpc.AgentSessionServiceServicer):
         super().__init__()
         self.hellos: list[AgentHello] = []
         self.reports: list[InstanceState] = []
+        self.ending: grpc.StatusCode | None = None
         self._outbox: Outbox[AgentOrder] = Outbox(limit=10_000)
 
     def idle(self) -> bool:
@@ -86,6 +87,8 @@ class Solver(Changing, agent_grpc.AgentSessionServiceServicer):
             while orders := await outbox.take():
                 for order in orders:
                     yield wire.agent_order_to_wire(order, 0.0)
+                if self.ending is not None:
+                    await context.abort(self.ending, "as the test says")
         finally:
             reader.cancel()
 

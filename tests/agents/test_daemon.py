@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import grpc
 import pytest
 
 from agents import serve
 from agents.engines.sim import token_text
+from agents.streams import Backoff
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
 from tests.agents.fake_vllm import FakeServer
@@ -129,6 +131,28 @@ async def test_peers_that_do_not_answer_are_named_once(
         await peers.gateway.until(lambda: "r" in peers.gateway.ended)
     assert told("cannot join the solver; trying on") == [solver]
     assert told("cannot join the gateway; trying on") == [gateway]
+
+
+@pytest.mark.parametrize(
+    ("ending", "patient"),
+    [(grpc.StatusCode.UNAVAILABLE, False), (grpc.StatusCode.ABORTED, True)],
+)
+async def test_only_an_agent_whose_name_was_taken_over_grows_patient(
+    peers: Peers, ending: grpc.StatusCode, patient: bool, monkeypatch: pytest.MonkeyPatch
+):
+    resets = []
+
+    def note(backoff: Backoff) -> None:
+        resets.append(backoff)
+
+    monkeypatch.setattr(Backoff, "reset", note)
+    async with agent(config_for(peers)):
+        await begin(peers)
+        peers.solver.ending = ending
+        for count in (2, 3):
+            peers.introduce()
+            await peers.solver.until(lambda: len(peers.solver.hellos) == count)  # noqa: B023
+        assert (resets == []) is patient
 
 
 async def test_a_broken_gateway_stream_loses_and_repeats_nothing(peers: Peers):
