@@ -38,6 +38,7 @@ KEEP_ALIVE_S = 75
 # A gRPC stream that is still open after the drain is cut after this.
 CUT_S = 1.0
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+_WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Gateway:
     async def start(self) -> Addresses:
         """Open the store, listen, and begin to dial the solver. Raises QlmError."""
         section = self._config.gateway
-        self._warn_if_open()
+        self._warn_of_listeners()
         sock = _listen(section.http_listen, "gateway.http_listen")
         try:
             self._grpc = self._make_grpc()
@@ -179,12 +180,16 @@ class Gateway:
         for service in ("", *_SERVICES):
             await self._health.set(service, status)
 
-    def _warn_if_open(self) -> None:
+    def _warn_of_listeners(self) -> None:
         section = self._config.gateway
         for key in ("http_listen", "grpc_listen"):
             host, _ = parse_address(getattr(section, key), f"gateway.{key}")
             if host not in _LOOPBACK and not section.api_keys:
                 log.warning("open to the network without API keys", extra={"listen": host})
+        host, _ = parse_address(self._work_address(), "gateway.advertise")
+        if host in _WILDCARDS:
+            said = {"told": self._work_address(), "remedy": "set gateway.advertise"}
+            log.warning("agents on other hosts cannot find this gateway", extra=said)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
         yield from self.driver.gauges()

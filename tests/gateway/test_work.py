@@ -229,6 +229,15 @@ async def test_a_solver_that_does_not_answer_is_named_once(
             assert told() == [address]
 
 
+@pytest.mark.parametrize(("advertise", "warned"), [("0.0.0.0:9", True), ("", False)])
+async def test_a_wildcard_that_agents_are_told_to_dial_is_warned_of(
+    advertise: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(config(advertise=advertise)):
+        said = [one for one in caplog.records if "cannot find this gateway" in one.getMessage()]
+    assert bool(said) is warned
+
+
 async def test_durable_requests_survive_a_restart(tmp_path: Path) -> None:
     store = {"kind": "sqlite", "path": str(tmp_path / "q.sqlite")}
     async with (
