@@ -6,6 +6,7 @@ Only the module of the command that is asked for is imported, so that `qlm --hel
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -17,6 +18,8 @@ from qlm_core.errors import QlmError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+# What is wrong with a place to write to, which a traceback would explain no better.
+_UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 
 COMMANDS = {
     "up": "start solver, gateway and agents on this machine",
@@ -99,6 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"qlm: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
 
 

@@ -1,5 +1,6 @@
 """What every command says of itself, and of misuse: one line and status 2."""
 
+import errno
 import re
 
 import pytest
@@ -16,6 +17,17 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
     assert text.startswith(f"usage: qlm {command}")
     # A sentence between usage and arguments says what it does.
     assert re.search(r"\n\n[A-Z`][^\n]+", text)
+
+
+def test_a_full_disk_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "report.json")
+
+    monkeypatch.setattr("qlm.commands.config.run", full)
+    assert main(["config", "show"]) == 2
+    assert capsys.readouterr().err == "qlm: error: report.json: No space left on device\n"
 
 
 @pytest.mark.parametrize(
