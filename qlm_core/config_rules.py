@@ -155,6 +155,11 @@ def _check_engine(agent: AgentConfig, where: str) -> None:
                 f"{where}.engine.openai.base_url: {engine.openai.base_url!r} is no address. Give "
                 "the server's, for example http://127.0.0.1:8000."
             )
+        if not engine.openai.health_path.startswith("/"):
+            raise ConfigError(
+                f"{where}.engine.openai.health_path: {engine.openai.health_path!r} does not begin "
+                "with /. Write it as /health."
+            )
     if engine.kind == "vllm" and not engine.vllm.command:
         raise ConfigError(f"{where}.engine.vllm.command: empty. Leave it out for `vllm serve`.")
 
