@@ -85,6 +85,10 @@ def test_showing_masks_secrets() -> None:
             f"agents: [{{name: a, {ONE}, engine: {{kind: vllm, vllm: {{command: []}}}}}}]",
             "command: empty",
         ),
+        (
+            f"agents: [{{name: a, {ONE}, {OPENAI}'http://h', health_path: x}}}}}}]",
+            "engine.openai.health_path: 'x' does not begin with /.",
+        ),
         ("default_slo_class: gold", "default_slo_class: 'gold' is not one of slo_classes"),
         ("log: {}\nsolver: {}\nlog: {}", "line 3: the key 'log' stands here and in line 1."),
         ("solver: {backend: [", "line 1, column 20: not valid YAML:"),
