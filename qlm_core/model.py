@@ -165,6 +165,7 @@ class InstanceState:
         swapping_to: the model being made awake, if a swap is under way.
         ready: False while the engine is down or starting; nothing can be placed there then.
         tokens_per_s: output rate since the last report; 0 when nothing ran.
+        prompt_tokens_per_s: rate since then at which prompts came to their first token, by their tokens.
         mean_batch: mean number of decoding requests since the last report.
     """
 
@@ -175,5 +176,6 @@ class InstanceState:
     running: tuple[RunningRequest, ...] = ()
     kv_used_tokens: int = 0
     tokens_per_s: float = 0.0
+    prompt_tokens_per_s: float = 0.0
     mean_batch: float = 0.0
     draining: bool = False

@@ -82,6 +82,13 @@ class Attempts:
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
+    def grow(self, item: InFlight, tokens: int) -> None:
+        """A running request has produced so many more tokens."""
+        if not item.begun:
+            self.pace.read(item.ref.prompt_tokens)
+        self.batch.grow(item, tokens)
+        self.pace.produce(tokens)
+
     def end(self, ended: AttemptEnded) -> bool:
         """The engine is through with an attempt; False if it is none of ours."""
         item = self.batch.running.get(ended.id)

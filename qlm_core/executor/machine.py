@@ -123,7 +123,8 @@ class Executor:
         self._effects = self._attempts.effects = effects
         if self._handlers[type(event)](event):
             self._advance()
-        if now_s >= self._report_s:
+        # A report between two outputs of one iteration would tell of half of it.
+        if now_s >= self._report_s and not isinstance(event, e.JobOutput):
             self._attempts.pace.roll(now_s)
             self._report_s = now_s + self._report_interval_s
             effects.append(e.Report(self.instance_state()))
@@ -157,6 +158,7 @@ class Executor:
             running=self.batch.progress(),
             kv_used_tokens=self.batch.resident_tokens,
             tokens_per_s=self._attempts.pace.tokens_per_s,
+            prompt_tokens_per_s=self._attempts.pace.prompt_tokens_per_s,
             mean_batch=self._attempts.pace.mean_batch,
             draining=self.state in (_S.LEAVING, _S.GONE),
         )
@@ -241,8 +243,7 @@ class Executor:
     def _on_output(self, event: e.JobOutput) -> bool:
         item = self.batch.running.get(event.id)
         if item is not None and item.attempt == event.attempt:
-            self.batch.grow(item, event.tokens)
-            self._attempts.pace.produce(event.tokens)
+            self._attempts.grow(item, event.tokens)
         return False
 
     def _on_done(self, event: e.JobDone) -> bool:

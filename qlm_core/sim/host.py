@@ -47,6 +47,9 @@ from qlm_core.sim.batch import Outcome, OutcomeKind
 from qlm_core.sim.instance import Instance
 from qlm_core.sim.workload import WorkloadRequest
 
+# Less than a whole interval, so that rounding cannot put it behind the report.
+_SYNC_SHARE = 0.9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -87,7 +90,7 @@ class Host:
         )
         self._wake_s = inf
         self._engine_s = inf
-        self._synced_s = 0.0
+        self._sync_s = 0.0
         self._unsent: dict[RequestId, int] = {}
         self._loading: str | None = None
 
@@ -103,6 +106,8 @@ class Host:
 
     def tell(self, event: Event) -> None:
         """Give the executor an event and carry out what it orders."""
+        if self._agenda.now_s >= self._sync_s:
+            self._listen()
         self._carry_out(self.executor.handle(event, now_s=self._agenda.now_s))
         self._watch()
 
@@ -172,8 +177,7 @@ class Host:
         if due_s != self._engine_s:
             return
         self._engine_s = inf
-        for outcome in self.instance.advance(self._agenda.now_s):
-            self._outcome(outcome)
+        self._listen()
         self._watch()
 
     def _outcome(self, outcome: Outcome) -> None:
@@ -195,9 +199,18 @@ class Host:
     def _order(self, event: Event) -> None:
         self._carry_out(self.executor.handle(event, now_s=self._agenda.now_s))
 
+    def _listen(self) -> None:
+        """Hear what the engine has to say, and before the executor reports, how far running jobs have come."""
+        now_s = self._agenda.now_s
+        outcomes = self.instance.advance(now_s)
+        if now_s >= self._sync_s:
+            self._sync_s = now_s + _SYNC_SHARE * self._around.report_interval_s
+            self._sync()
+        for outcome in outcomes:
+            self._outcome(outcome)
+
     def _sync(self) -> None:
         """Tell the executor what running jobs have produced since it was told last."""
-        self._synced_s = self._agenda.now_s
         jobs = self.instance.jobs
         for id, produced in self.instance.produced():
             job = jobs.get(id)
@@ -252,8 +265,6 @@ class Host:
         if due_s != self._wake_s:
             return
         self._wake_s = inf
-        if self._agenda.now_s - self._synced_s >= self._around.report_interval_s:
-            self._sync()
         self.tell(Wakeup())
 
 

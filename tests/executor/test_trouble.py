@@ -124,5 +124,6 @@ def test_reports_at_intervals_with_rates():
     w.at(2.1)
     state = w.reports[-1].state
     assert state.tokens_per_s == 100.0
+    assert state.prompt_tokens_per_s == 2 * 100 / 1.0
     assert state.mean_batch == 2.0
     assert [one.produced_tokens for one in state.running] == [50, 50]

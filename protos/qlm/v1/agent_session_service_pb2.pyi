@@ -173,6 +173,7 @@ class AgentReport(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     MEAN_BATCH_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     awake_model: _builtins.str
     """Empty when no model can serve at once."""
@@ -185,6 +186,8 @@ class AgentReport(_message.Message):
     """Mean number of decoding requests since the last report."""
     draining: _builtins.bool
     """The agent takes no new work and leaves when its batch is done."""
+    prompt_tokens_per_s: _builtins.float
+    """Rate since the last report at which prompts came to their first token, by their tokens."""
     @_builtins.property
     def tiers(self) -> _containers.ScalarMap[_builtins.str, Global___ModelTier.ValueType]: ...
     @_builtins.property
@@ -201,10 +204,11 @@ class AgentReport(_message.Message):
         tokens_per_s: _builtins.float = ...,
         mean_batch: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        prompt_tokens_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "ready", b"ready", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "prompt_tokens_per_s", b"prompt_tokens_per_s", "ready", b"ready", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
