@@ -15,21 +15,20 @@ from qlm_core.config import RwtConfig
 from qlm_core.grouping import LIMIT_SCALES, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile, profile_from_throughput
-from qlm_core.rwt import (
-    ArrivalRate,
-    Calibration,
-    Coverage,
-    LengthModel,
-    RecentMean,
-    SpeedFactor,
-    Wait,
-    exponential_prior,
-)
+from qlm_core.rwt.calibration import Calibration, Coverage
+from qlm_core.rwt.lengths import LengthModel, exponential_prior
+from qlm_core.rwt.rates import ArrivalRate, RecentMean, SpeedFactor
+from qlm_core.rwt.waits import Wait
 
 _RATE_LIFE_S = 1.0
 _UNLIMITED = 1 << 20
 _UNKNOWN_PROMPT = 256.0
 _STEADY = 0.1
+
+_SPEED_SPREAD = 0.05
+_PRIOR_REQUESTS = 8.0
+"""What the configured prior of output lengths is worth, in requests."""
+
 """Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
 
@@ -43,6 +42,7 @@ class Rate:
         batch: mean number of requests running at once.
         residence_s: how long one request stays in the batch.
         variation: standard deviation of output lengths over their mean.
+        uncertainty: standard deviation of the pace over its mean: lengths are known from as many requests as have ended.
         prefill_s: from start to first token.
         absorb_s: the pace at which waiting requests start while there is free room: prefill alone.
     """
@@ -52,6 +52,7 @@ class Rate:
     batch: float
     residence_s: float
     variation: float
+    uncertainty: float
     prefill_s: float
     absorb_s: float
 
@@ -134,18 +135,15 @@ class Estimators:
         self._model_length(request.model).observe(output_tokens, seen)
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
-        """Learn an engine's real speed from one interval in which its batch hardly changed.
-
-        While a batch fills up, most of the engine's time goes into prompts, which says nothing of its speed.
-        """
+        """Learn an engine's real speed from one interval in which its batch hardly changed."""
         batch = min(state.mean_batch, float(profile.max_num_seqs))
         if batch < 1.0 or state.tokens_per_s <= 0.0:
             return
         if abs(len(state.running) - batch) > _STEADY * batch:
             return
-        prompt, output = self._means(ModelName(profile.model), None)
+        iterations_per_s = state.tokens_per_s / batch
         iteration_s = profile.iteration_s(
-            prefill_tokens=batch / max(output, 1.0) * prompt,
+            prefill_tokens=state.prompt_tokens_per_s / iterations_per_s,
             decode_batch=batch,
             context_tokens=state.kv_used_tokens,
         )
@@ -153,9 +151,9 @@ class Estimators:
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
 
-    def give(self, request: RequestMeta, wait: Wait) -> Estimate:
+    def give(self, request: RequestMeta, wait: Wait, *, now_s: float) -> Estimate:
         """As `estimate`, of a request whose wait will be `realised` or `forgotten`."""
-        return self._calibration_of(request).give(wait)
+        return self._calibration_of(request).give(wait, now_s=now_s)
 
     def forgotten(self, request: RequestMeta, wait: Wait | None) -> None:
         """A request is gone; `wait` is None if it was realised."""
@@ -250,6 +248,7 @@ class Estimators:
         prompt, output = self._means(ModelName(profile.model), key)
         variation = self._variation(ModelName(profile.model), key)
         speed = self._speed(profile.gpu, profile.model).value
+        ended = self._model_length(ModelName(profile.model)).ended
         batch = profile.batch_size(prompt, output, output_variation=variation)
         iteration_s = profile.steady_iteration_s(batch, prompt, output, output_variation=variation)
         seconds_per_token = iteration_s / batch / speed
@@ -260,6 +259,7 @@ class Estimators:
             batch=batch,
             residence_s=output * iteration_s / speed,
             variation=variation,
+            uncertainty=sqrt(_SPEED_SPREAD**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
             absorb_s=min(
                 seconds_per_token * output,

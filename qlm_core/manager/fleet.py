@@ -110,6 +110,7 @@ class Agent:
         "lease_until_s",
         "profiles",
         "queue",
+        "reported_s",
         "sent_order",
         "state",
         "swap_started_s",
@@ -144,6 +145,7 @@ class Agent:
         if state.swapping_to is not None and state.swapping_to != before.swapping_to:
             self.swap_started_s = now_s
         self.state = state
+        self.reported_s = now_s
         if state.tiers != before.tiers or not before.tiers:
             self.kind = _kind(tuple(self.profiles.values()), state.tiers)
         return (
@@ -156,6 +158,12 @@ class Agent:
     def usable(self) -> bool:
         """Whether groups may be placed here."""
         return not self.state.draining
+
+    @property
+    def uncomputed(self) -> int:
+        """Requests held whose first token was not out at the last report."""
+        begun = sum(1 for one in self.state.running if one.produced_tokens)
+        return max(0, len(self.held) - begun)
 
     @property
     def model(self) -> ModelName | None:

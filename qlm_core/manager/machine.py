@@ -239,7 +239,7 @@ class Manager:
             return
         held.wait = wait
         held.estimated_s = self._now_s
-        estimate = self.estimators.give(held.request, wait)
+        estimate = self.estimators.give(held.request, wait, now_s=self._now_s)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
         effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
 

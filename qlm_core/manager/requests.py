@@ -11,7 +11,7 @@ from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
 from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta, RunningRequest
-from qlm_core.rwt import Wait
+from qlm_core.rwt.waits import Wait
 
 
 class Held:

@@ -9,6 +9,7 @@ is pulled count.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Arriving, Estimators, Rate
@@ -16,7 +17,7 @@ from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
 from qlm_core.model import AgentId, GroupId, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile
-from qlm_core.rwt import Overtaker, Wait, tokens_ahead_wait
+from qlm_core.rwt.waits import Overtaker, Wait, tokens_ahead_wait
 
 _LIFE_S = 0.25
 _LIFE_PER_GROUP_S = 0.005
@@ -26,15 +27,38 @@ Agents = Mapping[AgentId, Agent]
 Groups = Mapping[GroupId, RequestGroup]
 
 
+class Start(NamedTuple):
+    """When a place in a queue can start, by two clocks of which the later tells. Instants.
+
+    Attributes:
+        paced_s: what is ahead has made room at the steady pace; in the past while there is room.
+        computed_s: the prompts ahead are computed.
+    """
+
+    paced_s: float
+    computed_s: float
+
+    def later(self, requests: float, rate: Rate) -> Start:
+        """The same behind so many more requests."""
+        return Start(
+            self.paced_s + requests * rate.seconds_per_request,
+            self.computed_s + requests * rate.absorb_s,
+        )
+
+    def in_s(self, now_s: float) -> float:
+        """Seconds from now."""
+        return max(self.paced_s, self.computed_s) - now_s
+
+
 class _Starts:
     """Starts of one queue's groups: instants, and waiting requests of the same kind ahead."""
 
-    __slots__ = ("end_s", "made_s", "start_s")
+    __slots__ = ("end", "made_s", "of")
 
     def __init__(self, made_s: float):
         self.made_s = made_s
-        self.start_s: dict[GroupId, float] = {}
-        self.end_s = made_s
+        self.of: dict[GroupId, Start] = {}
+        self.end = Start(made_s, made_s)
 
 
 class Timeline:
@@ -54,9 +78,9 @@ class Timeline:
     def pulled(self, agent: Agent, group: RequestGroup, now_s: float) -> None:
         """A group's first waiting member was pulled: what is left of it starts later, all else as before."""
         starts = self._starts.get(agent.id)
-        if starts is not None and group.id in starts.start_s and group.key.model in agent.profiles:
+        if starts is not None and group.id in starts.of and group.key.model in agent.profiles:
             rate = self._rate(agent, group.key.model, group.key, now_s)
-            starts.start_s[group.id] += rate.seconds_per_request
+            starts.of[group.id] = starts.of[group.id].later(1, rate)
 
     def wait(
         self,
@@ -71,8 +95,8 @@ class Timeline:
         if agent is None or request.model not in agent.profiles:
             return None
         starts = self._of(agent, groups, now_s)
-        start_s = starts.start_s.get(group.id, starts.end_s)
-        return self._wait(agent, group.key, start_s - now_s, group.waiting - 1, agents, now_s)
+        start = starts.of.get(group.id, starts.end)
+        return self._wait(agent, group.key, start, group.waiting - 1, agents, now_s)
 
     def hypothetical(
         self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
@@ -87,19 +111,19 @@ class Timeline:
             same = [id for id in agent.queue if groups[id].key == key]
             if same:
                 last = groups[same[-1]]
-                start_s = starts.start_s.get(last.id, starts.end_s)
-                waits.append(self._wait(agent, key, start_s - now_s, last.waiting, agents, now_s))
+                start = starts.of.get(last.id, starts.end)
+                waits.append(self._wait(agent, key, start, last.waiting, agents, now_s))
             else:
                 swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
-                waits.append(
-                    self._wait(agent, key, starts.end_s + swap_s - now_s, 0, agents, now_s)
-                )
+                end = starts.end
+                start = Start(end.paced_s + swap_s, end.computed_s + swap_s)
+                waits.append(self._wait(agent, key, start, 0, agents, now_s))
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
     def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
-        """Seconds until each group of a queue starts; negative for free room."""
+        """Seconds until each group of a queue starts."""
         starts = self._of(agent, groups, now_s)
-        return {id: start_s - now_s for id, start_s in starts.start_s.items()}
+        return {id: start.in_s(now_s) for id, start in starts.of.items()}
 
     def _rate(self, agent: Agent, model: ModelName, key: GroupKey | None, now_s: float) -> Rate:
         profile = self._estimators.profile(agent.profiles[model])
@@ -109,7 +133,7 @@ class Timeline:
         self,
         agent: Agent,
         key: GroupKey,
-        start_in_s: float,
+        start: Start,
         ahead: int,
         agents: Agents,
         now_s: float,
@@ -117,10 +141,10 @@ class Timeline:
         rate = self._rate(agent, key.model, key, now_s)
         # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
         return tokens_ahead_wait(
-            ready_in_s=min(0.0, start_in_s),
-            requests_ahead=max(0.0, start_in_s) / rate.seconds_per_request + ahead,
+            queueing_s=start.later(ahead, rate).in_s(now_s),
             seconds_per_request=rate.seconds_per_request,
             variation=rate.variation,
+            uncertainty=rate.uncertainty,
             prefill_s=rate.prefill_s,
             overtakers=[
                 Overtaker(other.share, key.ttft_s - other.ttft_s, other.age_s)
@@ -150,8 +174,8 @@ class Timeline:
 
     def _pass(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
         starts = _Starts(now_s)
-        at_s = now_s + ready_in_s(agent, self._estimators, now_s=now_s)
         model = agent.model
+        start = self._head(agent, now_s)
         leaving = model is not None and bool(agent.held)
         for id in agent.queue:
             group = groups.get(id)
@@ -159,18 +183,29 @@ class Timeline:
                 continue
             rate = self._rate(agent, group.key.model, group.key, now_s)
             if group.key.model != model:
-                at_s = max(at_s, now_s)
+                at_s = max(start.paced_s, start.computed_s)
                 if leaving and model is not None and model in agent.profiles:
                     at_s += self._rate(agent, model, None, now_s).residence_s
                 at_s += self._swap_s(agent, model, group.key.model)
-                # A fresh engine absorbs a whole batch at once.
-                at_s -= rate.batch * (rate.seconds_per_request - rate.absorb_s)
+                # A fresh engine has room for a whole batch.
+                room_s = rate.batch * (rate.seconds_per_request - rate.absorb_s)
+                start = Start(at_s - room_s, at_s)
                 model = group.key.model
-            starts.start_s[id] = at_s
-            at_s += group.waiting * rate.seconds_per_request
+            starts.of[id] = start
+            start = start.later(group.waiting, rate)
             leaving = True
-        starts.end_s = at_s
+        starts.end = start
         return starts
+
+    def _head(self, agent: Agent, now_s: float) -> Start:
+        """When the first place of a queue can start."""
+        paced_s = now_s + ready_in_s(agent, self._estimators, now_s=now_s)
+        computed_s = max(now_s, paced_s)
+        if agent.model is not None and agent.model in agent.profiles:
+            # The engine has gone on with its prompts since it reported.
+            prompt_s = self._rate(agent, agent.model, None, now_s).absorb_s
+            computed_s = max(computed_s, agent.reported_s + agent.uncomputed * prompt_s)
+        return Start(paced_s, computed_s)
 
     def _swap_s(self, agent: Agent, old: ModelName | None, new: ModelName) -> float:
         if old == new:

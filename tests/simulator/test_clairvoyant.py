@@ -109,7 +109,7 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
 @pytest.mark.parametrize("seed", [0, 2])
 def test_it_meets_targets_that_ours_misses(seed: int) -> None:
     best, ours = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "qlm"))
-    assert ours["slo_attainment"] < 0.97 < best["slo_attainment"]
+    assert ours["slo_attainment"] < 0.98 < best["slo_attainment"]
     assert best["finished"] == best["requests"]
 
 
@@ -140,7 +140,7 @@ def test_the_one_that_cannot_be_served_in_time_is_served_last() -> None:
 
 
 def test_a_target_is_judged_as_the_client_stated_it() -> None:
-    record, _ = simulate(OVERLOADED, "clairvoyant", seed=2)
+    record, _ = simulate(OVERLOADED, "clairvoyant", seed=1)
     targets = [SHORT_TARGETS[record.classes[number]]["ttft_s"] for number in record.slo_class]
     in_time = [wait <= ttft_s for wait, ttft_s in zip(record.ttft_s, targets, strict=True)]
     assert in_time == [bool(one) for one in record.attained]

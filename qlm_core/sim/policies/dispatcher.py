@@ -29,7 +29,7 @@ from qlm_core.model import (
     RequestRef,
 )
 from qlm_core.profile import EngineProfile
-from qlm_core.rwt import LengthModel, exponential_prior
+from qlm_core.rwt.lengths import LengthModel, exponential_prior
 from qlm_core.sim.policies.base import Context
 
 WINDOW = 64

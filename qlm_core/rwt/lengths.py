@@ -1,0 +1,159 @@
+"""Output lengths: what they are taken to be before any request ended, and what is learned from those that run.
+
+Lengths are counted in bins that grow by a constant factor, up to a length beyond which no more is asked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import pairwise
+from math import ceil, expm1
+
+_BIN_GROWTH = 1.15
+_BINNED_TOKENS = 1 << 16
+_PRIOR_REQUESTS = 2.0
+_REFRESH_EVERY = 8
+
+
+def _bin_starts() -> tuple[int, ...]:
+    starts = [1]
+    while starts[-1] < _BINNED_TOKENS:
+        starts.append(max(starts[-1] + 1, round(starts[-1] * _BIN_GROWTH)))
+    return tuple(starts)
+
+
+_STARTS = _bin_starts()
+_MIDDLES = tuple((low + high - 1) / 2 for low, high in pairwise(_STARTS))
+_WIDTHS = tuple(high - low for low, high in pairwise(_STARTS))
+_BINS = len(_MIDDLES)
+
+
+def _bin_of(token: int) -> int:
+    """The bin of the n-th token of an output, n from 1."""
+    return bisect_right(_STARTS, token) - 1
+
+
+class LengthModel:
+    """Output lengths of one kind of request, learned from those that ended and from those that go on.
+
+    Whoever learns from ended requests alone takes outputs to be short whenever a batch is young, since the short
+    ones end first. So every token of a request counts in its bin of lengths when it is produced, and its end in the bin
+    in which it ends; ends per token are the bin's hazard (a life table), and lengths follow from the hazards. Old counts
+    fade; bins that few have reached lean on the prior.
+
+    Args:
+        prior: hazard in each bin before anything is seen, per token.
+        history: requests after which a count has faded to 1/e.
+
+    Attributes:
+        ended: how many requests have, faded ones counted for what they still are.
+    """
+
+    __slots__ = (
+        "_changes",
+        "_ended",
+        "_growth",
+        "_mass",
+        "_prior",
+        "_squares",
+        "_sums",
+        "_tokens",
+        "_unit",
+        "ended",
+    )
+
+    def __init__(self, *, prior: tuple[float, ...], history: int):
+        self._prior = prior
+        self._growth = 1.0 + 1.0 / history
+        self._unit = 1.0
+        self._ended = [0.0] * _BINS
+        self._tokens = [0.0] * _BINS
+        self.ended = 0.0
+        self._refresh()
+
+    def passed(self, produced_tokens: int, seen_tokens: int = 0) -> int:
+        """Learn that a request has produced so much and goes on.
+
+        Args:
+            seen_tokens: what the last call for this request returned.
+
+        Returns:
+            tokens that have been counted.
+        """
+        index = _bin_of(seen_tokens + 1)
+        while seen_tokens < produced_tokens and index < _BINS:
+            upto_tokens = min(produced_tokens, _STARTS[index + 1] - 1)
+            self._tokens[index] += self._unit * (upto_tokens - seen_tokens)
+            seen_tokens = upto_tokens
+            index += 1
+            self._changes += 1
+        return max(seen_tokens, produced_tokens)
+
+    def observe(self, output_tokens: int, seen_tokens: int = 0) -> None:
+        """Learn the length of a request that has ended by itself."""
+        self.passed(output_tokens, seen_tokens)
+        self._ended[min(_BINS - 1, _bin_of(max(1, output_tokens)))] += self._unit
+        self._changes += 1
+        self.ended = 1.0 + self.ended / self._growth
+        self._unit *= self._growth
+        if self._unit > _BINNED_TOKENS:
+            self._ended = [count / self._unit for count in self._ended]
+            self._tokens = [count / self._unit for count in self._tokens]
+            self._unit = 1.0
+
+    @property
+    def hazards(self) -> tuple[float, ...]:
+        """Ends per token in each bin; to start a narrower model from."""
+        own = _PRIOR_REQUESTS * self._unit
+        return tuple(
+            (ended + own * width * prior) / (tokens + own * width)
+            for ended, tokens, width, prior in zip(
+                self._ended, self._tokens, _WIDTHS, self._prior, strict=True
+            )
+        )
+
+    def _refresh(self) -> None:
+        """Sums of probability, length and squared length over all bins below each one."""
+        self._changes = 0
+        mass, sums, squares, alive = [0.0], [0.0], [0.0], 1.0
+        for hazard, width, middle in zip(self.hazards, _WIDTHS, _MIDDLES, strict=True):
+            share = alive * (1.0 - (1.0 - hazard) ** width)
+            alive -= share
+            mass.append(mass[-1] + share)
+            sums.append(sums[-1] + share * middle)
+            squares.append(squares[-1] + share * middle * middle)
+        self._mass, self._sums, self._squares = mass, sums, squares
+
+    def _below(self, tokens: float) -> int:
+        if self._changes >= _REFRESH_EVERY:
+            self._refresh()
+        return bisect_right(_MIDDLES, tokens)
+
+    def moments(self, max_tokens: int) -> tuple[float, float]:
+        """Mean and variance of min(length, max_tokens). Tokens and tokens²."""
+        below = self._below(max_tokens)
+        cut = 1.0 - self._mass[below]
+        mean = self._sums[below] + cut * max_tokens
+        square = self._squares[below] + cut * max_tokens * max_tokens
+        return mean, max(0.0, square - mean * mean)
+
+    def expected(self, max_tokens: int) -> int:
+        """Output tokens to expect of a fresh request, at least 1."""
+        return max(1, ceil(self.moments(max_tokens)[0]))
+
+    def remaining(self, produced_tokens: int, max_tokens: int) -> float:
+        """Mean tokens still to come, given that `produced_tokens` came and the request goes on."""
+        if produced_tokens <= 0:
+            return self.moments(max_tokens)[0]
+        start = self._below(produced_tokens)
+        end = max(start, self._below(max_tokens))
+        longer = 1.0 - self._mass[start]
+        if longer < 1e-9:
+            return max(1.0, min(max_tokens - produced_tokens, produced_tokens * 0.5))
+        total = self._sums[end] - self._sums[start] + (1.0 - self._mass[end]) * max_tokens
+        return max(1.0, total / longer - produced_tokens)
+
+
+def exponential_prior(mean_tokens: float) -> tuple[float, ...]:
+    """The hazards of an exponential distribution with that mean, the same at every length."""
+    return (-expm1(-1.0 / mean_tokens),) * _BINS

@@ -1,0 +1,74 @@
+"""Running averages of what engines and clients do: prompt lengths, an engine's real speed, how often requests arrive."""
+
+from __future__ import annotations
+
+from math import exp, expm1
+
+
+class RecentMean:
+    """Mean of what was seen of late: of all at first, each weighing the same.
+
+    Args:
+        prior: before anything is seen.
+        history: sightings after which one has faded to 1/e.
+    """
+
+    __slots__ = ("_history", "seen", "value")
+
+    def __init__(self, *, prior: float, history: int):
+        self.value = prior
+        self._history = history
+        self.seen = 0
+
+    def observe(self, value: float) -> None:
+        """Learn from one sighting."""
+        self.seen += 1
+        self.value += (value - self.value) / min(self._history, self.seen)
+
+
+class SpeedFactor:
+    """How fast an engine really is, as a multiple of its profile's prediction."""
+
+    __slots__ = ("value",)
+
+    _WEIGHT = 0.05
+    _LOWEST, _HIGHEST = 0.1, 10.0
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def observe(self, *, realised_per_s: float, predicted_per_s: float) -> None:
+        """Learn from one interval in which a batch ran."""
+        if realised_per_s <= 0 or predicted_per_s <= 0:
+            return
+        ratio = min(self._HIGHEST, max(self._LOWEST, realised_per_s / predicted_per_s))
+        self.value += self._WEIGHT * (ratio - self.value)
+
+
+class ArrivalRate:
+    """How often requests of one kind arrive, and for how long they have."""
+
+    __slots__ = ("_count", "_first_s", "_last_s")
+
+    _MEMORY_S = 30.0
+    _YOUNGEST_S = 1.0
+    _GRACE_S = 10.0
+
+    def __init__(self, now_s: float) -> None:
+        self._first_s = self._last_s = now_s
+        self._count = 0.0
+
+    def observe(self, now_s: float) -> None:
+        """One has arrived."""
+        self._count = 1.0 + self._count * exp((self._last_s - now_s) / self._MEMORY_S)
+        self._last_s = now_s
+
+    def per_s(self, now_s: float) -> float:
+        """Requests per second of late."""
+        count = self._count * exp((self._last_s - now_s) / self._MEMORY_S)
+        seen_for_s = max(self._YOUNGEST_S, now_s - self._first_s)
+        return -count / (self._MEMORY_S * expm1(-seen_for_s / self._MEMORY_S))
+
+    def age_s(self, now_s: float) -> float:
+        """For how long they may be expected to go on: since the first one, and a little, for a stream that is new."""
+        return self._GRACE_S + now_s - self._first_s

@@ -1,0 +1,37 @@
+"""Running averages: what they forget, and how fast."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlm_core.rwt.rates import ArrivalRate, RecentMean, SpeedFactor
+
+
+def test_speed_follows_the_engine_and_ignores_silence() -> None:
+    speed = SpeedFactor()
+    speed.observe(realised_per_s=0.0, predicted_per_s=100.0)
+    assert speed.value == 1.0
+    for _ in range(200):
+        speed.observe(realised_per_s=50.0, predicted_per_s=100.0)
+    assert speed.value == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_mean_weighs_the_first_alike_and_then_follows_slowly() -> None:
+    mean = RecentMean(prior=100.0, history=100)
+    mean.observe(1000.0)
+    mean.observe(200.0)
+    assert mean.value == pytest.approx(600.0)
+    for _ in range(1000):
+        mean.observe(50.0)
+    assert mean.value == pytest.approx(50.0, rel=0.01)
+    mean.observe(1050.0)
+    assert mean.value == pytest.approx(60.0, rel=0.02)
+
+
+def test_the_rate_of_arrivals_follows_the_last_half_minute() -> None:
+    rate = ArrivalRate(100.0)
+    for tick in range(400):
+        rate.observe(100.0 + tick / 4)
+    assert rate.per_s(200.0) == pytest.approx(4.0, rel=0.1)
+    assert rate.age_s(200.0) == rate.age_s(150.0) + 50.0 > 100.0
+    assert rate.per_s(300.0) < 0.2

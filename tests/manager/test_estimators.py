@@ -1,0 +1,45 @@
+"""What the Manager learns of engines from their reports."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlm_core.config import RwtConfig
+from qlm_core.manager.estimators import Estimators
+from qlm_core.model import GroupId, InstanceState, ModelName, RequestId, RunningRequest
+from tests.manager.conftest import profile
+
+BATCH = 20
+
+
+def report(*, iterations_per_s: float, prompt_tokens_per_s: float) -> InstanceState:
+    """A steady batch."""
+    return InstanceState(
+        ready=True,
+        awake_model=ModelName("m"),
+        running=tuple(
+            RunningRequest(id=RequestId(f"r{n}"), group=GroupId(1), produced_tokens=10)
+            for n in range(BATCH)
+        ),
+        kv_used_tokens=5_000,
+        tokens_per_s=BATCH * iterations_per_s,
+        prompt_tokens_per_s=prompt_tokens_per_s,
+        mean_batch=float(BATCH),
+    )
+
+
+@pytest.mark.parametrize("prompts", [0.0, 50.0, 400.0])
+@pytest.mark.parametrize("speed", [0.5, 1.0, 1.5])
+def test_speed_is_told_apart_from_the_load_of_prompts(speed: float, prompts: float) -> None:
+    """A young batch reads many prompts and a draining one none: neither says anything of the engine."""
+    iteration_s = profile("m").iteration_s(
+        prefill_tokens=prompts, decode_batch=BATCH, context_tokens=5_000
+    )
+    iterations_per_s = speed / iteration_s
+    state = report(
+        iterations_per_s=iterations_per_s, prompt_tokens_per_s=prompts * iterations_per_s
+    )
+    estimators = Estimators(RwtConfig())
+    for _ in range(200):
+        estimators.reported("test", profile("m"), state)
+    assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
