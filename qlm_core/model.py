@@ -28,6 +28,11 @@ class Slo:
     tpot_s: float | None = None
     e2e_s: float | None = None
 
+    @property
+    def first_token_only(self) -> bool:
+        """Whether nothing is promised of what follows the first token."""
+        return self.tpot_s is None and self.e2e_s is None
+
     def met_by(self, *, ttft_s: float, tpot_s: float | None, e2e_s: float) -> bool:
         """Whether realised latencies keep every target."""
         if ttft_s > self.ttft_s:
@@ -72,6 +77,11 @@ class RequestMeta:
     def due_s(self) -> float:
         """The instant at which the first token is late, on the holder's clock."""
         return self.arrival_s + self.slo.ttft_s
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether it is decided if its targets are met: its client has a first token, and no more was promised."""
+        return self.produced_tokens > 0 and self.slo.first_token_only
 
 
 class Phase(Enum):

@@ -1,7 +1,8 @@
 """Rivals with one queue for the fleet, from which an agent takes the next request when it has room.
 
 They differ in the order of that queue and in whether an urgent arrival may take the place of requests that are bound
-already (and, through the executor, of running ones).
+already (and, through the executor, of running ones). Deadlines are those of first tokens. A request that was evicted after its
+own, and whose class promises no more, has no deadline left: it comes after those that still have one, but not for ever.
 """
 
 from __future__ import annotations
@@ -94,9 +95,17 @@ class SharedQueue(Dispatcher):
 class Edf(SharedQueue):
     """Earliest deadline first: by the instant at which the first token is late."""
 
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._laxest_s = max((one.slo.ttft_s for one in context.classes), default=0.0)
+
     def rank(self, request: RequestMeta) -> float:
         """Due time of the first token."""
-        return request.due_s
+        return self.deadline_s(request)
+
+    def deadline_s(self, request: RequestMeta) -> float:
+        """The due time; that of a request which owes nothing any more is put off by the laxest target."""
+        return request.due_s + (self._laxest_s if request.owes_nothing else 0.0)
 
 
 class EdfEvict(Edf):
@@ -123,7 +132,8 @@ class EdfModel(Edf):
         if any(one.last_model == other.model for one in self.hosts.values() if one is not host):
             return own
         profile = host.profiles[other.model]
-        return earliest if other.due_s - self.now_s < _URGENT_S + profile.wake_s else own
+        left_s = self.deadline_s(other) - self.now_s
+        return earliest if left_s < _URGENT_S + profile.wake_s else own
 
 
 class LeastSlack(Edf):
@@ -133,9 +143,10 @@ class LeastSlack(Edf):
 
     def rank(self, request: RequestMeta) -> float:
         """Due time less expected work on the first instance that serves the model."""
+        due_s = self.deadline_s(request)
         for host in self.hosts.values():
             profile = host.profiles.get(request.model)
             if profile is not None:
                 decode_s = self.expected_output(request) * profile.iteration_s(decode_batch=1)
-                return request.due_s - profile.prefill_s(request.prompt_tokens) - decode_s
-        return request.due_s
+                return due_s - profile.prefill_s(request.prompt_tokens) - decode_s
+        return due_s
