@@ -100,10 +100,6 @@ class RequestGroup:
         """Waiting members in the order in which they are pulled."""
         return chain(self._returned.values(), self._waiting.values())
 
-    def owing(self) -> Iterator[RequestMeta]:
-        """Waiting members whose targets are not decided yet, in the order in which they are pulled."""
-        return (request for request in self.members() if not request.owes_nothing)
-
     def first(self) -> RequestMeta | None:
         """The waiting member that is pulled next."""
         for request in self._returned.values():

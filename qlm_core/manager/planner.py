@@ -251,7 +251,7 @@ class Planner:
         self.in_force = PlanInForce(
             at_s=now_s,
             objective=score.objective,
-            late_weight=max(0.0, score.late_weight - snapshot.settled_weight),
+            late_weight=score.late_weight,
             groups=snapshot.problem.groups,
             queues=snapshot.problem.queues,
             backend=backend,

@@ -7,9 +7,6 @@ What the arrays mean is said in `qlm_core.planning.problem`; this module says ho
   instants at which the first and the last of them turn late. That is exactly a tail and a ramp. The ramp is as much wider
   as the due time is away, for what may arrive until then: a plan that has room to spare spends it on keeping
   urgent groups well ahead of their due times, not on running lax ones first because they are short.
-* What was evicted after its first token, and was promised no more, is work that owes nothing. A group turns late from the
-  first member on that still owes something. One without such a member counts as late in any plan, so that none is
-  preferred for saving it: like other late work it goes on, at the price of tardiness.
 * An instance with free room absorbs requests at once: its `busy_s` is negative by that many requests. Since planners
   want non-negative times, all times are shifted by the largest such credit.
 * Instances with the same profiles, tiers and speed share a queue class, so bounds are priced once per class.
@@ -49,14 +46,12 @@ class Snapshot:
 
     Attributes:
         shift_s: what was added to every time so that none is negative.
-        settled_weight: weighted requests of groups that owe nothing; they are late by the problem alone.
     """
 
     problem: Problem
     groups: tuple[GroupId, ...]
     agents: tuple[AgentId, ...]
     shift_s: float
-    settled_weight: float
 
     def to_plan(self, queues: Mapping[AgentId, Sequence[GroupId]]) -> Plan:
         """The queues in numbers; groups that the snapshot does not hold are left out."""
@@ -105,7 +100,7 @@ def take_snapshot(
         group_model=np.array([model_number[group.key.model] for group in groups], np.int64),
         group_requests=sheet.waiting,
         group_weight=_weights(groups, weights, now_s=now_s),
-        due_s=np.where(sheet.owing, sheet.due_s + shift_s, 0.0),
+        due_s=sheet.due_s + shift_s,
         duration_s=sheet.duration_s,
         tail_s=sheet.tail_s,
         ramp_s=sheet.ramp_s,
@@ -127,11 +122,7 @@ def take_snapshot(
         move_cost=_move_costs(groups, sheet.waiting, objective),
     )
     return Snapshot(
-        problem,
-        tuple(group.id for group in groups),
-        tuple(agent.id for agent in agents),
-        shift_s,
-        float(problem.group_total_weight[~sheet.owing].sum()),
+        problem, tuple(group.id for group in groups), tuple(agent.id for agent in agents), shift_s
     )
 
 
@@ -244,24 +235,21 @@ class _GroupSheet:
         self.waiting = np.array([group.waiting for group in groups], np.int64)
         last_due_s = np.array([group.last_due_s for group in groups])
         first_due_s = np.array([_first_due_s(group) for group in groups])
-        self.owing = np.isfinite(first_due_s)
-        first_due_s = np.where(self.owing, first_due_s, last_due_s)
         span_s = last_due_s - first_due_s
         self.due_s = last_due_s - now_s
         self.duration_s: Floats = paces[kind] * self.waiting[:, None].astype(np.float64)
         finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
-        self.tail_s = np.where(self.owing[:, None], (span_s[:, None] - finite) / 2.0, 0.0)
+        self.tail_s = (span_s[:, None] - finite) / 2.0
         fastest_s = paces.min(axis=1)[kind]
         noise_s: Floats = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
         self.ramp_s: Floats = np.abs(span_s - fastest_s * self.waiting) + noise_s
         # Whatever arrives until then may have to go first: the further away a due time, the less certain it is met.
         self.ramp_s += np.maximum(self.due_s, 0.0)
-        self.ramp_s *= self.owing
 
 
 def _first_due_s(group: RequestGroup) -> float:
-    """When the first member that owes something is due; inf without one."""
-    return next((request.due_s for request in group.owing()), inf)
+    first = group.first()
+    return group.last_due_s if first is None else first.due_s
 
 
 def _paces(

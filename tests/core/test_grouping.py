@@ -107,18 +107,3 @@ def test_no_request_is_lost_or_doubled(arrivals: list[tuple[str, float]]) -> Non
     members = [member.id for group in groups for member in group.members()]
     assert sorted(members, key=int) == [str(number) for number in range(len(arrivals))]
     assert all(group.waiting <= 5 for group in groups)
-
-
-def test_what_returned_after_its_first_token_owes_nothing_unless_more_was_promised() -> None:
-    make = grouper()
-    promised = [Slo(ttft_s=20.0), Slo(ttft_s=20.0, tpot_s=0.2), Slo(ttft_s=20.0, e2e_s=90.0)]
-    requests = [replace(request(str(n)), slo=slo) for n, slo in enumerate(promised)]
-    requests.append(request("never ran"))
-    for one in requests:
-        group, _ = make.place(one, size_max=10)
-    assert list(group.owing()) == requests
-    for one in requests[:3]:
-        group.pull(one.id, AgentId("a"))
-        group.give_back(replace(one, produced_tokens=7))
-    assert group.waiting == 4
-    assert [one.id for one in group.owing()] == ["1", "2", "never ran"]

@@ -9,8 +9,8 @@ import pytest
 from qlm_core.manager.events import StartSolve, Wakeup
 from qlm_core.manager.placing import contenders
 from qlm_core.manager.snapshot import Snapshot
-from qlm_core.messages import Pulled, Returned
-from qlm_core.model import AgentId, GroupId, RequestId
+from qlm_core.messages import Pulled
+from qlm_core.model import AgentId, GroupId
 from qlm_core.planning import Plan, evaluate, repair
 from tests.manager.conftest import Bench
 
@@ -71,49 +71,3 @@ def test_a_group_that_fits_an_idle_agent_is_seated_on_the_freest_without_plannin
     assert list(bench.window(b)) == [second]
     assert bench.manager.planner.in_force is None
     assert bench.manager.planner.repairs == 2
-
-
-def begun(bench: Bench, agent: AgentId, *ids: RequestId) -> None:
-    """Requests run at an agent and come back after their first tokens."""
-    for id in ids:
-        bench.fact(Pulled(id, agent))
-        bench.fact(Returned(id, 7))
-
-
-def snapshot_of(bench: Bench) -> Snapshot:
-    manager = bench.manager
-    return manager.planner.snapshot(manager.view(), manager.estimators, now_s=bench.now_s)
-
-
-def test_a_group_is_due_by_the_first_member_that_owes_a_first_token(bench: Bench) -> None:
-    a = bench.agent("a", "m")
-    old = bench.arrive("m", "batch-1")
-    bench.now_s += 2.0
-    bench.arrive("m", "batch-1")
-    apart = snapshot_of(bench).problem
-    begun(bench, a, *old)
-    problem = snapshot_of(bench).problem
-    assert problem.groups == 1
-    # It is work for two, whose last member is due when it was, and now the first of those that owe, too.
-    assert problem.duration_s == pytest.approx(apart.duration_s)
-    assert problem.due_s == pytest.approx(apart.due_s)
-    assert apart.tail_s - problem.tail_s == pytest.approx(2.0 / 2)
-
-
-def test_a_group_that_owes_nothing_makes_no_plan_later_than_another(bench: Bench) -> None:
-    a = bench.agent("a", "m")
-    begun(bench, a, *bench.arrive("m", "interactive", count=3))
-    fresh = bench.arrive("m", "batch-1", count=2)
-    assert len(bench.manager.view()[0]) == 2
-    snapshot = snapshot_of(bench)
-    settled_weight = 3 * snapshot.problem.group_weight[0]
-    assert snapshot.settled_weight == pytest.approx(settled_weight)
-    first, last = (evaluate(snapshot.problem, plan) for plan in (((0, 1),), ((1, 0),)))
-    assert first.late_weight == pytest.approx(settled_weight)
-    assert last.late_weight == pytest.approx(settled_weight)
-    assert last.tardiness_s > first.tardiness_s
-    # What is known of the plan does not call it late.
-    bench.post(Wakeup(), after_s=0.2)
-    assert bench.manager.planner.in_force is not None
-    assert bench.manager.planner.in_force.late_weight == pytest.approx(0.0)
-    assert all(id in bench.window(a) for id in fresh)

@@ -106,7 +106,7 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
     assert len(given_up(jobs)) == fewest
 
 
-@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("seed", [0, 2])
 def test_it_meets_targets_that_ours_misses(seed: int) -> None:
     best, ours = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "qlm"))
     assert ours["slo_attainment"] < 0.98 < best["slo_attainment"]

@@ -50,8 +50,7 @@ _TOLD_SHARE = 0.9
 """Share of its target that a request is told to have, since a plan that is kept to the second is late by seconds."""
 
 _LAX = "(lax work)"
-_LAX_SLO = Slo(ttft_s=1e6, e2e_s=1e6)
-"""With an end promised, since work that owes nothing is planned as if it were late."""
+_LAX_SLO = Slo(ttft_s=1e6)
 
 
 # --------------------------------------------------------------------------- what to give up

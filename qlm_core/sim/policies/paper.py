@@ -144,7 +144,8 @@ def paper_program(problem: Problem, view: View, estimators: Estimators, *, now_s
 
 def owed_by_s(group: RequestGroup) -> float:
     """When the group has to start. What was evicted after its first token has met or missed its target, and owes nothing."""
-    return next((request.due_s for request in group.owing()), group.last_due_s + _NEVER_S)
+    owed = (request.due_s for request in group.members() if not request.produced_tokens)
+    return next(owed, group.last_due_s + _NEVER_S)
 
 
 def _with_completion(
