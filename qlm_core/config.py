@@ -63,7 +63,9 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
 
     late: cost of one weighted late request; tardiness: per weighted request-second;
     swap: per second of model swapping; move: per request of a group that changes queue;
-    completion: per weighted request-second of completion time (tie-break).
+    completion: per weighted request-second of completion time (tie-break);
+    rest_share: of an output of which nothing but the first token is promised, the share for which the next first
+    tokens are planned to wait.
     """
 
     late: float = 30.0
@@ -71,6 +73,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     swap: float = 1.0
     move: float = 0.005
     completion: float = 0.001
+    rest_share: float = 0.25
 
 
 class GurobiConfig(Section, frozen=True, kw_only=True):

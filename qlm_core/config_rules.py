@@ -58,7 +58,7 @@ _ABOVE_0 = (
     "waiting_requests_max",
     "window_requests",
 )
-_MOST = {"kv_headroom": 0.9, "output_share": 1.0, "port_base": 65_535}
+_MOST = {"kv_headroom": 0.9, "output_share": 1.0, "port_base": 65_535, "rest_share": 1.0}
 
 
 def check(config: Config) -> None:

@@ -4,6 +4,9 @@ The paper (§4, Algorithm 1) clusters requests by model, SLO and token profile a
 batch. Requests arrive one by one here, so a group is filled to that size instead and then closed; it is also closed once
 its arrivals span a share of the SLO, since one due time must speak for all of its members. Inside a group
 the order is first come, first served; a request that comes back from an engine stands ahead of those that never ran.
+
+Once all that was promised of a request is out, the rest of its output is lax work, whatever its class: it leaves its group
+for one of such rests, so that nothing that can still be late waits for what cannot.
 """
 
 from __future__ import annotations
@@ -14,7 +17,12 @@ from typing import NamedTuple
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
-_TIGHT_S = 600.0
+TIGHT_S = 600.0
+"""Targets up to this are planned closely; with later ones there is time for whole outputs."""
+
+_REST_S = 3600.0
+"""When rests are due: late enough to give way to all that is tight, and not never, so that none is put off for ever."""
+
 LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""
 
@@ -26,21 +34,31 @@ class GroupKey(NamedTuple):
     they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
     `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
+    `ttft_s` is the target counted from arrival, or when the rest of an output is due; `first_only` says that nothing is
+    promised but a first token.
     """
 
     model: ModelName
     slo_class: str
     ttft_s: float
+    first_only: bool
     prompt_scale: int
     limit_scale: int
 
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
-        shift = 8 if request.slo.ttft_s <= _TIGHT_S else 10
+        slo = request.slo
+        ttft_s = max(_REST_S, slo.ttft_s) if request.owes_nothing else slo.ttft_s
+        shift = 8 if ttft_s <= TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
         limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
-        return GroupKey(request.model, request.slo_class, request.slo.ttft_s, scale, limit)
+        only = slo.first_token_only
+        return GroupKey(request.model, request.slo_class, ttft_s, only, scale, limit)
+
+    def due_s(self, request: RequestMeta) -> float:
+        """When a member has to start."""
+        return request.arrival_s + self.ttft_s
 
 
 class RequestGroup:
@@ -112,7 +130,7 @@ class RequestGroup:
         """Append a new member."""
         self._waiting[request.id] = request
         self.prompt_tokens += request.prompt_tokens
-        self.last_due_s = max(self.last_due_s, request.due_s)
+        self.last_due_s = max(self.last_due_s, self.key.due_s(request))
 
     def pull(self, id: RequestId, agent: AgentId) -> None:
         """A waiting member is held by `agent` now. Unknown ids are ignored."""
@@ -139,7 +157,8 @@ class RequestGroup:
             self.prompt_tokens -= request.prompt_tokens
             other.add(request)
         self.last_due_s = max(
-            (request.due_s for request in self.members()), default=self.opened_s + self.key.ttft_s
+            (self.key.due_s(request) for request in self.members()),
+            default=self.opened_s + self.key.ttft_s,
         )
 
     def _take(self, id: RequestId) -> RequestMeta | None:
@@ -155,12 +174,13 @@ class Grouper:
         requests_max: upper bound on the size of any group.
     """
 
-    __slots__ = ("_next_id", "_open", "_requests_max", "_span_ratio")
+    __slots__ = ("_next_id", "_open", "_requests_max", "_rests", "_span_ratio")
 
     def __init__(self, *, span_ratio: float, requests_max: int):
         self._span_ratio = span_ratio
         self._requests_max = requests_max
         self._open: dict[GroupKey, RequestGroup] = {}
+        self._rests: dict[tuple[AgentId | None, GroupKey], RequestGroup] = {}
         self._next_id = 1
 
     def place(self, request: RequestMeta, *, size_max: int) -> tuple[RequestGroup, bool]:
@@ -175,19 +195,41 @@ class Grouper:
             group.add(request)
             return group, False
         full = group
-        group = RequestGroup(GroupId(self._next_id), key, request.arrival_s)
+        group = self._new(key, request.arrival_s)
         if full is not None:
             full.closed = True
             group.continues = full.id
-        self._next_id += 1
         self._open[key] = group
         group.add(request)
         return group, True
 
+    def take_back(
+        self, request: RequestMeta, group: RequestGroup, *, size_max: int
+    ) -> RequestGroup:
+        """Have a member that came back from an engine wait in its group, or among the rests there; returns which.
+
+        Rests stay where their group is at home, since what they have in the KV cache is there.
+        """
+        key = GroupKey.of(request)
+        if key == group.key:
+            group.give_back(request)
+            return group
+        group.drop(request.id)
+        rest = self._rests.get((group.home, key))
+        if rest is None or rest.closed or rest.home != group.home or rest.waiting >= size_max:
+            rest = self._rests[group.home, key] = self._new(key, request.arrival_s)
+            rest.home = group.home
+        rest.give_back(request)
+        return rest
+
+    def _new(self, key: GroupKey, opened_s: float) -> RequestGroup:
+        group = RequestGroup(GroupId(self._next_id), key, opened_s)
+        self._next_id += 1
+        return group
+
     def halve(self, group: RequestGroup) -> RequestGroup:
         """Split a group (Algorithm 1); returns the later half, which takes over whether it is open."""
-        half = RequestGroup(GroupId(self._next_id), group.key, group.opened_s)
-        self._next_id += 1
+        half = self._new(group.key, group.opened_s)
         group.move_last_half(half)
         half.home = group.home
         half.closed = group.closed
@@ -206,3 +248,5 @@ class Grouper:
         group.closed = True
         if self._open.get(group.key) is group:
             del self._open[group.key]
+        if self._rests.get((group.home, group.key)) is group:
+            del self._rests[group.home, group.key]

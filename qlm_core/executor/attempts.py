@@ -124,13 +124,11 @@ class Attempts:
     def gives_way(self, item: InFlight, slo_class: str) -> bool:
         """Whether a request may be evicted for one that waits for its first token.
 
-        It is of a laxer class; or of an equal one, its own first token is out and nothing more is promised. So no two
-        requests evict each other in turn.
+        It is of a laxer class; or of any, its own first token is out and nothing more is promised. So no two requests
+        evict each other in turn.
         """
-        laxity = self.laxity(slo_class)
-        if item.class_ttft_s == laxity and (item.steady or not item.begun):
-            return False
-        return item.class_ttft_s >= laxity and self.may_evict(item)
+        done = item.begun and not item.steady
+        return (done or item.class_ttft_s > self.laxity(slo_class)) and self.may_evict(item)
 
     def evict(self, item: InFlight) -> None:
         """Return an attempt for a more urgent one."""

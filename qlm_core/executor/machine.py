@@ -417,13 +417,13 @@ class Executor:
         assert head is not None
         laxity = self._attempts.laxity(head.slo_class)
         position = self.window.position(head.id) or 0
-        # Laxer work that the plan puts before the head stays; work of the head's own class does not go on before it.
+        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
         behind = [
             item
             for item in chain(self.batch.held.values(), self.batch.running.values())
             if self._attempts.gives_way(item, head.slo_class)
             and (
-                item.class_ttft_s == laxity
+                (item.begun and not item.steady)
                 or (self.window.position(item.ref.group) or position) >= position
             )
         ]

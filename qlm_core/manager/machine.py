@@ -38,7 +38,7 @@ from qlm_core.manager.events import (
     Wakeup,
 )
 from qlm_core.manager.fleet import Agent
-from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up
+from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up, plannable
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
@@ -285,9 +285,10 @@ class Manager:
         held.release(self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
         held.seen = self.estimators.produced(held.request, produced_tokens, held.seen)
-        group = held.group
-        group.give_back(held.request)
+        left, size = held.group, self._group_size(GroupKey.of(held.request))
+        held.group = group = self._grouper.take_back(held.request, left, size_max=size)
         self.groups[group.id] = group
+        self._close_if_empty(left)
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and group.id in home.queue:
             self._publish[home.id] = None
@@ -316,6 +317,9 @@ class Manager:
             self._publish[home.id] = None
         if group.drop(id):
             self._leave_window(held, id)
+        self._close_if_empty(group)
+
+    def _close_if_empty(self, group: RequestGroup) -> None:
         if group.empty:
             self._grouper.forget(group)
             self.groups.pop(group.id, None)
@@ -402,12 +406,7 @@ class Manager:
 
     def view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
-        groups = [group for group in self.groups.values() if group.waiting]
-        if not groups:
-            return [], []
-        agents = [agent for agent in self.agents.values() if agent.usable]
-        served = {model: None for agent in agents for model in agent.profiles}
-        return [group for group in groups if group.key.model in served], agents
+        return plannable(self.groups, self.agents)
 
     def _place(self) -> None:
         """Give every group without a queue a place."""

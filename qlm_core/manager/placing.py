@@ -20,6 +20,18 @@ DEEP_BACKLOG_GROUPS = 500
 """From so many groups on, repairing the plan for each new one costs more than its place is worth."""
 
 
+def plannable(
+    groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
+) -> tuple[list[RequestGroup], list[Agent]]:
+    """Groups with waiting members that some usable agent serves, and the usable agents, in stable order."""
+    waiting = [group for group in groups.values() if group.waiting]
+    if not waiting:
+        return [], []
+    usable = [agent for agent in agents.values() if agent.usable]
+    served = {model: None for agent in usable for model in agent.profiles}
+    return [group for group in waiting if group.key.model in served], usable
+
+
 def homeless(
     groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
 ) -> dict[GroupId, None]:

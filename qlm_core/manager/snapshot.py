@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlm_core.config import ObjectiveConfig
-from qlm_core.grouping import GroupKey, RequestGroup
+from qlm_core.grouping import TIGHT_S, GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent, QueueKind
 from qlm_core.model import AgentId, GroupId, ModelName, ModelTier
@@ -91,7 +91,7 @@ def take_snapshot(
         | {model: None for profiles in classes.values() for model in profiles}
     )
     model_number = {model: number for number, model in enumerate(models)}
-    sheet = _GroupSheet(groups, classes, estimators, now_s=now_s)
+    sheet = _GroupSheet(groups, classes, estimators, objective.rest_share, now_s=now_s)
     busy = _ready_in_s(agents, estimators, now_s=now_s)
     shift_s = max(0.0, -min(busy, default=0.0))
     place = {agent.id: index for index, agent in enumerate(agents)}
@@ -223,6 +223,7 @@ class _GroupSheet:
         groups: Sequence[RequestGroup],
         classes: Classes,
         estimators: Estimators,
+        rest_share: float,
         *,
         now_s: float,
     ):
@@ -231,7 +232,9 @@ class _GroupSheet:
         paces = np.full((len(kinds), len(classes)), inf)
         variations = np.ones(len(kinds))
         for key, number in kinds.items():
-            paces[number], variations[number] = _paces(key, classes, estimators, now_s=now_s)
+            paces[number], variations[number] = _paces(
+                key, classes, estimators, rest_share, now_s=now_s
+            )
         self.waiting = np.array([group.waiting for group in groups], np.int64)
         last_due_s = np.array([group.last_due_s for group in groups])
         first_due_s = np.array([_first_due_s(group) for group in groups])
@@ -249,17 +252,23 @@ class _GroupSheet:
 
 def _first_due_s(group: RequestGroup) -> float:
     first = group.first()
-    return group.last_due_s if first is None else first.due_s
+    return group.last_due_s if first is None else group.key.due_s(first)
 
 
 def _paces(
     key: GroupKey,
     classes: Classes,
     estimators: Estimators,
+    rest_share: float,
     *,
     now_s: float,
 ) -> tuple[list[float], float]:
-    """Seconds per request of a kind on each class (inf where it does not run), and its variation."""
+    """Seconds per request of a kind on each class (inf where it does not run), and its variation.
+
+    Where first tokens are all that is promised, and soon, those of the next group do not wait until these outputs are
+    complete. A share of them is planned all the same: executors make outputs give way as late as they can.
+    """
+    share = rest_share if key.first_only and key.ttft_s <= TIGHT_S else 1.0
     paces: list[float] = []
     variation = 1.0
     for profiles in classes.values():
@@ -268,7 +277,7 @@ def _paces(
             paces.append(inf)
             continue
         rate = estimators.rate(estimators.profile(profile), key, now_s=now_s)
-        paces.append(rate.seconds_per_request)
+        paces.append(rate.absorb_s + share * (rate.seconds_per_request - rate.absorb_s))
         variation = rate.variation
     return paces, variation
 

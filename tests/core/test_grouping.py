@@ -107,3 +107,61 @@ def test_no_request_is_lost_or_doubled(arrivals: list[tuple[str, float]]) -> Non
     members = [member.id for group in groups for member in group.members()]
     assert sorted(members, key=int) == [str(number) for number in range(len(arrivals))]
     assert all(group.waiting <= 5 for group in groups)
+
+
+def begun(group_request: RequestMeta, tokens: int = 5) -> RequestMeta:
+    """The same, evicted after so many tokens."""
+    return replace(group_request, produced_tokens=tokens)
+
+
+def test_the_rest_of_an_output_leaves_its_group_once_nothing_more_is_owed() -> None:
+    make = grouper()
+    home = AgentId("a")
+    first, second = request("a"), request("b")
+    group, _ = make.place(first, size_max=10)
+    make.place(second, size_max=10)
+    group.home = home
+    for one in (first, second):
+        group.pull(one.id, home)
+    rest = make.take_back(begun(first), group, size_max=10)
+    assert rest is not group
+    assert rest.home == home
+    assert rest.key.slo_class == group.key.slo_class
+    assert rest.last_due_s > group.last_due_s + 600.0
+    assert make.take_back(begun(second), group, size_max=10) is rest
+    assert [one.id for one in rest.members()] == ["a", "b"]
+    assert group.empty
+
+
+def test_rests_are_grouped_by_where_their_cache_is_and_no_further_than_fits() -> None:
+    make = grouper()
+    rests = []
+    for n, home in enumerate(("a", "b", "b", "b")):
+        one = request(str(n))
+        group, _ = make.place(one, size_max=1)
+        group.home = AgentId(home)
+        group.pull(one.id, AgentId(home))
+        rests.append(make.take_back(begun(one), group, size_max=2))
+    assert rests[1] is rests[2]
+    assert len({id(rest) for rest in rests}) == 3
+    assert [rest.home for rest in rests] == ["a", "b", "b", "b"]
+
+
+def test_who_was_promised_more_or_has_no_token_yet_goes_back_to_its_group() -> None:
+    make = grouper()
+    waiting = request("a")
+    promised = replace(request("b"), slo=Slo(ttft_s=20.0, e2e_s=100.0))
+    for one, back in ((waiting, waiting), (promised, begun(promised))):
+        group, _ = make.place(one, size_max=10)
+        group.pull(one.id, AgentId("a"))
+        assert make.take_back(back, group, size_max=10) is group
+        assert group.first() == back
+
+
+def test_a_rest_that_is_announced_anew_is_not_due_with_new_requests() -> None:
+    """As after a restart of the solver."""
+    make = grouper()
+    fresh, _ = make.place(request("a"), size_max=10)
+    rest, new = make.place(begun(request("b")), size_max=10)
+    assert new
+    assert rest.last_due_s > fresh.last_due_s + 600.0

@@ -24,9 +24,9 @@ from tests.simulator.beds import crowded, figures, one_model, scenario, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_TARGETS = {
-    "interactive": {"ttft_s": 5, "weight": 4},
-    "batch-1": {"ttft_s": 20, "weight": 2},
-    "batch-2": {"ttft_s": 60},
+    "interactive": {"ttft_s": 2, "weight": 4},
+    "batch-1": {"ttft_s": 8, "weight": 2},
+    "batch-2": {"ttft_s": 24},
 }
 OVERLOADED = one_model(requests=500, rate=8.0, count=1) | {"slo_classes": SHORT_TARGETS}
 
@@ -106,7 +106,7 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
     assert len(given_up(jobs)) == fewest
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_it_meets_targets_that_ours_misses(seed: int) -> None:
     best, ours = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "qlm"))
     assert ours["slo_attainment"] < 0.98 < best["slo_attainment"]

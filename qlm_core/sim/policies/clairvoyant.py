@@ -23,17 +23,14 @@ from qlm_core.config import RwtConfig
 from qlm_core.grouping import GroupKey
 from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators, Rate
-from qlm_core.manager.events import Effect, Event, GatewaySaid, TellAgent, TellGateway
+from qlm_core.manager.events import Effect, Event, GatewaySaid, TellAgent
 from qlm_core.manager.sizing import GroupSizes
 from qlm_core.manager.timeline import Timeline
-from qlm_core.messages import Arrived, Ended, EstimateGiven, QueueUpdate, Returned
+from qlm_core.messages import Arrived, QueueUpdate
 from qlm_core.model import (
-    GatewayId,
-    Phase,
     RequestId,
     RequestMeta,
     Slo,
-    SloClass,
 )
 from qlm_core.profile import EngineProfile
 from qlm_core.sim.policies.base import Context, Foreseen
@@ -137,9 +134,9 @@ class Clairvoyant(Manager):
         super().__init__(undying(context.config), classes, now_s=0.0)
         self._future = context.foresee()
         self._given_up: dict[RequestId, None] | None = None
-        self._first_token_only = {one.name: None for one in classes if _promises_no_more(one)}
+        self._first_token_only = {one.name: None for one in classes if one.slo.first_token_only}
         self._weights = {one.name: one.weight for one in classes}
-        able = [one for one in classes if _promises_no_more(one)] or classes
+        able = [one for one in classes if one.slo.first_token_only] or classes
         self._laxest = max(able, key=lambda one: one.slo.ttft_s).name
         self.estimators = KnowingEstimators(
             self.config.rwt, self._future, first_token_only=self._first_token_only
@@ -154,8 +151,6 @@ class Clairvoyant(Manager):
                 effects = super().handle(
                     GatewaySaid(gateway, Arrived(self._as_told(request))), now_s=now_s
                 )
-            case GatewaySaid(gateway, Returned(id, produced)) if self._owes_no_more(id, produced):
-                effects = self._go_on_later(gateway, id, produced, now_s=now_s)
             case _:
                 effects = super().handle(event, now_s=now_s)
         return [self._in_known_words(effect) for effect in effects]
@@ -168,31 +163,6 @@ class Clairvoyant(Manager):
             return replace(request, slo_class=_LAX, slo=_LAX_SLO)
         told = replace(request.slo, ttft_s=_TOLD_SHARE * request.slo.ttft_s)
         return replace(request, slo=told)
-
-    def _owes_no_more(self, id: RequestId, produced_tokens: int) -> bool:
-        """Whether all that was promised of a request is out."""
-        held = self.book.get(id)
-        return (
-            held is not None
-            and produced_tokens > 0
-            and held.request.slo_class in self._first_token_only
-        )
-
-    def _go_on_later(
-        self, gateway: GatewayId, id: RequestId, produced_tokens: int, *, now_s: float
-    ) -> list[Effect]:
-        """Forget a request that has begun and hear of the rest of it as lax work, whose wait nobody asks for."""
-        held = self.book.get(id)
-        assert held is not None
-        rest = replace(held.request, slo_class=_LAX, slo=_LAX_SLO, produced_tokens=produced_tokens)
-        over = GatewaySaid(gateway, Ended(id, Phase.CANCELLED, 0, 0))
-        effects = super().handle(over, now_s=now_s)
-        effects += super().handle(GatewaySaid(gateway, Arrived(rest)), now_s=now_s)
-        return [
-            effect
-            for effect in effects
-            if not (isinstance(effect, TellGateway) and isinstance(effect.order, EstimateGiven))
-        ]
 
     def _in_known_words(self, effect: Effect) -> Effect:
         """An effect with lax work under the name of the laxest class."""
@@ -265,11 +235,6 @@ class KnowingEstimators(Estimators):
         for one in future:
             self.finished(one.request, one.output_tokens, 0)
 
-    def arrived(self, request: RequestMeta) -> None:
-        """As of any, but the rest of a begun output is no arrival."""
-        if not request.produced_tokens:
-            super().arrived(request)
-
     def expected_output(self, request: RequestMeta) -> int:
         """What it will really produce from here on."""
         return max(1, self._outputs[request.id] - request.produced_tokens)
@@ -280,7 +245,3 @@ class KnowingEstimators(Estimators):
         if key is None or key.ttft_s > _SOON_S or key.slo_class not in self._first_token_only:
             return rate
         return replace(rate, seconds_per_request=rate.absorb_s)
-
-
-def _promises_no_more(one: SloClass) -> bool:
-    return one.slo.tpot_s is None and one.slo.e2e_s is None

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from qlm_core.config import SolverConfig
@@ -43,7 +44,10 @@ _NEVER_S = 1e6
 def paper_manager(context: Context) -> Manager:
     """The Manager with the paper's planning in place of ours."""
     made = manager(context)
-    made.planner = PaperPlanner(made.config, {one.name: one.weight for one in context.classes})
+    config = msgspec.structs.replace(
+        made.config, objective=msgspec.structs.replace(made.config.objective, rest_share=1.0)
+    )
+    made.planner = PaperPlanner(config, {one.name: one.weight for one in context.classes})
     return made
 
 
