@@ -48,7 +48,7 @@ def test_moments_and_remainders_are_those_of_the_sample(limit: int, seed: int) -
     assert model.moments(limit)[0] == pytest.approx(sum(cut) / len(cut), rel=0.05)
     produced = 120
     longer = [length - produced for length in sample if length > produced]
-    assert model.remaining(produced, 1 << 20) == pytest.approx(sum(longer) / len(longer), rel=0.1)
+    assert model.remaining(produced, 1 << 20) == pytest.approx(sum(longer) / len(longer), rel=0.15)
 
 
 def test_a_young_batch_does_not_make_outputs_look_short() -> None:
