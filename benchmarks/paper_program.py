@@ -162,7 +162,7 @@ def compare(solved: Solved, limit_s: float) -> Comparison:
     problem = solved.problem
     search_waits_s = waits_s(problem, solved.plan) if solved.feasible else None
     program = paper_milp(problem, search_waits_s)
-    answer = solve_program(program, limit_s, None, lambda _: None)
+    answer = solve_program(program, limit_s, None, lambda _: None, presolve=False)
     found_s = None
     if answer.vector is not None:
         plan = program.decode(answer.vector)

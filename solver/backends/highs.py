@@ -22,8 +22,19 @@ def solve(problem: Problem, order: Order, desk: Desk) -> PlanResult:
     return solve_compact(problem, order, desk, "highs", solve_program)
 
 
-def solve_program(program: Milp, wall_s: float, start: Any, offer: Callable[[Any], None]) -> Answer:
-    """A Milp by HiGHS."""
+def solve_program(
+    program: Milp,
+    wall_s: float,
+    start: Any,
+    offer: Callable[[Any], None],
+    *,
+    presolve: bool = True,
+) -> Answer:
+    """A Milp by HiGHS.
+
+    Args:
+        presolve: slower without, but not misled: the presolve of HiGHS 1.15.1 has cut off an optimum.
+    """
     import highspy
 
     lp = highspy.HighsLp()
@@ -41,6 +52,7 @@ def solve_program(program: Milp, wall_s: float, start: Any, offer: Callable[[Any
     highs.setOptionValue("threads", 1)
     highs.setOptionValue("time_limit", float(wall_s))
     highs.setOptionValue("mip_rel_gap", 0.0)
+    highs.setOptionValue("presolve", "choose" if presolve else "off")
     highs.passModel(lp)
     if start is not None:
         solution = highspy.HighsSolution()
