@@ -229,7 +229,7 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     output_share: float = 0.3
     eviction: bool = True
     drain_s_max: float = 20.0
-    evict_margin_s: float = 1.0
+    evict_margin_s: float = 3.0
     evictions_max: int = 4
     pull_timeout_s: float = 5.0
     swap_retry_s: float = 10.0

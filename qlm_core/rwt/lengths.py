@@ -12,7 +12,9 @@ from math import ceil, expm1
 _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
 _PRIOR_REQUESTS = 2.0
-_REFRESH_EVERY = 8
+_REFRESH_EVERY = 64
+_END_WORTH = 8
+"""Changes after which sums are made anew: the end of a request tells as much as this many reports of its going on."""
 
 
 def _bin_starts() -> tuple[int, ...]:
@@ -93,7 +95,7 @@ class LengthModel:
         """Learn the length of a request that has ended by itself."""
         self.passed(output_tokens, seen_tokens)
         self._ended[min(_BINS - 1, _bin_of(max(1, output_tokens)))] += self._unit
-        self._changes += 1
+        self._changes += _END_WORTH
         self.ended = 1.0 + self.ended / self._growth
         self._unit *= self._growth
         if self._unit > _BINNED_TOKENS:

@@ -39,7 +39,7 @@ def test_waits_until_the_last_moment_then_evicts_what_is_needed():
 def test_not_if_a_slot_comes_free_in_time():
     w = start()
     urgent(w)
-    w.at(18.0)
+    w.at(16.0)
     w.finish("1-0")
     w.grant("2-0")
     w.at(30.0)
@@ -90,9 +90,9 @@ def test_a_burst_starts_early_enough_for_its_own_prefills():
         group(2, slo_class="interactive"), group(1),
         add=refs(2, 2, due_s=20.0, prompt=20_000), epoch=2,
     )  # fmt: skip
-    w.at(14.0)
+    w.at(12.0)
     assert w.aborted == []
-    w.at(15.0)
+    w.at(13.0)
     assert sorted(w.aborted) == ["1-0", "1-1"]
 
 

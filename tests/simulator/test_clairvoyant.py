@@ -28,7 +28,7 @@ SHORT_TARGETS = {
     "batch-1": {"ttft_s": 8, "weight": 2},
     "batch-2": {"ttft_s": 24},
 }
-OVERLOADED = one_model(requests=500, rate=8.0, count=1) | {"slo_classes": SHORT_TARGETS}
+OVERLOADED = one_model(requests=500, rate=16.0, count=1) | {"slo_classes": SHORT_TARGETS}
 
 
 def job(id: str, arrival_s: float, due_s: float, work_s: float, weight: float = 1.0) -> Job:
@@ -109,7 +109,7 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_meets_targets_that_ours_misses(seed: int) -> None:
     best, ours = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "qlm"))
-    assert ours["slo_attainment"] < 0.98 < best["slo_attainment"]
+    assert ours["slo_attainment"] < 0.85 < best["slo_attainment"]
     assert best["finished"] == best["requests"]
 
 
