@@ -20,9 +20,9 @@ GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
 MODELS = ("mistral-7b", "vicuna-13b", "llama-2-70b")
 GROUP_REQUESTS = 500
 """δ = 4 average batches of Vicuna-13B on an A100."""
-_HISTORY_REQUESTS = 512
+HISTORY_REQUESTS = 2000
 _HISTORY_RPS = 3.0
-_QUEUE_FROM_S = 300.0
+_QUEUE_FROM_S = 800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,12 @@ def watch(bed: dict[str, Any], seed: int) -> list[Waits]:
 def queue_bed(model: str, groups: int) -> dict[str, Any]:
     """So many groups' requests at once in front of one instance.
 
-    The paper's estimator knows lengths from offline profiling; ours has served some requests in peace before.
+    The paper's estimator knows lengths from offline profiling; ours has served some requests in peace before, and
+    remembers all of them.
     """
     gpus = 4 if "70b" in model else 1
     kind = {"slo_class": "batch-2", "models": {model: 1}}
-    history = {"rate_rps": _HISTORY_RPS, "requests": _HISTORY_REQUESTS}
+    history = {"rate_rps": _HISTORY_RPS, "requests": HISTORY_REQUESTS}
     queue = {"rate_rps": 1e5, "requests": groups * GROUP_REQUESTS, "start_s": _QUEUE_FROM_S}
     return {
         "fleet": [{"gpu": "a100", "gpus": gpus, "models": [model], "host_memory_gb": 640}],
@@ -80,13 +81,14 @@ def queue_bed(model: str, groups: int) -> dict[str, Any]:
             "kind": "streams",
             "streams": [kind | history, kind | queue],
         },
+        "solver": {"rwt": {"history": 2 * HISTORY_REQUESTS}},
     }
 
 
 def of_queue(model: str, groups: int, trials: int) -> Accuracy:
     """Fig. 18: one point, over several trials."""
     bed = queue_bed(model, groups)
-    return accuracy([one for seed in range(trials) for one in watch(bed, seed)[_HISTORY_REQUESTS:]])
+    return accuracy([one for seed in range(trials) for one in watch(bed, seed)[HISTORY_REQUESTS:]])
 
 
 def of_bed(bed: dict[str, Any], seeds: int) -> Accuracy:
