@@ -18,7 +18,7 @@ SCENARIO = {
         "streams": [
             {"slo_class": name, "models": {"mistral-7b": 1}, "rate_rps": rate, "until_s": 8}
             | {"max_tokens": 300}
-            for name, rate in (("interactive", 8), ("batch-1", 18))
+            for name, rate in (("interactive", 8), ("batch-1", 26))
         ],
     },
     "simulation": {"report_interval_s": 0.25},
