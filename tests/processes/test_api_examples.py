@@ -63,7 +63,9 @@ async def test_our_client(config: Config) -> None:
 
 async def test_our_asynchronous_client(config: Config) -> None:
     out = await output(sys.executable, "-c", here(PYTHON[2], config))
-    assert out.count("<Phase.CANCELLED: 'cancelled'>") == 3
+    # An answer may be so short that it is over before it can be cancelled.
+    assert len(re.findall(r"<Phase.(CANCELLED|FINISHED)", out)) == 3
+    assert "<Phase.CANCELLED" in out
 
 
 async def test_curl(config: Config) -> None:
