@@ -82,7 +82,6 @@ class RequestGroup:
         "key",
         "last_due_s",
         "opened_s",
-        "prompt_tokens",
         "pulled",
     )
 
@@ -93,7 +92,6 @@ class RequestGroup:
         self.closed = False
         self.home: AgentId | None = None
         self.continues: GroupId | None = None
-        self.prompt_tokens = 0
         self.last_due_s = opened_s + key.ttft_s
         self.pulled: dict[RequestId, AgentId] = {}
         self._waiting: dict[RequestId, RequestMeta] = {}
@@ -129,7 +127,6 @@ class RequestGroup:
     def add(self, request: RequestMeta) -> None:
         """Append a new member."""
         self._waiting[request.id] = request
-        self.prompt_tokens += request.prompt_tokens
         self.last_due_s = max(self.last_due_s, self.key.due_s(request))
 
     def pull(self, id: RequestId, agent: AgentId) -> None:
@@ -142,6 +139,7 @@ class RequestGroup:
         self.pulled.pop(request.id, None)
         self._waiting.pop(request.id, None)
         self._returned[request.id] = request
+        self.last_due_s = max(self.last_due_s, self.key.due_s(request))
 
     def drop(self, id: RequestId) -> bool:
         """A member is gone for good; say whether it waited."""
@@ -154,7 +152,6 @@ class RequestGroup:
         """Move the half of the waiting members that came last into an empty group."""
         for request in list(self._waiting.values())[len(self._waiting) // 2 :]:
             del self._waiting[request.id]
-            self.prompt_tokens -= request.prompt_tokens
             other.add(request)
         self.last_due_s = max(
             (self.key.due_s(request) for request in self.members()),
@@ -166,6 +163,10 @@ class RequestGroup:
         return found if found is not None else self._returned.pop(id, None)
 
 
+# Where requests came back from an engine, and what is left of them.
+_RestPlace = tuple[AgentId | None, GroupKey]
+
+
 class Grouper:
     """Places each arriving request in the open group of its key, or opens one.
 
@@ -174,13 +175,14 @@ class Grouper:
         requests_max: upper bound on the size of any group.
     """
 
-    __slots__ = ("_next_id", "_open", "_requests_max", "_rests", "_span_ratio")
+    __slots__ = ("_next_id", "_open", "_requests_max", "_rest_of", "_rests", "_span_ratio")
 
     def __init__(self, *, span_ratio: float, requests_max: int):
         self._span_ratio = span_ratio
         self._requests_max = requests_max
         self._open: dict[GroupKey, RequestGroup] = {}
-        self._rests: dict[tuple[AgentId | None, GroupKey], RequestGroup] = {}
+        self._rests: dict[_RestPlace, RequestGroup] = {}
+        self._rest_of: dict[GroupId, _RestPlace] = {}
         self._next_id = 1
 
     def place(self, request: RequestMeta, *, size_max: int) -> tuple[RequestGroup, bool]:
@@ -215,9 +217,13 @@ class Grouper:
             group.give_back(request)
             return group
         group.drop(request.id)
-        rest = self._rests.get((group.home, key))
+        place = (group.home, key)
+        rest = self._rests.get(place)
         if rest is None or rest.closed or rest.home != group.home or rest.waiting >= size_max:
-            rest = self._rests[group.home, key] = self._new(key, request.arrival_s)
+            if rest is not None:
+                self._rest_of.pop(rest.id, None)
+            rest = self._rests[place] = self._new(key, request.arrival_s)
+            self._rest_of[rest.id] = place
             rest.home = group.home
         rest.give_back(request)
         return rest
@@ -248,5 +254,6 @@ class Grouper:
         group.closed = True
         if self._open.get(group.key) is group:
             del self._open[group.key]
-        if self._rests.get((group.home, group.key)) is group:
-            del self._rests[group.home, group.key]
+        place = self._rest_of.pop(group.id, None)
+        if place is not None:
+            del self._rests[place]

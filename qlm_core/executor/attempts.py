@@ -50,14 +50,14 @@ class Attempts:
         slo = self._slos.get(slo_class)
         return slo.ttft_s if slo is not None else 0.0
 
-    def steady(self, slo_class: str) -> bool:
-        """Whether a class promises more than a first token. Of an unknown one that is assumed."""
+    def first_token_only(self, slo_class: str) -> bool:
+        """Whether a class promises nothing but a first token. Of an unknown one that is not assumed."""
         slo = self._slos.get(slo_class)
-        return slo is None or slo.tpot_s is not None or slo.e2e_s is not None
+        return slo is not None and slo.first_token_only
 
     def pauses_until_s(self, slo_class: str) -> float:
         """Work of a class that has begun lets first tokens pass that are due by then."""
-        if self.steady(slo_class):
+        if not self.first_token_only(slo_class):
             return -inf
         return self.now_s + _PAUSE_SHARE * self.laxity(slo_class)
 
@@ -67,7 +67,7 @@ class Attempts:
             ref=ref,
             model=model,
             class_ttft_s=self.laxity(slo_class),
-            steady=self.steady(slo_class),
+            first_token_only=self.first_token_only(slo_class),
             pulled_s=self.now_s,
             charged_tokens=self.batch.charge(ref),
             foreseen_tokens=self.batch.foreseen(ref),
@@ -124,11 +124,10 @@ class Attempts:
     def gives_way(self, item: InFlight, slo_class: str) -> bool:
         """Whether a request may be evicted for one that waits for its first token.
 
-        It is of a laxer class; or of any, its own first token is out and nothing more is promised. So no two requests
-        evict each other in turn.
+        It is of a laxer class; or of any, and it owes nothing. So no two requests evict each other in turn.
         """
-        done = item.begun and not item.steady
-        return (done or item.class_ttft_s > self.laxity(slo_class)) and self.may_evict(item)
+        laxer = item.class_ttft_s > self.laxity(slo_class)
+        return (laxer or item.owes_nothing) and self.may_evict(item)
 
     def evict(self, item: InFlight) -> None:
         """Return an attempt for a more urgent one."""

@@ -22,7 +22,7 @@ class InFlight:
 
     Attributes:
         class_ttft_s: the first-token target of its class: how lax it is.
-        steady: its class promises more than a first token, so its own class never makes it pause.
+        first_token_only: its class promises nothing but a first token.
         charged_tokens: KV tokens that the batch counts for it.
         foreseen_tokens: output that was counted when it was pulled.
         pulled_s: when its payload was asked for.
@@ -32,7 +32,7 @@ class InFlight:
     ref: RequestRef
     model: ModelName
     class_ttft_s: float
-    steady: bool
+    first_token_only: bool
     pulled_s: float
     charged_tokens: int
     foreseen_tokens: int
@@ -47,6 +47,11 @@ class InFlight:
     def begun(self) -> bool:
         """Whether its first token is out, from this attempt or an earlier one."""
         return self.produced > 0 or self.ref.produced_tokens > 0
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether all that was promised of it is out."""
+        return self.begun and self.first_token_only
 
     @property
     def resident_tokens(self) -> int:

@@ -423,15 +423,14 @@ class Executor:
             for item in chain(self.batch.held.values(), self.batch.running.values())
             if self._attempts.gives_way(item, head.slo_class)
             and (
-                (item.begun and not item.steady)
-                or (self.window.position(item.ref.group) or position) >= position
+                item.owes_nothing or (self.window.position(item.ref.group) or position) >= position
             )
         ]
         self._relief_s = self._now_s + self._check_s
         if not behind:
             return
         upcoming = self.window.upcoming(head, lambda name: self._attempts.laxity(name) <= laxity)
-        begun_first = self._attempts.steady(head.slo_class)
+        begun_first = not self._attempts.first_token_only(head.slo_class)
         wanted = need(
             (ref for ref in upcoming if begun_first or not ref.produced_tokens),
             self.batch,

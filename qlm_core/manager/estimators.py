@@ -24,12 +24,11 @@ _RATE_LIFE_S = 1.0
 _UNLIMITED = 1 << 20
 _UNKNOWN_PROMPT = 256.0
 _STEADY = 0.1
+"""Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
 _SPEED_SPREAD = 0.05
 _PRIOR_REQUESTS = 8.0
 """What the configured prior of output lengths is worth, in requests."""
-
-"""Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,18 @@ def test_rests_are_grouped_by_where_their_cache_is_and_no_further_than_fits() ->
     assert [rest.home for rest in rests] == ["a", "b", "b", "b"]
 
 
+def test_rests_of_later_requests_are_due_later() -> None:
+    make = grouper()
+    dues_s = []
+    for n, arrival_s in enumerate((5.0, 0.0, 90.0)):
+        one = replace(request(str(n)), arrival_s=arrival_s)
+        group, _ = make.place(one, size_max=1)
+        group.pull(one.id, AgentId("a"))
+        group.home = AgentId("a")
+        dues_s.append(make.take_back(begun(one), group, size_max=10).last_due_s)
+    assert [due_s - dues_s[0] for due_s in dues_s] == [0.0, 0.0, 85.0]
+
+
 def test_who_was_promised_more_or_has_no_token_yet_goes_back_to_its_group() -> None:
     make = grouper()
     waiting = request("a")
