@@ -20,9 +20,6 @@ from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 TIGHT_S = 600.0
 """Targets up to this are planned closely; with later ones there is time for whole outputs."""
 
-_REST_S = 3600.0
-"""When rests are due: late enough to give way to all that is tight, and not never, so that none is put off for ever."""
-
 LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""
 
@@ -48,12 +45,11 @@ class GroupKey(NamedTuple):
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
-        slo = request.slo
-        ttft_s = max(_REST_S, slo.ttft_s) if request.owes_nothing else slo.ttft_s
+        ttft_s = request.target_s
         shift = 8 if ttft_s <= TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
         limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
-        only = slo.first_token_only
+        only = request.slo.first_token_only
         return GroupKey(request.model, request.slo_class, ttft_s, only, scale, limit)
 
     def due_s(self, request: RequestMeta) -> float:

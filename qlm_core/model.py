@@ -19,6 +19,12 @@ GatewayId = NewType("GatewayId", str)
 AgentId = NewType("AgentId", str)
 GroupId = NewType("GroupId", int)
 
+REST_S = 3600.0
+"""When the rest of an output is due of which nothing more is promised, counted from the request's arrival.
+
+Late enough to give way to all that is tight, and not never, so that none is put off for ever.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
@@ -74,14 +80,19 @@ class RequestMeta:
     produced_tokens: int = 0
 
     @property
-    def due_s(self) -> float:
-        """The instant at which the first token is late, on the holder's clock."""
-        return self.arrival_s + self.slo.ttft_s
-
-    @property
     def owes_nothing(self) -> bool:
         """Whether it is decided if its targets are met: its client has a first token, and no more was promised."""
         return self.produced_tokens > 0 and self.slo.first_token_only
+
+    @property
+    def target_s(self) -> float:
+        """How long after its arrival an engine has to begin with what is left of it."""
+        return max(REST_S, self.slo.ttft_s) if self.owes_nothing else self.slo.ttft_s
+
+    @property
+    def due_s(self) -> float:
+        """The instant at which the first token is late, or at which a rest is due, on the holder's clock."""
+        return self.arrival_s + self.target_s
 
 
 class Phase(Enum):
@@ -109,7 +120,7 @@ class RequestRef:
     """A request as an agent's window holds it: enough to decide, nothing to serve.
 
     Attributes:
-        due_s: when its first token is late, on the holder's clock.
+        due_s: when its first token is late, or the rest of its output due, on the holder's clock.
         expected_output_tokens: output still expected, from the estimator.
     """
 

@@ -78,7 +78,7 @@ class Attempts:
 
     def start(self, item: InFlight) -> None:
         """A held request goes onto the engine."""
-        priority = round(item.class_ttft_s * 1000.0)
+        priority = round(item.ref.due_s * 1000.0)
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 

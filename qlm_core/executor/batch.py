@@ -60,9 +60,13 @@ class InFlight:
 
     @property
     def remaining_tokens(self) -> int:
-        """Output still expected; a request past its expectation is expected to end soon, never at once."""
-        left = self.expected_tokens - self.produced
-        return left if left > 0 else max(1, self.expected_tokens // 8)
+        """Output still expected: of one that comes near its expectation or is past it, half of that again.
+
+        Long outputs go on for longer than short ones. Were they expected to end soon, room for others would seem near.
+        """
+        left = max(self.expected_tokens - self.produced, self.expected_tokens // 2)
+        limit = self.ref.max_output_tokens - self.ref.produced_tokens - self.produced
+        return max(1, min(left, limit))
 
 
 def expected_output(ref: RequestRef) -> int:

@@ -150,7 +150,7 @@ class Send:
 class Submit:
     """Start a job on the engine; `gateway` is where its output goes.
 
-    Of lower `priority` is what the engine runs sooner and preempts later, where it can tell.
+    Of lower `priority` is what the engine runs sooner and preempts later, where it can tell: milliseconds of the due time.
     """
 
     gateway: GatewayId

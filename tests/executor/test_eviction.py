@@ -57,6 +57,17 @@ def test_not_if_one_is_expected_to_come_free_in_time():
     assert w.aborted == []
 
 
+def test_an_output_near_its_expectation_is_not_counted_on():
+    w = world(profile(slots=2))
+    w.queue(group(1), add=refs(1, 2, expected=600))
+    w.grant()
+    w.at(18.0)
+    w.produce("1-0", 590)
+    urgent(w)
+    w.at(19.3)
+    assert w.aborted == ["1-1"]
+
+
 def test_never_for_a_head_that_is_late_already():
     w = start()
     w.at(30.0)

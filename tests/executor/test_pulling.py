@@ -16,6 +16,14 @@ def test_pulls_first_come_first_served_up_to_its_slots_in_one_message():
     assert w.running == ["1-0", "1-1", "1-2"]
 
 
+def test_the_engine_is_told_what_is_due_first():
+    w = world(profile(slots=4))
+    late = (ref("1-0", 1, due_s=50.0), ref("1-1", 1, due_s=20.5), ref("1-2", 1, due_s=3600.0))
+    w.queue(group(1), add=late)
+    w.grant()
+    assert w.priorities == {"1-0": 50_000, "1-1": 20_500, "1-2": 3_600_000}
+
+
 def test_an_end_makes_room_for_the_next():
     w = world(profile(slots=2))
     w.queue(group(1), add=refs(1, 4))

@@ -105,6 +105,7 @@ class World:
     now_s: float = 0.0
     pulled: list[str] = field(default_factory=list)
     submitted: list[str] = field(default_factory=list)
+    priorities: dict[str, int] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     returned: list[AttemptReturned] = field(default_factory=list)
     ended: list[AttemptEnded] = field(default_factory=list)
@@ -125,8 +126,9 @@ class World:
                     self.returned.append(back)
                 case Send(_, AttemptEnded() as end):
                     self.ended.append(end)
-                case Submit(_, job):
+                case Submit(_, job, priority):
                     self.submitted.append(job.id)
+                    self.priorities[job.id] = priority
                 case Abort(id, _):
                     self.aborted.append(id)
                 case SwapModel(model):

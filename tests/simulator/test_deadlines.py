@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qlm_core.config import SolverConfig
-from qlm_core.model import GatewayId, ModelName, RequestId, RequestMeta, Slo, SloClass
+from qlm_core.model import REST_S, GatewayId, ModelName, RequestId, RequestMeta, Slo, SloClass
 from qlm_core.sim.policies.base import Context
 from qlm_core.sim.policies.shared import Edf, EdfEvict, EdfModel, LeastSlack
 
@@ -47,7 +47,7 @@ def test_it_comes_after_those_that_still_owe_a_first_token(rival: type[Edf]) -> 
 def test_it_does_not_starve(rival: type[Edf]) -> None:
     policy = made(rival)
     begun = request(0.0, TIGHT.slo, produced_tokens=7)
-    assert policy.rank(begun) < policy.rank(request(LAX.slo.ttft_s + 1.0, TIGHT.slo))
+    assert policy.rank(begun) < policy.rank(request(REST_S, TIGHT.slo))
 
 
 @RIVALS

@@ -1,6 +1,6 @@
 """Rivals that send each request to an engine's own queue as it arrives: round robin and least loaded.
 
-The engine decides the rest: first come first served, or by the class's priority. An instance that serves several models
+The engine decides the rest: first come first served, or by class. An instance that serves several models
 works through its line in order and swaps wherever the model changes.
 """
 
@@ -36,3 +36,11 @@ class LeastLoaded(Dispatcher):
             request,
             min(hosts, key=lambda host: (host.load, host.last_model != request.model)),
         )
+
+
+class ByClass(LeastLoaded):
+    """As least loaded, with the classes ranked for the engine: a request's priority is its target, however long it waits."""
+
+    def due_s(self, request: RequestMeta) -> float:
+        """The target alone."""
+        return request.slo.ttft_s

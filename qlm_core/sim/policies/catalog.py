@@ -8,7 +8,7 @@ from dataclasses import replace
 from qlm_core.errors import ConfigError
 from qlm_core.sim.instance import EngineOptions
 from qlm_core.sim.policies import clairvoyant, ours, paper, shared
-from qlm_core.sim.policies.arrival import LeastLoaded, RoundRobin
+from qlm_core.sim.policies.arrival import ByClass, LeastLoaded, RoundRobin
 from qlm_core.sim.policies.base import Policy
 from qlm_core.sim.policies.shepherd import Shepherd
 
@@ -76,7 +76,7 @@ _POLICIES = (
     Policy(
         name="vllm-priority",
         about="vLLM's priority scheduling by SLO class behind a least-loaded router",
-        build=LeastLoaded,
+        build=ByClass,
         engine=replace(_PLAIN, scheduling="priority"),
         takes_all=True,
         executor_changes=_CALM,

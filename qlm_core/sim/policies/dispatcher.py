@@ -220,6 +220,10 @@ class Dispatcher:
         left = self.lengths(request).remaining(request.produced_tokens, request.max_output_tokens)
         return max(1, round(left))
 
+    def due_s(self, request: RequestMeta) -> float:
+        """The due time as agents are told it. Engines that go by priority begin with the least."""
+        return request.due_s
+
     # ------------------------------------------------------------------ windows
 
     def _flush(self) -> list[Effect]:
@@ -260,5 +264,5 @@ class Dispatcher:
             max_output_tokens=request.max_output_tokens,
             expected_output_tokens=self.expected_output(request),
             produced_tokens=request.produced_tokens,
-            due_s=request.due_s,
+            due_s=self.due_s(request),
         )

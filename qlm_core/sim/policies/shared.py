@@ -95,17 +95,9 @@ class SharedQueue(Dispatcher):
 class Edf(SharedQueue):
     """Earliest deadline first: by the instant at which the first token is late."""
 
-    def __init__(self, context: Context):
-        super().__init__(context)
-        self._laxest_s = max((one.slo.ttft_s for one in context.classes), default=0.0)
-
     def rank(self, request: RequestMeta) -> float:
-        """Due time of the first token."""
-        return self.deadline_s(request)
-
-    def deadline_s(self, request: RequestMeta) -> float:
-        """The due time; that of a request which owes nothing any more is put off by the laxest target."""
-        return request.due_s + (self._laxest_s if request.owes_nothing else 0.0)
+        """Due time of the first token, or of the rest of an output."""
+        return request.due_s
 
 
 class EdfEvict(Edf):
@@ -132,7 +124,7 @@ class EdfModel(Edf):
         if any(one.last_model == other.model for one in self.hosts.values() if one is not host):
             return own
         profile = host.profiles[other.model]
-        left_s = self.deadline_s(other) - self.now_s
+        left_s = other.due_s - self.now_s
         return earliest if left_s < _URGENT_S + profile.wake_s else own
 
 
@@ -143,7 +135,7 @@ class LeastSlack(Edf):
 
     def rank(self, request: RequestMeta) -> float:
         """Due time less expected work on the first instance that serves the model."""
-        due_s = self.deadline_s(request)
+        due_s = request.due_s
         for host in self.hosts.values():
             profile = host.profiles.get(request.model)
             if profile is not None:
