@@ -64,6 +64,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     late: cost of one weighted late request; tardiness: per weighted request-second;
     swap: per second of model swapping; move: per request of a group that changes queue;
     completion: per weighted request-second of completion time (tie-break);
+    aim: share of each target that plans aim at, since one that is kept to the second is late by seconds;
     rest_share: of an output of which nothing but the first token is promised, the share for which the next first
     tokens are planned to wait.
     """
@@ -73,6 +74,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     swap: float = 1.0
     move: float = 0.005
     completion: float = 0.001
+    aim: float = 0.9
     rest_share: float = 0.25
 
 

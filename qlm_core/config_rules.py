@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ABOVE_0 = (
     "agent_lease_s",
     "agents_max",
+    "aim",
     "attempts_max",
     "background_budget_s",
     "backlog_events_max",
@@ -58,7 +59,13 @@ _ABOVE_0 = (
     "waiting_requests_max",
     "window_requests",
 )
-_MOST = {"kv_headroom": 0.9, "output_share": 1.0, "port_base": 65_535, "rest_share": 1.0}
+_MOST = {
+    "aim": 1.0,
+    "kv_headroom": 0.9,
+    "output_share": 1.0,
+    "port_base": 65_535,
+    "rest_share": 1.0,
+}
 
 
 def check(config: Config) -> None:

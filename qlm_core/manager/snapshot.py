@@ -91,7 +91,7 @@ def take_snapshot(
         | {model: None for profiles in classes.values() for model in profiles}
     )
     model_number = {model: number for number, model in enumerate(models)}
-    sheet = _GroupSheet(groups, classes, estimators, objective.rest_share, now_s=now_s)
+    sheet = _GroupSheet(groups, classes, estimators, objective, now_s=now_s)
     busy = _ready_in_s(agents, estimators, now_s=now_s)
     shift_s = max(0.0, -min(busy, default=0.0))
     place = {agent.id: index for index, agent in enumerate(agents)}
@@ -223,7 +223,7 @@ class _GroupSheet:
         groups: Sequence[RequestGroup],
         classes: Classes,
         estimators: Estimators,
-        rest_share: float,
+        objective: ObjectiveConfig,
         *,
         now_s: float,
     ):
@@ -233,13 +233,14 @@ class _GroupSheet:
         variations = np.ones(len(kinds))
         for key, number in kinds.items():
             paces[number], variations[number] = _paces(
-                key, classes, estimators, rest_share, now_s=now_s
+                key, classes, estimators, objective.rest_share, now_s=now_s
             )
         self.waiting = np.array([group.waiting for group in groups], np.int64)
         last_due_s = np.array([group.last_due_s for group in groups])
         first_due_s = np.array([_first_due_s(group) for group in groups])
         span_s = last_due_s - first_due_s
-        self.due_s = last_due_s - now_s
+        spare_s = (1.0 - objective.aim) * np.array([group.key.ttft_s for group in groups])
+        self.due_s = last_due_s - spare_s - now_s
         self.duration_s: Floats = paces[kind] * self.waiting[:, None].astype(np.float64)
         finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
         self.tail_s = (span_s[:, None] - finite) / 2.0

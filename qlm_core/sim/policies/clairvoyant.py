@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from qlm_core.config import RwtConfig
-from qlm_core.grouping import GroupKey
+from qlm_core.grouping import TIGHT_S, GroupKey
 from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators, Rate
 from qlm_core.manager.events import Effect, Event, GatewaySaid, TellAgent
@@ -36,15 +36,8 @@ from qlm_core.profile import EngineProfile
 from qlm_core.sim.policies.base import Context, Foreseen
 from qlm_core.sim.policies.ours import undying
 
-EXECUTOR_CHANGES = {"evict_margin_s": 3.0, "output_share": 0.15}
-"""Room for a first token is made early enough for what stands before it in the engine's own queue, and hardly any is kept
-for the rest of the output, which gives way in any case."""
-
-_SOON_S = 600.0
-"""First tokens with later targets are not planned apart from their outputs: that would only fill host memory."""
-
-_TOLD_SHARE = 0.9
-"""Share of its target that a request is told to have, since a plan that is kept to the second is late by seconds."""
+EXECUTOR_CHANGES = {"output_share": 0.15}
+"""Hardly any room is kept for the rest of an output, which gives way in any case."""
 
 _LAX = "(lax work)"
 _LAX_SLO = Slo(ttft_s=1e6)
@@ -156,13 +149,12 @@ class Clairvoyant(Manager):
         return [self._in_known_words(effect) for effect in effects]
 
     def _as_told(self, request: RequestMeta) -> RequestMeta:
-        """A new request with a target that leaves some room, or none at all if it was given up."""
+        """A new request as it is, or without a target if it was given up."""
         if self._given_up is None:
             self._given_up = given_up(self._jobs())
         if request.id in self._given_up:
             return replace(request, slo_class=_LAX, slo=_LAX_SLO)
-        told = replace(request.slo, ttft_s=_TOLD_SHARE * request.slo.ttft_s)
-        return replace(request, slo=told)
+        return request
 
     def _in_known_words(self, effect: Effect) -> Effect:
         """An effect with lax work under the name of the laxest class."""
@@ -242,6 +234,6 @@ class KnowingEstimators(Estimators):
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         """Where first tokens are soon due, they go at the pace of prompts, and the rest of each output comes later."""
         rate = super()._rate(profile, key)
-        if key is None or key.ttft_s > _SOON_S or key.slo_class not in self._first_token_only:
+        if key is None or key.ttft_s > TIGHT_S or key.slo_class not in self._first_token_only:
             return rate
         return replace(rate, seconds_per_request=rate.absorb_s)

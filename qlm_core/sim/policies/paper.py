@@ -45,7 +45,8 @@ def paper_manager(context: Context) -> Manager:
     """The Manager with the paper's planning in place of ours."""
     made = manager(context)
     config = msgspec.structs.replace(
-        made.config, objective=msgspec.structs.replace(made.config.objective, rest_share=1.0)
+        made.config,
+        objective=msgspec.structs.replace(made.config.objective, aim=1.0, rest_share=1.0),
     )
     made.planner = PaperPlanner(config, {one.name: one.weight for one in context.classes})
     return made
