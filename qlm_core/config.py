@@ -75,7 +75,7 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
     move: float = 0.005
     completion: float = 0.001
     aim: float = 0.9
-    rest_share: float = 0.25
+    rest_share: float = 0.1
 
 
 class GurobiConfig(Section, frozen=True, kw_only=True):
