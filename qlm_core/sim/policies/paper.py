@@ -40,6 +40,9 @@ _LONGEST_OUTPUT_TOKENS = 2048
 _NEVER_S = 1e6
 """Longer than any queue."""
 
+_INSERTED_MAX = 128
+"""Beyond so many groups, inserting one after the other at its best place costs more time than the search itself."""
+
 
 def paper_manager(context: Context) -> Manager:
     """The Manager with the paper's planning in place of ours."""
@@ -182,12 +185,13 @@ def first_solution(problem: Problem, present: list[list[int]]) -> Plan:
     forgets waits, and with few moves for each group it may not find the solution that plain deadline order is.
     """
     longest_s = np.where(np.isfinite(problem.duration_s), problem.duration_s, 0.0).max(axis=1)
-    plans = (
+    plans = [
         _append(problem, present),
         earliest_deadline_first(problem),
         _in_order(problem, problem.due_s + longest_s),
-        greedy(problem),
-    )
+    ]
+    if problem.groups <= _INSERTED_MAX:
+        plans.append(greedy(problem))
     return min(plans, key=lambda plan: evaluate(problem, plan).objective)
 
 
