@@ -139,16 +139,19 @@ class Timeline:
         now_s: float,
     ) -> Wait:
         rate = self._rate(agent, key.model, key, now_s)
+        queueing_s = start.later(ahead, rate).in_s(now_s)
+        # Nobody overtakes who does not wait.
+        arriving = self._arriving(agent, key.model, agents, now_s) if queueing_s > 0.0 else ()
         # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
         return tokens_ahead_wait(
-            queueing_s=start.later(ahead, rate).in_s(now_s),
+            queueing_s=queueing_s,
             seconds_per_request=rate.seconds_per_request,
             variation=rate.variation,
             uncertainty=rate.uncertainty,
             prefill_s=rate.prefill_s,
             overtakers=[
                 Overtaker(other.share, key.ttft_s - other.ttft_s, other.age_s)
-                for other in self._arriving(agent, key.model, agents, now_s)
+                for other in arriving
                 if other.ttft_s < key.ttft_s
             ],
         )

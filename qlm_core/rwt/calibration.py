@@ -48,7 +48,7 @@ class _Shift:
     _FIRST = (0.0, 0.5, 1.0)
     _STEP = 0.1
     _FIRST_STEP = 0.5
-    _FLIGHT = 1.0
+    _FLIGHT = 2.5
     _LARGEST = 3.0
 
     def __init__(self, neighbour: _Shift | None, likeness: float) -> None:
@@ -93,7 +93,7 @@ class Calibration:
 
     _LEAST_S = 0.05
     _MAGNITUDE = log(4.0)
-    _LIKENESS = 0.2
+    _LIKENESS = 0.1
     _LANDING = 0.999
     # News of a first token may be late.
     _GRACE_S = 0.5
