@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
 
-TIGHT_S = 600.0
-"""Targets up to this are planned closely; with later ones there is time for whole outputs."""
+TIGHT_S = 120.0
+"""Targets up to this are planned closely; with later ones there is time for whole outputs, which take a minute or so."""
 
 LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""

@@ -119,10 +119,17 @@ class _Releases:
 def victims(candidates: Iterable[InFlight], wanted: Need) -> list[InFlight]:
     """Which requests to evict so that the need is met as far as it can be.
 
-    The laxest class gives first, and in it whoever has least to compute again.
+    The laxest class gives first, and in it whoever has least to compute again. Outputs that have begun and of which more is
+    promised come last: a pause costs them what is left of their target.
     """
     lax = sorted(
-        candidates, key=lambda item: (-item.class_ttft_s, item.resident_tokens, item.ref.id)
+        candidates,
+        key=lambda item: (
+            item.begun and not item.first_token_only,
+            -item.class_ttft_s,
+            item.resident_tokens,
+            item.ref.id,
+        ),
     )
     chosen: list[InFlight] = []
     slots, kv_tokens = wanted.slots, wanted.kv_tokens

@@ -482,7 +482,7 @@ class Manager:
             effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
 
     def _group_size(self, key: GroupKey) -> int:
-        waiting = len(self.book) - sum(len(agent.held) for agent in self.agents.values())
+        waiting = len(self.book) - sum([len(agent.held) for agent in self.agents.values()])
         return self._sizes.most(key, self.agents, waiting=waiting, now_s=self._now_s)
 
     def _split(self) -> None:

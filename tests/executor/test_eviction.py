@@ -165,6 +165,27 @@ def test_begun_work_of_a_class_that_promises_a_pace_does_not():
     assert w.aborted == []
 
 
+def test_begun_work_of_which_more_is_promised_gives_way_last():
+    """Even to work of a stricter class than what gives way instead."""
+    promised = SloClass(name="batch-2", slo=Slo(ttft_s=3600.0, e2e_s=7200.0))
+    first_only = SloClass(name="batch-1", slo=Slo(ttft_s=60.0))
+    strict = SloClass(name="interactive", slo=Slo(ttft_s=20.0))
+    w = world(profile(slots=2), classes=(promised, first_only, strict))
+    w.queue(
+        group(1, slo_class="batch-2"), group(3, slo_class="batch-1"),
+        add=(*refs(1, 1, expected=1000), *refs(3, 1, expected=1000, due_s=60.0)),
+    )  # fmt: skip
+    w.grant()
+    w.produce("1-0", 5)
+    w.produce("3-0", 500)
+    w.queue(
+        group(2, slo_class="interactive"), group(1, slo_class="batch-2"),
+        add=refs(2, 1, due_s=20.0), epoch=2,
+    )  # fmt: skip
+    w.at(19.5)
+    assert w.aborted == ["3-0"]
+
+
 @pytest.mark.parametrize(("due_s", "pulled"), [(9.0, "2-0"), (11.0, "1-0")])
 def test_what_came_back_begun_lets_pass_whose_time_is_half_up(due_s, pulled):
     w = world(profile(slots=1))
