@@ -28,7 +28,9 @@ def plannable(
     if not waiting:
         return [], []
     usable = [agent for agent in agents.values() if agent.usable]
-    served = {model: None for agent in usable for model in agent.profiles}
+    # Agents of one kind serve the same, and are many.
+    kinds = {id(agent.kind): agent for agent in usable}
+    served = {model: None for agent in kinds.values() for model in agent.profiles}
     return [group for group in waiting if group.key.model in served], usable
 
 
@@ -53,24 +55,33 @@ def free_seat(
     """
     model, waiting, home = group.key.model, group.waiting, group.home
     places: dict[int, tuple[float, float, float]] = {}
+    fewest: dict[int, int] = {}
     seat, earliest_s = None, inf
     for agent in agents:
+        # In a large fleet many are alike, and who has no more room than one before is no better.
+        held, kind = len(agent.held), id(agent.kind)
+        if kind in fewest and held >= fewest[kind]:
+            continue
         state = agent.state
         if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
             continue
         if home is not None and home != agent.id:
             continue
-        place = places.get(id(agent.kind))
+        place = places.get(kind)
         if place is None:
             profile = agent.profiles.get(model)
             if profile is None:
                 continue
             batch, place_s = room(profile, estimators, now_s=now_s)
             rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
-            place = places[id(agent.kind)] = batch, place_s, waiting * rate.seconds_per_request
+            place = places[kind] = batch, place_s, waiting * rate.seconds_per_request
         batch, place_s, duration_s = place
-        free = batch - len(agent.held)
-        if free >= waiting and (end_s := duration_s - free * place_s) < earliest_s:
+        free = batch - held
+        if free < waiting:
+            continue
+        fewest[kind] = held
+        end_s = duration_s - free * place_s
+        if end_s < earliest_s:
             seat, earliest_s = agent, end_s
     return seat
 
