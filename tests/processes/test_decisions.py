@@ -28,7 +28,7 @@ POINTS = 0.08
 
 
 def test_the_service_meets_the_slos_that_the_simulator_says() -> None:
-    both = compare(Bed(scenario=scenario_from_mapping(SCENARIO, "small")), seed=0)
+    both = compare(Bed(scenario=scenario_from_mapping(SCENARIO, "small")), seed=2)
     assert both.lost == 0
     assert both.requests > 150
     # Neither idle nor hopeless, or agreement would mean nothing.
