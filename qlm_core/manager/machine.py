@@ -38,7 +38,7 @@ from qlm_core.manager.events import (
     Wakeup,
 )
 from qlm_core.manager.fleet import Agent
-from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up, plannable
+from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, Roster, homeless, line_up, plannable
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
@@ -106,6 +106,7 @@ class Manager:
         self._publish: dict[AgentId, None] = {}
         self._expiry_s = float("inf")
         self._sizes = GroupSizes(self.estimators, config.grouping)
+        self._roster = Roster(())
         self._now_s = now_s
 
     # ------------------------------------------------------------------ the contract
@@ -249,10 +250,7 @@ class Manager:
             return
         held.group.pull(id, agent)
         self._leave_window(held, id)
-        holder = self.agents.get(agent)
-        if holder is not None:
-            holder.held[id] = None
-        held.agent = agent
+        self.book.pulled(held, agent, self.agents)
 
     def _leave_window(self, held: Held, id: RequestId) -> None:
         """Take a request out of its home's window and top the window up when it runs low."""
@@ -282,7 +280,7 @@ class Manager:
         if held is None:
             return
         self.counts["returned"] += 1
-        held.release(self.agents)
+        self.book.released(held, self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
         held.seen = self.estimators.produced(held.request, produced_tokens, held.seen)
         left, size = held.group, self._group_size(GroupKey.of(held.request))
@@ -306,10 +304,9 @@ class Manager:
 
     def _forget(self, id: RequestId) -> None:
         """A request is over; its group too, if it was the last."""
-        held = self.book.remove(id)
+        held = self.book.remove(id, self.agents)
         if held is None:
             return
-        held.release(self.agents)
         self.estimators.forgotten(held.request, held.wait)
         group = held.group
         home = self.agents.get(group.home) if group.home is not None else None
@@ -341,7 +338,7 @@ class Manager:
         self.timeline.stale(hello.agent)
         self._publish[hello.agent] = None
         self._unplaced.update(homeless(self.groups, self.agents))
-        self.planner.changed()
+        self._fleet_changed()
         effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
         self._announce_fleet(effects)
 
@@ -351,7 +348,7 @@ class Manager:
             return
         agent.lease_until_s = self._now_s + self.config.agent_lease_s
         if agent.report(state, now_s=self._now_s):
-            self.planner.changed()
+            self._fleet_changed()
             if state.draining:
                 self._empty_queue(agent)
         self.timeline.stale(id)
@@ -384,8 +381,8 @@ class Manager:
             del self.agents[agent.id]
             self._publish.pop(agent.id, None)
             self.timeline.stale(agent.id)
-            self.planner.changed()
         if gone:
+            self._fleet_changed()
             self._announce_fleet(effects)
         for gateway, until_s in list(self._absent.items()):
             if until_s <= self._now_s:
@@ -406,7 +403,11 @@ class Manager:
 
     def view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
-        return plannable(self.groups, self.agents)
+        return plannable(self.groups, self._roster)
+
+    def _fleet_changed(self) -> None:
+        self._roster = Roster(self.agents.values())
+        self.planner.changed()
 
     def _place(self) -> None:
         """Give every group without a queue a place."""
@@ -482,8 +483,8 @@ class Manager:
             effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
 
     def _group_size(self, key: GroupKey) -> int:
-        waiting = len(self.book) - sum([len(agent.held) for agent in self.agents.values()])
-        return self._sizes.most(key, self.agents, waiting=waiting, now_s=self._now_s)
+        waiting = self.book.waiting
+        return self._sizes.most(key, self._roster, waiting=waiting, now_s=self._now_s)
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""

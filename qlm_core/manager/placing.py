@@ -7,7 +7,7 @@ among the agents that matter to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from qlm_core.grouping import RequestGroup
@@ -15,23 +15,41 @@ from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import room
 from qlm_core.model import AgentId, GroupId, ModelName
+from qlm_core.profile import EngineProfile
 
 DEEP_BACKLOG_GROUPS = 500
 """From so many groups on, repairing the plan for each new one costs more than its place is worth."""
 
 
+class Roster:
+    """Who can be planned on: what follows from the fleet alone, and holds until an agent joins, leaves or drains.
+
+    Attributes:
+        agents: the usable ones, in stable order.
+        engines: for each model that they serve, the profiles of its instances, and how many have each.
+    """
+
+    __slots__ = ("agents", "engines")
+
+    def __init__(self, agents: Iterable[Agent]):
+        self.agents = [agent for agent in agents if agent.usable]
+        # Agents of one kind share the object, so nearly all are told by it without hashing profiles.
+        found: dict[ModelName, dict[int, tuple[EngineProfile, int]]] = {}
+        for agent in self.agents:
+            for model, profile in agent.profiles.items():
+                same = found.setdefault(model, {})
+                same[id(profile)] = profile, same.get(id(profile), (profile, 0))[1] + 1
+        self.engines = {model: tuple(counted.values()) for model, counted in found.items()}
+
+
 def plannable(
-    groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
+    groups: Mapping[GroupId, RequestGroup], roster: Roster
 ) -> tuple[list[RequestGroup], list[Agent]]:
     """Groups with waiting members that some usable agent serves, and the usable agents, in stable order."""
-    waiting = [group for group in groups.values() if group.waiting]
-    if not waiting:
-        return [], []
-    usable = [agent for agent in agents.values() if agent.usable]
-    # Agents of one kind serve the same, and are many.
-    kinds = {id(agent.kind): agent for agent in usable}
-    served = {model: None for agent in kinds.values() for model in agent.profiles}
-    return [group for group in waiting if group.key.model in served], usable
+    waiting = [
+        group for group in groups.values() if group.waiting and group.key.model in roster.engines
+    ]
+    return waiting, roster.agents
 
 
 def homeless(

@@ -34,22 +34,19 @@ class Held:
         self.estimated_s = 0.0
         self.seen = 0
 
-    def release(self, agents: Mapping[AgentId, Agent]) -> None:
-        """No agent holds it any more."""
-        if self.agent is not None:
-            holder = agents.get(self.agent)
-            if holder is not None:
-                holder.held.pop(self.request.id, None)
-            self.agent = None
-
 
 class Book:
-    """All requests that have not ended, by id."""
+    """All requests that have not ended, by id.
 
-    __slots__ = ("_held",)
+    Attributes:
+        waiting: how many of them no agent holds.
+    """
+
+    __slots__ = ("_held", "waiting")
 
     def __init__(self) -> None:
         self._held: dict[RequestId, Held] = {}
+        self.waiting = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -61,6 +58,7 @@ class Book:
         """Enter a request that has joined `group`."""
         held = Held(request, group)
         self._held[request.id] = held
+        self.waiting += 1
         return held
 
     def get(self, id: RequestId) -> Held | None:
@@ -74,9 +72,32 @@ class Book:
             if held is not None:
                 held.seen = estimators.produced(held.request, one.produced_tokens, held.seen)
 
-    def remove(self, id: RequestId) -> Held | None:
-        """Strike a request out."""
-        return self._held.pop(id, None)
+    def pulled(self, held: Held, agent: AgentId, agents: Mapping[AgentId, Agent]) -> None:
+        """An agent holds a request, which may be news of an agent that is not known."""
+        if held.agent is None:
+            self.waiting -= 1
+        held.agent = agent
+        holder = agents.get(agent)
+        if holder is not None:
+            holder.held[held.request.id] = None
+
+    def released(self, held: Held, agents: Mapping[AgentId, Agent]) -> None:
+        """No agent holds a request any more."""
+        if held.agent is None:
+            return
+        holder = agents.get(held.agent)
+        if holder is not None:
+            holder.held.pop(held.request.id, None)
+        held.agent = None
+        self.waiting += 1
+
+    def remove(self, id: RequestId, agents: Mapping[AgentId, Agent]) -> Held | None:
+        """Strike a request out, and from what its agent holds."""
+        held = self._held.pop(id, None)
+        if held is not None:
+            self.released(held, agents)
+            self.waiting -= 1
+        return held
 
     def regroup(self, group: RequestGroup) -> None:
         """The waiting members of a group were in another one before."""

@@ -8,13 +8,11 @@ whether it is in time is decided for all of its members together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from qlm_core.config import GroupingConfig
 from qlm_core.grouping import GroupKey
 from qlm_core.manager.estimators import Estimators
-from qlm_core.manager.fleet import Agent
-from qlm_core.model import AgentId, ModelName
+from qlm_core.manager.placing import Roster
+from qlm_core.model import ModelName
 
 _GROUPS_PER_AGENT = 4
 _LIFE_S = 1.0
@@ -36,7 +34,7 @@ class GroupSizes:
     def most(
         self,
         key: GroupKey,
-        agents: Mapping[AgentId, Agent],
+        roster: Roster,
         *,
         waiting: int,
         now_s: float,
@@ -51,7 +49,7 @@ class GroupSizes:
             self._until_s = now_s + _LIFE_S
         known = self._of_fleet.get(key.model)
         if known is None:
-            known = self._of_fleet[key.model] = self._measure(key.model, agents, now_s)
+            known = self._of_fleet[key.model] = self._measure(key.model, roster, now_s)
         size, pace_s, serving = known
         if pace_s:
             size = min(size, int(self._span_ratio * key.ttft_s / pace_s))
@@ -60,18 +58,17 @@ class GroupSizes:
         return max(1, size)
 
     def _measure(
-        self, model: ModelName, agents: Mapping[AgentId, Agent], now_s: float
+        self, model: ModelName, roster: Roster, now_s: float
     ) -> tuple[int, float, int]:
         """δ times the average batch over the agents that serve a model, their average pace, and how many they are."""
-        profiles = [agent.profiles[model] for agent in agents.values() if model in agent.profiles]
-        # Agents of one kind share the profile; in a large fleet its rate is asked for once.
-        by_object = {
-            id(one): self._estimators.rate(self._estimators.profile(one), None, now_s=now_s)
-            for one in {id(one): one for one in profiles}.values()
-        }
-        rates = [by_object[id(one)] for one in profiles]
-        if not rates:
+        engines = roster.engines.get(model)
+        if engines is None:
             return round(self._delta * _UNKNOWN_BATCH), 0.0, 0
-        batch = sum(rate.batch for rate in rates) / len(rates)
-        pace_s = sum(rate.seconds_per_request for rate in rates) / len(rates)
-        return max(1, round(self._delta * batch)), pace_s, len(rates)
+        rates = [
+            (self._estimators.rate(self._estimators.profile(profile), None, now_s=now_s), count)
+            for profile, count in engines
+        ]
+        serving = sum(count for _, count in rates)
+        batch = sum(rate.batch * count for rate, count in rates) / serving
+        pace_s = sum(rate.seconds_per_request * count for rate, count in rates) / serving
+        return max(1, round(self._delta * batch)), pace_s, serving

@@ -13,8 +13,10 @@ _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
 _PRIOR_REQUESTS = 2.0
 _REFRESH_EVERY = 64
+_REFRESH_PER_END = 0.5
 _END_WORTH = 8
-"""Changes after which sums are made anew: the end of a request tells as much as this many reports of its going on."""
+"""Changes after which sums are made anew, and how many more for each request that is remembered, since then one
+change matters less. The end of a request tells as much as `_END_WORTH` reports of its going on."""
 
 
 def _bin_starts() -> tuple[int, ...]:
@@ -127,7 +129,7 @@ class LengthModel:
         self._mass, self._sums, self._squares = mass, sums, squares
 
     def _below(self, tokens: float) -> int:
-        if self._changes >= _REFRESH_EVERY:
+        if self._changes >= _REFRESH_EVERY + _REFRESH_PER_END * self.ended:
             self._refresh()
         return bisect_right(_MIDDLES, tokens)
 
