@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
@@ -31,14 +32,15 @@ class GroupKey(NamedTuple):
     they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
     `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
-    `ttft_s` is the target counted from arrival, or when the rest of an output is due; `first_only` says that nothing is
-    promised but a first token.
+    `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end, infinite if
+    none was promised; `first_only` says that nothing is promised but a first token.
     """
 
     model: ModelName
     slo_class: str
     ttft_s: float
     first_only: bool
+    e2e_s: float
     prompt_scale: int
     limit_scale: int
 
@@ -49,8 +51,10 @@ class GroupKey(NamedTuple):
         shift = 8 if ttft_s <= TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
         limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
-        only = request.slo.first_token_only
-        return GroupKey(request.model, request.slo_class, ttft_s, only, scale, limit)
+        only, e2e_s = request.slo.first_token_only, request.slo.e2e_s
+        if e2e_s is None:
+            e2e_s = inf
+        return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, scale, limit)
 
     def due_s(self, request: RequestMeta) -> float:
         """When a member has to start."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
 from qlm_core.grouping import LIMIT_SCALES, GroupKey
@@ -27,6 +27,9 @@ _STEADY = 0.1
 """Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
 _SPEED_SPREAD = 0.05
+_TYPICAL, _LONG = 0.7, 0.9
+"""Shares of the outputs of a kind that are no longer than a typical one and a long one."""
+
 _PRIOR_REQUESTS = 8.0
 """What the configured prior of output lengths is worth, in requests."""
 
@@ -42,6 +45,7 @@ class Rate:
         residence_s: how long one request stays in the batch.
         variation: standard deviation of output lengths over their mean.
         uncertainty: standard deviation of the pace over its mean: lengths are known from as many requests as have ended.
+        typical_output_s, long_output_s: how long all but three and but one of ten stay in it at most.
         prefill_s: from start to first token.
         absorb_s: the pace at which waiting requests start while there is free room: prefill alone.
     """
@@ -52,6 +56,8 @@ class Rate:
     residence_s: float
     variation: float
     uncertainty: float
+    typical_output_s: float
+    long_output_s: float
     prefill_s: float
     absorb_s: float
 
@@ -258,6 +264,8 @@ class Estimators:
             batch=batch,
             residence_s=output * iteration_s / speed,
             variation=variation,
+            typical_output_s=self._quantile(key, _TYPICAL) * iteration_s / speed,
+            long_output_s=self._quantile(key, _LONG) * iteration_s / speed,
             uncertainty=sqrt(_SPEED_SPREAD**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
             absorb_s=min(
@@ -278,6 +286,12 @@ class Estimators:
         lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
         mean, variance = lengths.moments(_UNLIMITED if key is None else _limit(key))
         return sqrt(variance) / max(mean, 1.0)
+
+    def _quantile(self, key: GroupKey | None, share: float) -> float:
+        """Output tokens that this share of a kind does not exceed; of interest where an end was promised, so else 0."""
+        if key is None or key.e2e_s == inf:
+            return 0.0
+        return self.lengths(key.model, key.slo_class).quantile(share, _limit(key))
 
     def _calibration_of(self, request: RequestMeta) -> Calibration:
         kind = (request.model, request.slo_class)

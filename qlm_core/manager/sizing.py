@@ -57,9 +57,7 @@ class GroupSizes:
             size = min(size, waiting // (_GROUPS_PER_AGENT * serving))
         return max(1, size)
 
-    def _measure(
-        self, model: ModelName, roster: Roster, now_s: float
-    ) -> tuple[int, float, int]:
+    def _measure(self, model: ModelName, roster: Roster, now_s: float) -> tuple[int, float, int]:
         """δ times the average batch over the agents that serve a model, their average pace, and how many they are."""
         engines = roster.engines.get(model)
         if engines is None:

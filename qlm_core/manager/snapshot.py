@@ -227,26 +227,32 @@ class _GroupSheet:
         *,
         now_s: float,
     ):
-        kinds: dict[GroupKey, int] = {}
-        kind = [kinds.setdefault(group.key, len(kinds)) for group in groups]
-        paces = np.full((len(kinds), len(classes)), inf)
-        variations = np.ones(len(kinds))
-        for key, number in kinds.items():
-            paces[number], variations[number] = _paces(
-                key, classes, estimators, objective.rest_share, now_s=now_s
-            )
+        numbers: dict[GroupKey, int] = {}
+        kind = [numbers.setdefault(group.key, len(numbers)) for group in groups]
+        kinds = [
+            _Kind(key, classes, estimators, objective.rest_share, now_s=now_s) for key in numbers
+        ]
+        paces = np.array([one.paces_s for one in kinds]).reshape(len(kinds), len(classes))
+        early_s = np.array([one.early_s for one in kinds]).reshape(len(kinds), len(classes))
+        early_ramp_s = np.array([one.early_ramp_s for one in kinds])
+        variations = np.array([one.variation for one in kinds])
         self.waiting = np.array([group.waiting for group in groups], np.int64)
         last_due_s = np.array([group.last_due_s for group in groups])
         first_due_s = np.array([_first_due_s(group) for group in groups])
         span_s = last_due_s - first_due_s
-        spare_s = (1.0 - objective.aim) * np.array([group.key.ttft_s for group in groups])
-        self.due_s = last_due_s - spare_s - now_s
+        least_early_s = early_s.min(axis=1)[kind]
+        target_s = np.array([group.key.ttft_s for group in groups]) - least_early_s
+        spare_s = (1.0 - objective.aim) * target_s
+        self.due_s = last_due_s - least_early_s - spare_s - now_s
         self.duration_s: Floats = paces[kind] * self.waiting[:, None].astype(np.float64)
         finite = np.where(np.isfinite(self.duration_s), self.duration_s, 0.0)
         self.tail_s = (span_s[:, None] - finite) / 2.0
+        more_early_s = early_s[kind] - least_early_s[:, None]
+        self.tail_s += np.where(np.isfinite(more_early_s), more_early_s, 0.0)
         fastest_s = paces.min(axis=1)[kind]
         noise_s: Floats = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
         self.ramp_s: Floats = np.abs(span_s - fastest_s * self.waiting) + noise_s
+        self.ramp_s += early_ramp_s[kind]
         # Whatever arrives until then may have to go first: the further away a due time, the less certain it is met.
         self.ramp_s += np.maximum(self.due_s, 0.0)
 
@@ -256,31 +262,53 @@ def _first_due_s(group: RequestGroup) -> float:
     return group.last_due_s if first is None else group.key.due_s(first)
 
 
-def _paces(
-    key: GroupKey,
-    classes: Classes,
-    estimators: Estimators,
-    rest_share: float,
-    *,
-    now_s: float,
-) -> tuple[list[float], float]:
-    """Seconds per request of a kind on each class (inf where it does not run), and its variation.
+class _Kind:
+    """What groups of one key have in common.
 
     Where first tokens are all that is promised, and soon, those of the next group do not wait until these outputs are
     complete. A share of them is planned all the same: executors make outputs give way as late as they can.
+
+    Attributes:
+        paces_s: seconds per request on each class, inf where it does not run.
+        early_s: on each class, how much before the first token is late an engine has to begin, so that a typical output
+            ends in time; inf where it does not run.
+        early_ramp_s: how much longer before that a long one would have to begin, to either side.
+        variation: standard deviation of output lengths over their mean.
     """
-    share = rest_share if key.first_only and key.ttft_s <= TIGHT_S else 1.0
-    paces: list[float] = []
-    variation = 1.0
-    for profiles in classes.values():
-        profile = profiles.get(key.model)
-        if profile is None:
-            paces.append(inf)
-            continue
-        rate = estimators.rate(estimators.profile(profile), key, now_s=now_s)
-        paces.append(rate.absorb_s + share * (rate.seconds_per_request - rate.absorb_s))
-        variation = rate.variation
-    return paces, variation
+
+    __slots__ = ("early_ramp_s", "early_s", "paces_s", "variation")
+
+    def __init__(
+        self,
+        key: GroupKey,
+        classes: Classes,
+        estimators: Estimators,
+        rest_share: float,
+        *,
+        now_s: float,
+    ):
+        share = rest_share if key.first_only and key.ttft_s <= TIGHT_S else 1.0
+        self.paces_s = [inf] * len(classes)
+        self.early_s = [inf] * len(classes)
+        self.early_ramp_s = 0.0
+        self.variation = 1.0
+        for number, profiles in enumerate(classes.values()):
+            profile = profiles.get(key.model)
+            if profile is None:
+                continue
+            rate = estimators.rate(estimators.profile(profile), key, now_s=now_s)
+            rest_s = rate.seconds_per_request - rate.absorb_s
+            self.paces_s[number] = rate.absorb_s + share * rest_s
+            self.variation = rate.variation
+            early_s = _early_s(key, rate.typical_output_s)
+            self.early_s[number] = early_s
+            ramp_s = 2.0 * (_early_s(key, rate.long_output_s) - early_s)
+            self.early_ramp_s = max(self.early_ramp_s, ramp_s)
+
+
+def _early_s(key: GroupKey, output_s: float) -> float:
+    """By how much an output of that duration has to start before its first token is late, to end in time; at most at once."""
+    return min(key.ttft_s, max(0.0, key.ttft_s + output_s - key.e2e_s))
 
 
 def _swap_matrix(

@@ -5,7 +5,7 @@ Lengths are counted in bins that grow by a constant factor, up to a length beyon
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from math import ceil, expm1
 
@@ -144,6 +144,12 @@ class LengthModel:
     def expected(self, max_tokens: int) -> int:
         """Output tokens to expect of a fresh request, at least 1."""
         return max(1, ceil(self.moments(max_tokens)[0]))
+
+    def quantile(self, share: float, max_tokens: int) -> float:
+        """Output tokens that this share of fresh requests, cut at `max_tokens`, does not exceed."""
+        self._below(0)
+        longest = bisect_left(self._mass, share)
+        return min(float(max_tokens), _MIDDLES[min(_BINS, longest) - 1])
 
     def remaining(self, produced_tokens: int, max_tokens: int) -> float:
         """Mean tokens still to come, given that `produced_tokens` came and the request goes on."""

@@ -51,6 +51,19 @@ def test_moments_and_remainders_are_those_of_the_sample(limit: int, seed: int) -
     assert model.remaining(produced, 1 << 20) == pytest.approx(sum(longer) / len(longer), rel=0.15)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.1, 0.95), st.integers(1, 3000), st.integers(0, 50))
+def test_quantiles_are_those_of_the_sample(share: float, limit: int, seed: int) -> None:
+    sample = drawn(random.Random(seed), 4000)
+    model = lengths(history=20_000)
+    for length in sample:
+        model.observe(length)
+    exact = sorted(min(length, limit) for length in sample)[int(share * len(sample))]
+    # Lengths are kept in bins that grow by a seventh.
+    assert model.quantile(share, limit) == pytest.approx(exact, rel=0.25, abs=1.0)
+    assert model.quantile(share, limit) <= limit
+
+
 def test_a_young_batch_does_not_make_outputs_look_short() -> None:
     """After 100 tokens only short outputs have ended, but the others count as longer than that."""
     rng = random.Random(3)

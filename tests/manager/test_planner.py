@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
 from random import Random
 
 import pytest
@@ -9,8 +11,8 @@ import pytest
 from qlm_core.manager.events import StartSolve, Wakeup
 from qlm_core.manager.placing import contenders
 from qlm_core.manager.snapshot import Snapshot
-from qlm_core.messages import Pulled
-from qlm_core.model import AgentId, GroupId
+from qlm_core.messages import Arrived, Pulled
+from qlm_core.model import AgentId, GroupId, Slo
 from qlm_core.planning import Plan, evaluate, repair
 from tests.manager.conftest import Bench
 
@@ -54,6 +56,30 @@ def test_agents_left_out_of_a_repair_would_not_have_made_it_better(bench: Bench,
         queues = {agent.id: agent.queue for agent in chosen}
         objectives.append(evaluate(snapshot.problem, repaired(snapshot, queues)).objective)
     assert objectives[1] == pytest.approx(objectives[0])
+
+
+def test_what_was_promised_an_end_is_due_as_early_as_its_output_needs(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    held = bench.arrive("m", "batch-1", count=64)
+    for id in held:
+        bench.fact(Pulled(id, a))
+    # First tokens are due in a minute and in five, but one output has to be complete after half a minute.
+    for ttft_s, e2e_s in ((60.0, None), (300.0, 30.0), (300.0, None)):
+        slo = Slo(ttft_s=ttft_s, tpot_s=1.0, e2e_s=e2e_s)
+        for _ in range(200):
+            bench.fact(Arrived(replace(bench.request("m", "batch-1"), slo=slo)))
+    groups, agents = bench.manager.view()
+    snapshot = bench.manager.planner.snapshot(
+        (groups, agents), bench.manager.estimators, now_s=bench.now_s
+    )
+    latest_s = {}
+    for number, group in enumerate(groups):
+        due_s = snapshot.problem.due_s[number] - snapshot.problem.tail_s[number, 0]
+        latest_s[group.key.ttft_s, group.key.e2e_s] = due_s
+    assert latest_s[300.0, 30.0] < latest_s[60.0, inf] < latest_s[300.0, inf]
+    assert latest_s[300.0, 30.0] > 0.0
+    first = bench.manager.groups[bench.manager.agents[a].queue[0]]
+    assert first.key.e2e_s == 30.0
 
 
 def repaired(snapshot: Snapshot, queues: dict[AgentId, list[GroupId]]) -> Plan:
