@@ -165,6 +165,12 @@ class ManagerLaws(RuleBasedStateMachine):
         held = [id for group in manager.groups.values() for id in group.pulled]
         assert sorted(waiting + held) == sorted(self.known)
         assert sorted(held) == sorted(self.held)
+        assert manager.book.waiting == len(waiting)
+
+    @invariant()
+    def no_group_stands_with_an_agent_that_drains(self) -> None:
+        manager = self.bench.manager
+        assert all(agent.usable or not agent.queue for agent in manager.agents.values())
 
     @invariant()
     def every_servable_group_is_in_exactly_one_queue(self) -> None:
