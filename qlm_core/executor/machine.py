@@ -139,7 +139,7 @@ class Executor:
             due_s = min(due_s, oldest.pulled_s + self._config.pull_timeout_s)
         if self.state is _S.SERVING:
             due_s = min(due_s, self._hold_s, self._relief_s if self._starved else inf)
-        elif self.state is _S.EMPTYING:
+        elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
             due_s = min(due_s, self._empty_by_s)
         elif self.state is _S.LEAVING:
             due_s = min(due_s, self._drain_deadline_s)
@@ -340,7 +340,6 @@ class Executor:
             self._move(Trigger.HEAD_NEEDS_SWAP)
             longest_s = self._config.drain_s_max if self._config.eviction else inf
             self._empty_by_s = self._now_s + longest_s
-        self._start_held()
         self._empty(head)
 
     def _head(self) -> QueuedGroup | None:
@@ -451,19 +450,18 @@ class Executor:
 
     def _empty(self, head: QueuedGroup) -> None:
         """Swap once nothing is in flight; cut the drain short when its time is up."""
-        running = self.batch.running
-        if running and self._config.eviction:
+        batch = self.batch
+        loaded = list(chain(batch.held.values(), batch.running.values()))
+        if self._config.eviction and self._now_s < self._empty_by_s:
             laxity = self._attempts.laxity(head.slo_class)
-            if self._now_s < self._empty_by_s and all(
-                item.class_ttft_s > laxity for item in running.values()
-            ):
+            if all(item.class_ttft_s > laxity for item in chain(batch.pulling.values(), loaded)):
                 self._empty_by_s = min(self._empty_by_s, self._latest_swap_s(head))
-            if self._now_s >= self._empty_by_s:
-                self._empty_by_s = inf
-                for item in list(chain(self.batch.held.values(), running.values())):
-                    if self._attempts.may_evict(item):
-                        self._attempts.evict(item)
-        if not len(self.batch):
+        if self._now_s >= self._empty_by_s:
+            for item in loaded:
+                if self._attempts.may_evict(item):
+                    self._attempts.evict(item)
+        self._start_held()
+        if not len(batch):
             self._swapping_to = head.model
             self._move(Trigger.EMPTIED)
             self._effects.append(e.SwapModel(head.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlm_core.executor import EngineReady, ExecutorState, SwapFailed
+from qlm_core.messages import ReturnReason
 from qlm_core.model import ModelName
 from tests.executor.world import World, group, profile, refs, world
 
@@ -48,6 +49,17 @@ def test_a_drain_that_would_make_a_stricter_head_late_is_cut_earlier():
     w.at(17.0)
     assert w.swaps == ["m2"]
     assert w.now_s + 3.0 < 20.5
+
+
+def test_what_lands_after_the_drain_is_over_goes_back_at_once():
+    w = start(drain_s_max=2.0)
+    w.queue(group(1), group(2, "m2"), add=refs(1, 1) + refs(2, 1))
+    w.at(4.0)
+    assert w.swaps == []
+    w.grant("1-0")
+    assert w.submitted == []
+    assert w.reasons == {"1-0": ReturnReason.EVICTED}
+    assert w.swaps == ["m2"]
 
 
 def test_without_eviction_it_waits():
