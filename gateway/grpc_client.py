@@ -202,7 +202,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         )
         estimate = await self.desk.solver.estimate(meta, now_s=now_s)
         return pb.EstimateWaitResponse(
-            estimate=wire.estimate_to_wire(estimate), feasible=estimate.p90_s <= slo.ttft_s
+            estimate=wire.estimate_to_wire(estimate), feasible=estimate.p90_s <= slo.start_s
         )
 
     @_answering

@@ -39,6 +39,11 @@ class Slo:
         """Whether nothing is promised of what follows the first token."""
         return self.tpot_s is None and self.e2e_s is None
 
+    @property
+    def start_s(self) -> float:
+        """When the first token is late: after its own target, or after that of the end where this comes first."""
+        return self.ttft_s if self.e2e_s is None else min(self.ttft_s, self.e2e_s)
+
     def met_by(self, *, ttft_s: float, tpot_s: float | None, e2e_s: float) -> bool:
         """Whether realised latencies keep every target."""
         if ttft_s > self.ttft_s:
@@ -87,7 +92,7 @@ class RequestMeta:
     @property
     def target_s(self) -> float:
         """How long after its arrival an engine has to begin with what is left of it."""
-        return max(REST_S, self.slo.ttft_s) if self.owes_nothing else self.slo.ttft_s
+        return max(REST_S, self.slo.start_s) if self.owes_nothing else self.slo.start_s
 
     @property
     def due_s(self) -> float:

@@ -48,7 +48,7 @@ class Attempts:
     def laxity(self, slo_class: str) -> float:
         """How lax the work of a class is; that of an unknown one not at all."""
         slo = self._slos.get(slo_class)
-        return slo.ttft_s if slo is not None else 0.0
+        return slo.start_s if slo is not None else 0.0
 
     def first_token_only(self, slo_class: str) -> bool:
         """Whether a class promises nothing but a first token. Of an unknown one that is not assumed."""

@@ -159,6 +159,13 @@ def test_rests_of_later_requests_are_due_later() -> None:
     assert [due_s - dues_s[0] for due_s in dues_s] == [0.0, 0.0, 85.0]
 
 
+def test_an_end_that_is_due_before_the_first_token_says_when_a_request_has_to_start() -> None:
+    one = replace(request("a"), slo=Slo(ttft_s=600.0, e2e_s=20.0))
+    group, _ = grouper().place(one, size_max=10)
+    assert group.key.ttft_s == 20.0
+    assert group.last_due_s == one.arrival_s + 20.0
+
+
 def test_who_was_promised_more_or_has_no_token_yet_goes_back_to_its_group() -> None:
     make = grouper()
     waiting = request("a")

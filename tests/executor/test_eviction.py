@@ -177,6 +177,22 @@ def test_begun_work_of_which_more_is_promised_gives_way_last():
     assert w.aborted == ["3-0"]
 
 
+def test_a_class_is_as_lax_as_the_sooner_of_its_first_token_and_its_end():
+    """Its `ttft_s` is the largest of all, and yet it does not give way."""
+    sooner = SloClass(name="batch-1", slo=Slo(ttft_s=3600.0, e2e_s=10.0))
+    strict = SloClass(name="interactive", slo=Slo(ttft_s=20.0))
+    w = world(profile(slots=1), classes=(sooner, strict))
+    w.queue(group(1, slo_class="batch-1"), add=refs(1, 1, expected=1000))
+    w.grant()
+    w.produce("1-0", 5)
+    w.queue(
+        group(2, slo_class="interactive"), group(1, slo_class="batch-1"),
+        add=refs(2, 1, due_s=20.0), epoch=2,
+    )  # fmt: skip
+    w.at(19.5)
+    assert w.aborted == []
+
+
 @pytest.mark.parametrize(("due_s", "pulled"), [(9.0, "2-0"), (11.0, "1-0")])
 def test_what_came_back_begun_lets_pass_whose_time_is_half_up(due_s, pulled):
     w = world(profile(slots=1))

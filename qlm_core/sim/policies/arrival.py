@@ -43,4 +43,4 @@ class ByClass(LeastLoaded):
 
     def due_s(self, request: RequestMeta) -> float:
         """The target alone."""
-        return request.slo.ttft_s
+        return request.slo.start_s
