@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
@@ -45,7 +46,8 @@ class Rate:
         residence_s: how long one request stays in the batch.
         variation: standard deviation of output lengths over their mean.
         uncertainty: standard deviation of the pace over its mean: lengths are known from as many requests as have ended.
-        typical_output_s, long_output_s: how long all but three and but one of ten stay in it at most.
+        typical_output_s: how long seven of ten stay in the batch at most; 0 where no end is promised.
+        long_output_s: the same of nine of ten.
         prefill_s: from start to first token.
         absorb_s: the pace at which waiting requests start while there is free room: prefill alone.
     """
@@ -204,15 +206,7 @@ class Estimators:
     def profile(self, profile: EngineProfile) -> EngineProfile:
         """The profile to plan with: the agent's, unless the configuration gives a throughput."""
         tokens_per_s = self._config.token_throughput.get(profile.model)
-        if tokens_per_s is None:
-            return profile
-        return profile_from_throughput(
-            profile.model,
-            tokens_per_s,
-            gpu=profile.gpu,
-            kv_cache_tokens=profile.kv_cache_tokens,
-            max_num_seqs=profile.max_num_seqs,
-        )
+        return profile if tokens_per_s is None else _with_throughput(profile, tokens_per_s)
 
     def arriving(
         self, model: ModelName, engines: Sequence[EngineProfile], *, now_s: float
@@ -325,6 +319,18 @@ class Estimators:
     def speeds(self) -> dict[tuple[str, str], float]:
         """Real speed over predicted speed per (GPU, model), for metrics."""
         return {key: factor.value for key, factor in self._speeds.items()}
+
+
+@lru_cache(maxsize=1024)
+def _with_throughput(profile: EngineProfile, tokens_per_s: float) -> EngineProfile:
+    # Cached because rates are kept by the profile's identity.
+    return profile_from_throughput(
+        profile.model,
+        tokens_per_s,
+        gpu=profile.gpu,
+        kv_cache_tokens=profile.kv_cache_tokens,
+        max_num_seqs=profile.max_num_seqs,
+    )
 
 
 def _limit(key: GroupKey) -> int:

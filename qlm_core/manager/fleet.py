@@ -1,4 +1,4 @@
-"""The Manager's view of one agent: its instance, its virtual queue and its window.
+"""The Manager's view of the fleet: of each agent its instance, its virtual queue and its window; of all, who serves what.
 
 The virtual queue is the plan's order of groups. The window is what has been sent of it: references that the agent may
 pull without asking. A request leaves the window when a gateway says that it was pulled or ended, or when the
@@ -7,7 +7,7 @@ plan takes it away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from qlm_core.messages import AgentHello
@@ -89,7 +89,7 @@ class Agent:
     """One serving instance as the Manager knows it.
 
     Attributes:
-        profiles: what it can serve.
+        profiles: what it can serve; equal ones are the same object for all agents.
         state: its last report.
         connected: whether its session is open.
         lease_until_s: when it counts as gone unless it is heard of.
@@ -130,7 +130,7 @@ class Agent:
         """The agent opened a new session; it has no window until it is sent one."""
         self.gpu = hello.gpu
         self.profiles: dict[ModelName, EngineProfile] = {
-            ModelName(profile.model): profile for profile in hello.profiles
+            ModelName(profile.model): _shared(profile) for profile in hello.profiles
         }
         self.connected = True
         self.lease_until_s = lease_until_s
@@ -176,6 +176,33 @@ class Agent:
             if name == model:
                 return tier
         return ModelTier.COLD
+
+
+class Roster:
+    """Who can be planned on: what follows from the fleet alone, and holds until an agent joins, leaves or drains.
+
+    Attributes:
+        agents: the usable ones, in stable order.
+        engines: for each model that they serve, the profiles of its instances, and how many have each.
+    """
+
+    __slots__ = ("agents", "engines")
+
+    def __init__(self, agents: Iterable[Agent]):
+        self.agents = [agent for agent in agents if agent.usable]
+        # Equal profiles are one object, which spares hashing them.
+        found: dict[ModelName, dict[int, tuple[EngineProfile, int]]] = {}
+        for agent in self.agents:
+            for model, profile in agent.profiles.items():
+                same = found.setdefault(model, {})
+                same[id(profile)] = profile, same.get(id(profile), (profile, 0))[1] + 1
+        self.engines = {model: tuple(counted.values()) for model, counted in found.items()}
+
+
+@lru_cache(maxsize=1024)
+def _shared(profile: EngineProfile) -> EngineProfile:
+    # Every agent brings its own copy; what is learned and computed by profile is to be shared by all that are alike.
+    return profile
 
 
 @lru_cache(maxsize=1024)

@@ -37,8 +37,8 @@ from qlm_core.manager.events import (
     TellGateway,
     Wakeup,
 )
-from qlm_core.manager.fleet import Agent
-from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, Roster, homeless, line_up, plannable
+from qlm_core.manager.fleet import Agent, Roster
+from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up, plannable
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes

@@ -7,39 +7,17 @@ among the agents that matter to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
-from qlm_core.manager.fleet import Agent
+from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.snapshot import room
 from qlm_core.model import AgentId, GroupId, ModelName
-from qlm_core.profile import EngineProfile
 
 DEEP_BACKLOG_GROUPS = 500
 """From so many groups on, repairing the plan for each new one costs more than its place is worth."""
-
-
-class Roster:
-    """Who can be planned on: what follows from the fleet alone, and holds until an agent joins, leaves or drains.
-
-    Attributes:
-        agents: the usable ones, in stable order.
-        engines: for each model that they serve, the profiles of its instances, and how many have each.
-    """
-
-    __slots__ = ("agents", "engines")
-
-    def __init__(self, agents: Iterable[Agent]):
-        self.agents = [agent for agent in agents if agent.usable]
-        # Agents of one kind share the object, so nearly all are told by it without hashing profiles.
-        found: dict[ModelName, dict[int, tuple[EngineProfile, int]]] = {}
-        for agent in self.agents:
-            for model, profile in agent.profiles.items():
-                same = found.setdefault(model, {})
-                same[id(profile)] = profile, same.get(id(profile), (profile, 0))[1] + 1
-        self.engines = {model: tuple(counted.values()) for model, counted in found.items()}
 
 
 def plannable(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from qlm_core.config import GroupingConfig
 from qlm_core.grouping import GroupKey
 from qlm_core.manager.estimators import Estimators
-from qlm_core.manager.placing import Roster
+from qlm_core.manager.fleet import Roster
 from qlm_core.model import ModelName
 
 _GROUPS_PER_AGENT = 4

@@ -43,3 +43,10 @@ def test_speed_is_told_apart_from_the_load_of_prompts(speed: float, prompts: flo
     for _ in range(200):
         estimators.reported("test", profile("m"), state)
     assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+
+
+def test_a_throughput_that_was_configured_makes_one_profile_of_equal_ones() -> None:
+    estimators = Estimators(RwtConfig(token_throughput={"m": 500.0}))
+    planned = estimators.profile(profile("m"))
+    assert planned is estimators.profile(profile("m"))
+    assert planned.iteration.per_sequence_ms == 2.0

@@ -6,8 +6,9 @@ import pytest
 
 from qlm_core.manager import machine
 from qlm_core.manager.events import StartSolve, Wakeup
+from qlm_core.manager.fleet import Roster
 from qlm_core.messages import Ended
-from qlm_core.model import Phase
+from qlm_core.model import ModelName, Phase
 from tests.manager.conftest import Bench
 
 
@@ -61,3 +62,10 @@ def test_a_group_whose_predecessor_has_left_is_placed_by_repair(deep: Bench) -> 
     [next_group] = opens_groups(deep, 1)
     assert deep.manager.planner.repairs == repairs + 1
     assert deep.manager.groups[next_group].home is not None
+
+
+def test_agents_with_equal_profiles_count_as_one_kind_of_engine(bench: Bench) -> None:
+    for name, speed in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        bench.agent(name, "m", speed=speed)
+    engines = Roster(bench.manager.agents.values()).engines[ModelName("m")]
+    assert [count for _, count in engines] == [2, 1]
