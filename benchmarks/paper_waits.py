@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from qlm_core.model import RequestId
 from qlm_core.sim.policies import policy_named
 from qlm_core.sim.policies.ours import manager
-from qlm_core.sim.policies.paper_wait import Waits, watched
+from qlm_core.sim.policies.paper_wait import SHAREGPT, MeanLengths, Waits, watched
 from qlm_core.sim.report import r_squared
 from qlm_core.sim.scenario import requests, scenario_from_mapping
+from qlm_core.sim.workload import WorkloadRequest
 from qlm_core.sim.world import World
 
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -56,20 +58,32 @@ def accuracy(waits: Iterable[Waits]) -> Accuracy:
     )
 
 
-def watch(bed: dict[str, Any], seed: int) -> list[Waits]:
-    """Run `qlm` on a bed and return what was foretold and what came, in order of arrival."""
+def watch(bed: dict[str, Any], seed: int, *, profiled: int = 0) -> list[Waits]:
+    """Run `qlm` on a bed and return what was foretold and what came, in order of arrival.
+
+    The paper's estimator knows the mean lengths of the first `profiled` requests; with 0, of their distribution.
+    """
     scenario = scenario_from_mapping({"name": "waits"} | bed, "waits")
+    arriving = list(requests(scenario, seed=seed))
+    lengths = _mean_lengths(arriving[:profiled]) if profiled else SHAREGPT
     waits: dict[RequestId, Waits] = {}
-    policy = replace(policy_named("qlm"), build=watched(manager, waits))
-    World(scenario, policy, requests(scenario, seed=seed), seed=seed).run()
+    policy = replace(policy_named("qlm"), build=watched(manager, waits, lengths))
+    World(scenario, policy, arriving, seed=seed).run()
     return list(waits.values())
+
+
+def _mean_lengths(served: Sequence[WorkloadRequest]) -> MeanLengths:
+    return MeanLengths(
+        prompt_tokens=fmean(one.prompt_tokens for one in served),
+        output_tokens=fmean(one.output_tokens for one in served),
+    )
 
 
 def queue_bed(model: str, groups: int) -> dict[str, Any]:
     """So many groups' requests at once in front of one instance.
 
-    The paper's estimator knows lengths from offline profiling; ours has served some requests in peace before, and
-    remembers all of them.
+    Some requests were served in peace before. From them both estimators know lengths: ours remembers all of them, and the
+    paper's has them as its offline profile.
     """
     gpus = 4 if "70b" in model else 1
     kind = {"slo_class": "batch-2", "models": {model: 1}}
@@ -88,7 +102,10 @@ def queue_bed(model: str, groups: int) -> dict[str, Any]:
 def of_queue(model: str, groups: int, trials: int) -> Accuracy:
     """Fig. 18: one point, over several trials."""
     bed = queue_bed(model, groups)
-    return accuracy([one for seed in range(trials) for one in watch(bed, seed)[HISTORY_REQUESTS:]])
+    waits: list[Waits] = []
+    for seed in range(trials):
+        waits += watch(bed, seed, profiled=HISTORY_REQUESTS)[HISTORY_REQUESTS:]
+    return accuracy(waits)
 
 
 def of_bed(bed: dict[str, Any], seeds: int) -> Accuracy:

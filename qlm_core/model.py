@@ -191,7 +191,9 @@ class InstanceState:
         swapping_to: the model being made awake, if a swap is under way.
         ready: False while the engine is down or starting; nothing can be placed there then.
         tokens_per_s: output rate since the last report; 0 when nothing ran.
-        prompt_tokens_per_s: rate since then at which prompts came to their first token, by their tokens.
+        prompt_tokens_per_s: rate since then at which new prompts came to their first token, by their tokens.
+        resumed_tokens_per_s: the same of attempts that continue an earlier one, by prompt and output before. The engine
+            computes these tokens again or has them in its cache; nobody knows which.
         mean_batch: mean number of decoding requests since the last report.
     """
 
@@ -203,5 +205,6 @@ class InstanceState:
     kv_used_tokens: int = 0
     tokens_per_s: float = 0.0
     prompt_tokens_per_s: float = 0.0
+    resumed_tokens_per_s: float = 0.0
     mean_batch: float = 0.0
     draining: bool = False

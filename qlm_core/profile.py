@@ -9,7 +9,7 @@ from.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import exp, isfinite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,22 @@ class IterationTime:
             + self.per_context_token_ms * context_tokens
             + self.per_attention_pair_ms * prefill_tokens * (prefill_tokens / 2 + prefix_tokens)
         )
+
+    def mean_prefill_ms(self, *, chunks: float, chunk_tokens: float, decode_batch: float) -> float:
+        """Mean milliseconds by which chunks of prompts lengthen an iteration, attention aside.
+
+        Chunks come at random, `chunks` of them to an iteration in the mean (Poisson), so most are alone in theirs: where they
+        are few, each of them goes beyond the knee that all of them, spread evenly, would stay below.
+        """
+        tokens = chunks * chunk_tokens
+        free = 0.0 if self.knee_tokens is None else max(0.0, self.knee_tokens - decode_batch)
+        count, probability = 0, exp(-chunks)
+        unused = 0.0
+        while (left := free - count * chunk_tokens) > 0.0:
+            unused += probability * left
+            count += 1
+            probability *= chunks / count
+        return self.per_token_ms * (tokens - free + unused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,16 +226,26 @@ class EngineProfile:
         output_variation: float = 1.0,
     ) -> float:
         """Mean seconds of an iteration that keeps `batch` requests decoding."""
-        arrivals = batch / mean_output
-        attention_ms = arrivals * self.iteration.per_attention_pair_ms * mean_prompt**2 / 2
-        plain_s = self.iteration_s(
-            prefill_tokens=arrivals * mean_prompt,
+        resident = mean_prompt + self._mean_produced(mean_output, output_variation)
+        return self.mean_iteration_s(
+            prompts=batch / mean_output,
+            mean_prompt=mean_prompt,
             decode_batch=batch,
-            context_tokens=batch
-            * (mean_prompt + self._mean_produced(mean_output, output_variation)),
+            context_tokens=batch * resident,
         )
-        merged_ms = self.iteration.per_attention_pair_ms * (arrivals * mean_prompt) ** 2 / 2
-        return plain_s + (attention_ms - merged_ms) / 1e3
+
+    def mean_iteration_s(
+        self, *, prompts: float, mean_prompt: float, decode_batch: float, context_tokens: float
+    ) -> float:
+        """Mean seconds of iterations to each of which come so many prompts, at random; else as `iteration_s`."""
+        form = self.iteration
+        chunk = max(1.0, min(mean_prompt, self.max_num_batched_tokens))
+        prefill_ms = form.mean_prefill_ms(
+            chunks=prompts * mean_prompt / chunk, chunk_tokens=chunk, decode_batch=decode_batch
+        )
+        attention_ms = form.per_attention_pair_ms * prompts * mean_prompt**2 / 2
+        decode_s = self.iteration_s(decode_batch=decode_batch, context_tokens=context_tokens)
+        return decode_s + (prefill_ms + attention_ms) / 1e3
 
     @staticmethod
     def _mean_produced(mean_output: float, variation: float) -> float:

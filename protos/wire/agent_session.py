@@ -82,6 +82,7 @@ def _state_to_wire(state: InstanceState) -> agent_pb.AgentReport:
         kv_used_tokens=state.kv_used_tokens,
         tokens_per_s=state.tokens_per_s,
         prompt_tokens_per_s=state.prompt_tokens_per_s,
+        resumed_tokens_per_s=state.resumed_tokens_per_s,
         mean_batch=state.mean_batch,
         draining=state.draining,
     )
@@ -110,6 +111,7 @@ def _state_from_wire(report: agent_pb.AgentReport) -> InstanceState:
         kv_used_tokens=report.kv_used_tokens,
         tokens_per_s=report.tokens_per_s,
         prompt_tokens_per_s=report.prompt_tokens_per_s,
+        resumed_tokens_per_s=report.resumed_tokens_per_s,
         mean_batch=report.mean_batch,
         draining=report.draining,
     )

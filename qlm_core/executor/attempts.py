@@ -84,8 +84,8 @@ class Attempts:
 
     def grow(self, item: InFlight, tokens: int) -> None:
         """A running request has produced so many more tokens."""
-        if not item.begun:
-            self.pace.read(item.ref.prompt_tokens)
+        if not item.produced:
+            self.pace.read(item.resident_tokens, resumed=item.begun)
         self.batch.grow(item, tokens)
         self.pace.produce(tokens)
 

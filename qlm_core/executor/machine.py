@@ -159,6 +159,7 @@ class Executor:
             kv_used_tokens=self.batch.resident_tokens,
             tokens_per_s=self._attempts.pace.tokens_per_s,
             prompt_tokens_per_s=self._attempts.pace.prompt_tokens_per_s,
+            resumed_tokens_per_s=self._attempts.pace.resumed_tokens_per_s,
             mean_batch=self._attempts.pace.mean_batch,
             draining=self.state in (_S.LEAVING, _S.GONE),
         )

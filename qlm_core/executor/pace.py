@@ -11,19 +11,21 @@ class Pace:
 
     Attributes:
         token_s: mean time between two output tokens of one running request.
-        tokens_per_s, prompt_tokens_per_s, mean_batch: over the interval that the last `roll` closed.
+        tokens_per_s, prompt_tokens_per_s, resumed_tokens_per_s, mean_batch: over the interval that the last `roll` closed.
     """
 
     def __init__(self) -> None:
         self.token_s = 0.0
         self.tokens_per_s = 0.0
         self.prompt_tokens_per_s = 0.0
+        self.resumed_tokens_per_s = 0.0
         self.mean_batch = 0.0
         self._size = 0
         self._since_s = 0.0
         self._changed_s = 0.0
         self._tokens = 0
         self._prompt_tokens = 0
+        self._resumed_tokens = 0
         self._batch_s = 0.0
 
     def resize(self, size: int, now_s: float) -> None:
@@ -36,9 +38,12 @@ class Pace:
         """So many more tokens came out."""
         self._tokens += tokens
 
-    def read(self, prompt_tokens: int) -> None:
-        """A prompt of so many tokens was computed."""
-        self._prompt_tokens += prompt_tokens
+    def read(self, tokens: int, *, resumed: bool) -> None:
+        """So many tokens were computed before the first new one; `resumed` says that they had been before."""
+        if resumed:
+            self._resumed_tokens += tokens
+        else:
+            self._prompt_tokens += tokens
 
     def roll(self, now_s: float) -> None:
         """Close the interval and begin the next. Does nothing if no time has passed."""
@@ -48,7 +53,9 @@ class Pace:
         self.resize(self._size, now_s)
         self.tokens_per_s = self._tokens / elapsed_s
         self.prompt_tokens_per_s = self._prompt_tokens / elapsed_s
+        self.resumed_tokens_per_s = self._resumed_tokens / elapsed_s
         self.mean_batch = self._batch_s / elapsed_s
         if self._tokens and self._batch_s:
             self.token_s += _WEIGHT * (self._batch_s / self._tokens - self.token_s)
-        self._since_s, self._tokens, self._prompt_tokens, self._batch_s = now_s, 0, 0, 0.0
+        self._since_s, self._batch_s = now_s, 0.0
+        self._tokens = self._prompt_tokens = self._resumed_tokens = 0

@@ -27,7 +27,6 @@ _UNKNOWN_PROMPT = 256.0
 _STEADY = 0.1
 """Largest change of a batch within an interval from which speed is learned, as a share of it."""
 
-_SPEED_SPREAD = 0.05
 _TYPICAL, _LONG = 0.7, 0.9
 """Shares of the outputs of a kind that are no longer than a typical one and a long one."""
 
@@ -142,15 +141,17 @@ class Estimators:
         self._model_length(request.model).observe(output_tokens, seen)
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
-        """Learn an engine's real speed from one interval in which its batch hardly changed."""
+        """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed."""
         batch = min(state.mean_batch, float(profile.max_num_seqs))
-        if batch < 1.0 or state.tokens_per_s <= 0.0:
+        if batch < 1.0 or state.tokens_per_s <= 0.0 or state.resumed_tokens_per_s > 0.0:
             return
         if abs(len(state.running) - batch) > _STEADY * batch:
             return
         iterations_per_s = state.tokens_per_s / batch
-        iteration_s = profile.iteration_s(
-            prefill_tokens=state.prompt_tokens_per_s / iterations_per_s,
+        prompt = max(1.0, self._model_prompt(ModelName(profile.model)).value)
+        iteration_s = profile.mean_iteration_s(
+            prompts=state.prompt_tokens_per_s / iterations_per_s / prompt,
+            mean_prompt=prompt,
             decode_batch=batch,
             context_tokens=state.kv_used_tokens,
         )
@@ -246,7 +247,8 @@ class Estimators:
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         prompt, output = self._means(ModelName(profile.model), key)
         variation = self._variation(ModelName(profile.model), key)
-        speed = self._speed(profile.gpu, profile.model).value
+        factor = self._speed(profile.gpu, profile.model)
+        speed = factor.value
         ended = self._model_length(ModelName(profile.model)).ended
         batch = profile.batch_size(prompt, output, output_variation=variation)
         iteration_s = profile.steady_iteration_s(batch, prompt, output, output_variation=variation)
@@ -260,7 +262,7 @@ class Estimators:
             variation=variation,
             typical_output_s=self._quantile(key, _TYPICAL) * iteration_s / speed,
             long_output_s=self._quantile(key, _LONG) * iteration_s / speed,
-            uncertainty=sqrt(_SPEED_SPREAD**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
+            uncertainty=sqrt(factor.spread**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
             absorb_s=min(
                 seconds_per_token * output,

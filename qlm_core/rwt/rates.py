@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, expm1
+from math import exp, expm1, sqrt
 
 
 class RecentMean:
@@ -27,22 +27,36 @@ class RecentMean:
 
 
 class SpeedFactor:
-    """How fast an engine really is, as a multiple of its profile's prediction."""
+    """How fast an engine really is, as a multiple of its profile's prediction.
 
-    __slots__ = ("value",)
+    One interval holds few iterations, some of which read prompts, so that by itself it says little: the mean is over some
+    hundred intervals, and the profile's word counts as much as the first few of them.
+    """
 
-    _WEIGHT = 0.05
+    __slots__ = ("_seen", "value")
+
+    _PRIOR = 10
+    _HISTORY = 200
+    _INTERVAL_SPREAD = 0.15
+    _LEAST_SPREAD = 0.02
     _LOWEST, _HIGHEST = 0.1, 10.0
 
     def __init__(self) -> None:
         self.value = 1.0
+        self._seen = self._PRIOR
 
     def observe(self, *, realised_per_s: float, predicted_per_s: float) -> None:
         """Learn from one interval in which a batch ran."""
         if realised_per_s <= 0 or predicted_per_s <= 0:
             return
         ratio = min(self._HIGHEST, max(self._LOWEST, realised_per_s / predicted_per_s))
-        self.value += self._WEIGHT * (ratio - self.value)
+        self._seen = min(self._HISTORY, self._seen + 1)
+        self.value += (ratio - self.value) / self._seen
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what is left to learn."""
+        return sqrt(self._LEAST_SPREAD**2 + self._INTERVAL_SPREAD**2 / self._seen)
 
 
 class ArrivalRate:

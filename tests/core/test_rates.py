@@ -11,9 +11,18 @@ def test_speed_follows_the_engine_and_ignores_silence() -> None:
     speed = SpeedFactor()
     speed.observe(realised_per_s=0.0, predicted_per_s=100.0)
     assert speed.value == 1.0
-    for _ in range(200):
+    unsure = speed.spread
+    for _ in range(1000):
         speed.observe(realised_per_s=50.0, predicted_per_s=100.0)
     assert speed.value == pytest.approx(0.5, abs=0.01)
+    assert 0.0 < speed.spread < unsure / 2
+
+
+def test_a_few_intervals_do_not_turn_what_is_known_of_speed() -> None:
+    speed = SpeedFactor()
+    for realised in (130.0, 70.0, 120.0, 75.0):
+        speed.observe(realised_per_s=realised, predicted_per_s=100.0)
+    assert speed.value == pytest.approx(1.0, abs=0.03)
 
 
 def test_a_mean_weighs_the_first_alike_and_then_follows_slowly() -> None:

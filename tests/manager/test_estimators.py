@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qlm_core.config import RwtConfig
@@ -40,9 +42,19 @@ def test_speed_is_told_apart_from_the_load_of_prompts(speed: float, prompts: flo
         iterations_per_s=iterations_per_s, prompt_tokens_per_s=prompts * iterations_per_s
     )
     estimators = Estimators(RwtConfig())
-    for _ in range(200):
+    for _ in range(1000):
         estimators.reported("test", profile("m"), state)
     assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+
+
+def test_an_interval_in_which_outputs_were_resumed_says_nothing_of_speed() -> None:
+    """Whether the engine computed them again or found them in its cache is not known."""
+    estimators = Estimators(RwtConfig())
+    slow = report(iterations_per_s=10.0, prompt_tokens_per_s=0.0)
+    estimators.reported("test", profile("m"), replace(slow, resumed_tokens_per_s=500.0))
+    assert estimators.speeds == {}
+    estimators.reported("test", profile("m"), slow)
+    assert estimators.speeds["test", "m"] < 1.0
 
 
 def test_a_throughput_that_was_configured_makes_one_profile_of_equal_ones() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from statistics import fmean
 
 import msgspec
 import pytest
+from numpy.random import default_rng
 
 from qlm_core.errors import ConfigError
 from qlm_core.profile import EngineProfile, IterationTime, profile_from_throughput
@@ -115,6 +117,32 @@ def test_the_throughput_formula_agrees_with_a_saturated_engine(model: str, gpu: 
         SHAREGPT_PROMPT.mean, SHAREGPT_OUTPUT.mean, output_variation=1.1
     )
     assert predicted == pytest.approx(realised, rel=0.1)
+
+
+@pytest.mark.parametrize("prompts", [0.0, 0.05, 0.7, 4.0])
+@pytest.mark.parametrize("decoding", [1, 20, 200])
+@pytest.mark.parametrize("prompt", [90, 700, 5000])
+def test_the_mean_iteration_is_the_mean_over_iterations(
+    prompts: float, decoding: int, prompt: int
+) -> None:
+    """Though what is below the knee costs nothing, and most iterations read no prompt at all."""
+    profile = find_profile("vicuna-13b", "a100")
+    chunk = min(prompt, profile.max_num_batched_tokens)
+    pair_ms = profile.iteration.per_attention_pair_ms
+    form = replace(profile.iteration, per_attention_pair_ms=0.0)
+    linear = replace(profile, iteration=form)
+    counts = default_rng(7).poisson(prompts * prompt / chunk, 20_000)
+    realised_s = fmean(
+        linear.iteration_s(
+            prefill_tokens=count * chunk, decode_batch=decoding, context_tokens=9_000
+        )
+        for count in counts.tolist()
+    )
+    attention_s = prompts * pair_ms * prompt**2 / 2 / 1e3
+    predicted_s = profile.mean_iteration_s(
+        prompts=prompts, mean_prompt=prompt, decode_batch=decoding, context_tokens=9_000
+    )
+    assert predicted_s == pytest.approx(realised_s + attention_s, rel=0.03)
 
 
 def test_a_constant_throughput_is_one() -> None:

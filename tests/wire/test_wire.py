@@ -91,6 +91,8 @@ states = st.builds(
     ).map(tuple),
     kv_used_tokens=st.integers(0, 2**63),
     tokens_per_s=seconds,
+    prompt_tokens_per_s=seconds,
+    resumed_tokens_per_s=seconds,
     mean_batch=seconds,
     draining=st.booleans(),
 )

@@ -174,6 +174,7 @@ class AgentReport(_message.Message):
     MEAN_BATCH_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    RESUMED_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     awake_model: _builtins.str
     """Empty when no model can serve at once."""
@@ -188,6 +189,10 @@ class AgentReport(_message.Message):
     """The agent takes no new work and leaves when its batch is done."""
     prompt_tokens_per_s: _builtins.float
     """Rate since the last report at which prompts came to their first token, by their tokens."""
+    resumed_tokens_per_s: _builtins.float
+    """The same of attempts that continue an earlier one, by their prompts and the output before them. The engine computes
+    these tokens again or has them in its cache; nobody knows which.
+    """
     @_builtins.property
     def tiers(self) -> _containers.ScalarMap[_builtins.str, Global___ModelTier.ValueType]: ...
     @_builtins.property
@@ -205,10 +210,11 @@ class AgentReport(_message.Message):
         mean_batch: _builtins.float = ...,
         draining: _builtins.bool = ...,
         prompt_tokens_per_s: _builtins.float = ...,
+        resumed_tokens_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "prompt_tokens_per_s", b"prompt_tokens_per_s", "ready", b"ready", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "prompt_tokens_per_s", b"prompt_tokens_per_s", "ready", b"ready", "resumed_tokens_per_s", b"resumed_tokens_per_s", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

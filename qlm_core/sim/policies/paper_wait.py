@@ -23,6 +23,17 @@ from qlm_core.sim.policies.base import Brain, Context
 _LONGEST_OUTPUT_TOKENS = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class MeanLengths:
+    """What offline profiling has found: mean tokens of prompts and outputs."""
+
+    prompt_tokens: float
+    output_tokens: float
+
+
+SHAREGPT = MeanLengths(SHAREGPT_PROMPT.mean, SHAREGPT_OUTPUT.mean)
+
+
 @dataclass(slots=True)
 class Waits:
     """Both estimates of one request, and its wait once it is known."""
@@ -35,9 +46,10 @@ class Waits:
 class Watched:
     """A Manager whose estimates are noted."""
 
-    def __init__(self, manager: Manager, waits: dict[RequestId, Waits]):
+    def __init__(self, manager: Manager, waits: dict[RequestId, Waits], lengths: MeanLengths):
         self._manager = manager
         self._waits = waits
+        self._lengths = lengths
 
     @property
     def wakeup_s(self) -> float | None:
@@ -52,7 +64,7 @@ class Watched:
                 for effect in effects:
                     match effect:
                         case TellGateway(_, EstimateGiven(id, estimate)) if id == request.id:
-                            paper_s = paper_wait_s(self._manager, request)
+                            paper_s = paper_wait_s(self._manager, request, self._lengths)
                             self._waits[id] = Waits(estimate, paper_s)
             case GatewaySaid(_, FirstToken(id, ttft_s)):
                 if id in self._waits:
@@ -63,13 +75,15 @@ class Watched:
 
 
 def watched(
-    build: Callable[[Context], Manager], waits: dict[RequestId, Waits]
+    build: Callable[[Context], Manager],
+    waits: dict[RequestId, Waits],
+    lengths: MeanLengths = SHAREGPT,
 ) -> Callable[[Context], Brain]:
-    """A policy's `build` that notes into `waits`."""
-    return lambda context: Watched(build(context), waits)
+    """A policy's `build` that notes into `waits`; `lengths` is what the paper's estimator knows."""
+    return lambda context: Watched(build(context), waits, lengths)
 
 
-def paper_wait_s(manager: Manager, request: RequestMeta) -> float:
+def paper_wait_s(manager: Manager, request: RequestMeta, lengths: MeanLengths) -> float:
     """Seconds that the paper's equations give a request at its place in its virtual queue."""
     held = manager.book.get(request.id)
     agent = manager.agents.get(held.group.home) if held is not None and held.group.home else None
@@ -78,29 +92,30 @@ def paper_wait_s(manager: Manager, request: RequestMeta) -> float:
     model = agent.model
     wait_s = 0.0
     if model is not None and model in agent.profiles:
-        wait_s = len(agent.held) * _pace_s(agent.profiles[model])
+        wait_s = len(agent.held) * _pace_s(agent.profiles[model], lengths)
     for id in agent.queue:
         group = manager.groups[id]
         profile = agent.profiles[group.key.model]
         if group.key.model != model:
             if model is not None and model in agent.profiles:
-                wait_s += _completion_s(agent.profiles[model]) + agent.profiles[model].sleep_s
+                old = agent.profiles[model]
+                wait_s += _completion_s(old, lengths) + old.sleep_s
             wait_s += swap_in_s(profile, agent.tier(group.key.model))
             model = group.key.model
         if group is held.group:
-            return wait_s + (group.waiting - 1) * _pace_s(profile)
-        wait_s += group.waiting * _pace_s(profile)
+            return wait_s + (group.waiting - 1) * _pace_s(profile, lengths)
+        wait_s += group.waiting * _pace_s(profile, lengths)
     return wait_s
 
 
-def _pace_s(profile: EngineProfile) -> float:
+def _pace_s(profile: EngineProfile, lengths: MeanLengths) -> float:
     """E[O] / Θ."""
-    output = SHAREGPT_OUTPUT.mean
-    return output / profile.decode_throughput(SHAREGPT_PROMPT.mean, output)
+    output = lengths.output_tokens
+    return output / profile.decode_throughput(lengths.prompt_tokens, output)
 
 
-def _completion_s(profile: EngineProfile) -> float:
+def _completion_s(profile: EngineProfile, lengths: MeanLengths) -> float:
     """The longest output at the pace of a full batch (4, 5)."""
-    prompt, output = SHAREGPT_PROMPT.mean, SHAREGPT_OUTPUT.mean
+    prompt, output = lengths.prompt_tokens, lengths.output_tokens
     batch = profile.batch_size(prompt, output)
     return _LONGEST_OUTPUT_TOKENS * profile.steady_iteration_s(batch, prompt, output)
