@@ -118,7 +118,9 @@ def main() -> int:
 
 
 def _end_with_input() -> None:
-    sys.stdin.buffer.read()
+    # Not through `sys.stdin`: its lock would still be held when the interpreter ends, which then aborts.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     os._exit(1)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -266,6 +267,18 @@ async def test_plans_do_not_wait_for_the_compiler(
     finally:
         await fresh.close()
     assert await seen(str(tmp_path), running=False)
+
+
+async def test_the_attached_compiler_ends_in_peace_while_its_input_is_open(pool: Pool) -> None:
+    """All is compiled by the time the pool is there, so it has nothing to do."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", warm_up.__name__, "--attached"),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = await process.stderr.read()
+    assert (await process.wait(), said) == (0, b"")
 
 
 async def test_problems_cross_the_pipe_unchanged() -> None:
