@@ -56,6 +56,11 @@ class GroupKey(NamedTuple):
             e2e_s = inf
         return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, scale, limit)
 
+    @property
+    def presses(self) -> bool:
+        """Whether its outputs, once begun, give way to first tokens that press: nothing more is promised, and that soon."""
+        return self.first_only and self.ttft_s <= TIGHT_S
+
     def due_s(self, request: RequestMeta) -> float:
         """When a member has to start."""
         return request.arrival_s + self.ttft_s

@@ -26,6 +26,10 @@ Late enough to give way to all that is tight, and not never, so that none is put
 """
 
 
+PAUSE_SHARE = 0.5
+"""Outputs of which nothing more is promised let a first token pass once this share of its target is all that is left to it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
     """Targets of one request, counted from its arrival at the gateway. None means not promised."""

@@ -17,13 +17,10 @@ from qlm_core.executor.pace import Pace
 from qlm_core.executor.states import AttemptState
 from qlm_core.executor.window import Window
 from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
-from qlm_core.model import ModelName, RequestId, RequestRef, SloClass
+from qlm_core.model import PAUSE_SHARE, ModelName, RequestId, RequestRef, SloClass
 
 # How many evicted requests are remembered, to bound how often each is evicted.
 _EVICTIONS_REMEMBERED = 4096
-
-# Begun work lets a first token of its class pass once this share of the target is all that is left to it.
-_PAUSE_SHARE = 0.5
 
 
 class Attempts:
@@ -59,7 +56,7 @@ class Attempts:
         """Work of a class that has begun lets first tokens pass that are due by then."""
         if not self.first_token_only(slo_class):
             return -inf
-        return self.now_s + _PAUSE_SHARE * self.laxity(slo_class)
+        return self.now_s + PAUSE_SHARE * self.laxity(slo_class)
 
     def ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
         """The payload of a request is asked for."""

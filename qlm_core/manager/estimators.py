@@ -7,7 +7,6 @@ cached for a short while, because planning asks for the same ones thousands of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, sqrt
@@ -62,19 +61,23 @@ class Rate:
     prefill_s: float
     absorb_s: float
 
+    def pressed_s(self, key: GroupKey, rest_share: float) -> float:
+        """The pace while first tokens press: of outputs that then give way, a share alone is done before the next ones."""
+        share = rest_share if key.presses else 1.0
+        return self.absorb_s + share * (self.seconds_per_request - self.absorb_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
     """One kind of request that goes on arriving.
 
     Attributes:
-        ttft_s: its target; kinds with a later one let it go first.
-        share: of the time of the engines that serve it.
+        per_s: how many arrive in a second, of late.
         age_s: for how long it has been arriving.
     """
 
-    ttft_s: float
-    share: float
+    key: GroupKey
+    per_s: float
     age_s: float
 
 
@@ -209,26 +212,12 @@ class Estimators:
         tokens_per_s = self._config.token_throughput.get(profile.model)
         return profile if tokens_per_s is None else _with_throughput(profile, tokens_per_s)
 
-    def arriving(
-        self, model: ModelName, engines: Sequence[EngineProfile], *, now_s: float
-    ) -> tuple[Arriving, ...]:
-        """Every kind of request that goes on arriving for a model.
-
-        Args:
-            engines: profiles of the instances that share the arrivals, one for each.
-        """
-        profiles: dict[int, tuple[EngineProfile, int]] = {}
-        for profile in engines:
-            profiles[id(profile)] = (profile, profiles.get(id(profile), (profile, 0))[1] + 1)
-        found = []
-        for key, arrivals in self._arrivals.get(model, {}).items():
-            served_per_s = sum(
-                count / self.rate(self.profile(profile), key, now_s=now_s).seconds_per_request
-                for profile, count in profiles.values()
-            )
-            share = arrivals.per_s(now_s) / served_per_s
-            found.append(Arriving(key.ttft_s, share, arrivals.age_s(now_s)))
-        return tuple(found)
+    def arriving(self, model: ModelName, *, now_s: float) -> list[Arriving]:
+        """Every kind of request that goes on arriving for a model."""
+        return [
+            Arriving(key, arrivals.per_s(now_s), arrivals.age_s(now_s))
+            for key, arrivals in self._arrivals.get(model, {}).items()
+        ]
 
     def rate(self, profile: EngineProfile, key: GroupKey | None, *, now_s: float) -> Rate:
         """How requests of `key` (None: of the profile's model in general) flow through an instance."""

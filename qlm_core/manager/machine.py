@@ -93,7 +93,7 @@ class Manager:
         self.agents: dict[AgentId, Agent] = {}
         self.gateways: dict[GatewayId, str] = {}
         self.epoch = 1
-        self.timeline = Timeline(self.estimators)
+        self.timeline = Timeline(self.estimators, rest_share=config.objective.rest_share)
         self.planner = Planner(config, {name.name: name.weight for name in classes})
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
         self._absent: dict[GatewayId, float] = {}

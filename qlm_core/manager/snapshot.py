@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlm_core.config import ObjectiveConfig
-from qlm_core.grouping import TIGHT_S, GroupKey, RequestGroup
+from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent, QueueKind
 from qlm_core.model import AgentId, GroupId, ModelName, ModelTier
@@ -287,7 +287,6 @@ class _Kind:
         *,
         now_s: float,
     ):
-        share = rest_share if key.first_only and key.ttft_s <= TIGHT_S else 1.0
         self.paces_s = [inf] * len(classes)
         self.early_s = [inf] * len(classes)
         self.early_ramp_s = 0.0
@@ -297,8 +296,7 @@ class _Kind:
             if profile is None:
                 continue
             rate = estimators.rate(estimators.profile(profile), key, now_s=now_s)
-            rest_s = rate.seconds_per_request - rate.absorb_s
-            self.paces_s[number] = rate.absorb_s + share * rest_s
+            self.paces_s[number] = rate.pressed_s(key, rest_share)
             self.variation = rate.variation
             early_s = _early_s(key, rate.typical_output_s)
             self.early_s[number] = early_s

@@ -8,16 +8,16 @@ is pulled count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Arriving, Estimators, Rate
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
-from qlm_core.model import AgentId, GroupId, ModelName, RequestMeta
+from qlm_core.model import PAUSE_SHARE, AgentId, GroupId, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile
-from qlm_core.rwt.waits import Overtaker, Wait, tokens_ahead_wait
+from qlm_core.rwt.waits import Overtaker, Wait, later, relieved, tokens_ahead_wait
 
 _LIFE_S = 0.25
 _LIFE_PER_GROUP_S = 0.005
@@ -27,27 +27,67 @@ Agents = Mapping[AgentId, Agent]
 Groups = Mapping[GroupId, RequestGroup]
 
 
-class Start(NamedTuple):
-    """When a place in a queue can start, by two clocks of which the later tells. Instants.
+class Clocks(NamedTuple):
+    """A number for each of the clocks that tell when a place in a queue can start: instants, paces or shares of time.
 
     Attributes:
-        paced_s: what is ahead has made room at the steady pace; in the past while there is room.
-        computed_s: the prompts ahead are computed.
+        paced: outputs ahead are completed and so make room; in the past while there is room.
+        pressed: the same while outputs give way that may.
+        computed: the prompts ahead are computed.
     """
 
-    paced_s: float
-    computed_s: float
+    paced: float
+    pressed: float
+    computed: float
 
-    def later(self, requests: float, rate: Rate) -> Start:
+    def later(self, requests: float, paces: Clocks) -> Clocks:
         """The same behind so many more requests."""
-        return Start(
-            self.paced_s + requests * rate.seconds_per_request,
-            self.computed_s + requests * rate.absorb_s,
+        return Clocks(
+            self.paced + requests * paces.paced,
+            self.pressed + requests * paces.pressed,
+            self.computed + requests * paces.computed,
         )
 
     def in_s(self, now_s: float) -> float:
-        """Seconds from now."""
-        return max(self.paced_s, self.computed_s) - now_s
+        """Seconds from now if nothing gives way."""
+        return max(self.paced, self.computed) - now_s
+
+
+_PACED, _PRESSED, _COMPUTED = range(3)
+_NOBODY: tuple[list[Overtaker], ...] = ([], [], [])
+
+
+class _Stream(NamedTuple):
+    """Requests of one kind that go on arriving, and the shares of the engines' time that they take by each clock."""
+
+    ttft_s: float
+    age_s: float
+    shares: Clocks
+
+
+class _Streams:
+    """All that goes on arriving for a model, as seen at `made_s`."""
+
+    __slots__ = ("_of", "_overtakers", "made_s")
+
+    def __init__(self, made_s: float, of: Sequence[_Stream]):
+        self.made_s = made_s
+        self._of = of
+        self._overtakers: dict[GroupKey, tuple[list[Overtaker], ...]] = {}
+
+    def overtakers(self, key: GroupKey) -> tuple[list[Overtaker], ...]:
+        """Those that go before a kind of request, by each clock."""
+        found = self._overtakers.get(key)
+        if found is None:
+            sooner = [other for other in self._of if other.ttft_s < key.ttft_s]
+            found = self._overtakers[key] = tuple(
+                [
+                    Overtaker(other.shares[clock], key.ttft_s - other.ttft_s, other.age_s)
+                    for other in sooner
+                ]
+                for clock in (_PACED, _PRESSED, _COMPUTED)
+            )
+        return found
 
 
 class _Starts:
@@ -57,19 +97,20 @@ class _Starts:
 
     def __init__(self, made_s: float):
         self.made_s = made_s
-        self.of: dict[GroupId, Start] = {}
-        self.end = Start(made_s, made_s)
+        self.of: dict[GroupId, Clocks] = {}
+        self.end = Clocks(made_s, made_s, made_s)
 
 
 class Timeline:
     """Expected start of every placed group, made when asked for."""
 
-    __slots__ = ("_awake", "_estimators", "_starts")
+    __slots__ = ("_estimators", "_rest_share", "_starts", "_streams")
 
-    def __init__(self, estimators: Estimators):
+    def __init__(self, estimators: Estimators, *, rest_share: float):
         self._estimators = estimators
+        self._rest_share = rest_share
         self._starts: dict[AgentId, _Starts] = {}
-        self._awake: dict[ModelName, tuple[float, tuple[Arriving, ...]]] = {}
+        self._streams: dict[ModelName, _Streams] = {}
 
     def stale(self, agent: AgentId) -> None:
         """The agent's queue or state changed."""
@@ -80,7 +121,7 @@ class Timeline:
         starts = self._starts.get(agent.id)
         if starts is not None and group.id in starts.of and group.key.model in agent.profiles:
             rate = self._rate(agent, group.key.model, group.key, now_s)
-            starts.of[group.id] = starts.of[group.id].later(1, rate)
+            starts.of[group.id] = starts.of[group.id].later(1, self._paces(rate, group.key))
 
     def wait(
         self,
@@ -96,13 +137,14 @@ class Timeline:
             return None
         starts = self._of(agent, groups, now_s)
         start = starts.of.get(group.id, starts.end)
-        return self._wait(agent, group.key, start, group.waiting - 1, agents, now_s)
+        due_in_s = request.due_s - now_s
+        return self._wait(agent, group.key, start, group.waiting - 1, due_in_s, agents, now_s)
 
     def hypothetical(
         self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
     ) -> Wait | None:
         """The shortest wait of a request that would join or open a group now."""
-        key = GroupKey.of(request)
+        key, due_in_s = GroupKey.of(request), request.due_s - now_s
         waits = []
         for agent in agents.values():
             if request.model not in agent.profiles:
@@ -112,12 +154,11 @@ class Timeline:
             if same:
                 last = groups[same[-1]]
                 start = starts.of.get(last.id, starts.end)
-                waits.append(self._wait(agent, key, start, last.waiting, agents, now_s))
+                ahead = last.waiting
             else:
                 swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
-                end = starts.end
-                start = Start(end.paced_s + swap_s, end.computed_s + swap_s)
-                waits.append(self._wait(agent, key, start, 0, agents, now_s))
+                start, ahead = Clocks(*(end_s + swap_s for end_s in starts.end)), 0
+            waits.append(self._wait(agent, key, start, ahead, due_in_s, agents, now_s))
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
     def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
@@ -129,44 +170,52 @@ class Timeline:
         profile = self._estimators.profile(agent.profiles[model])
         return self._estimators.rate(profile, key, now_s=now_s)
 
+    def _paces(self, rate: Rate, key: GroupKey) -> Clocks:
+        pressed_s = rate.pressed_s(key, self._rest_share)
+        return Clocks(rate.seconds_per_request, pressed_s, rate.absorb_s)
+
     def _wait(
         self,
         agent: Agent,
         key: GroupKey,
-        start: Start,
+        start: Clocks,
         ahead: int,
+        due_in_s: float,
         agents: Agents,
         now_s: float,
     ) -> Wait:
         rate = self._rate(agent, key.model, key, now_s)
-        queueing_s = start.later(ahead, rate).in_s(now_s)
+        start = start.later(ahead, self._paces(rate, key))
         # Nobody overtakes who does not wait.
-        arriving = self._arriving(agent, key.model, agents, now_s) if queueing_s > 0.0 else ()
-        # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
-        return tokens_ahead_wait(
-            queueing_s=queueing_s,
-            seconds_per_request=rate.seconds_per_request,
-            variation=rate.variation,
-            uncertainty=rate.uncertainty,
-            prefill_s=rate.prefill_s,
-            overtakers=[
-                Overtaker(other.share, key.ttft_s - other.ttft_s, other.age_s)
-                for other in arriving
-                if other.ttft_s < key.ttft_s
-            ],
-        )
+        waits = start.in_s(now_s) > 0.0
+        others = self._arriving(agent, key, agents, now_s).overtakers(key) if waits else _NOBODY
+        steady = _behind(start, _PACED, rate, others, now_s)
+        press_in_s = due_in_s - PAUSE_SHARE * key.ttft_s
+        if not key.presses or due_in_s <= 0.0 or steady.quantiles_s[-1] <= press_in_s:
+            return steady
+        pressed = _behind(start, _PRESSED, rate, others, now_s)
+        return relieved(steady, pressed, press_in_s=press_in_s, due_in_s=due_in_s)
 
-    def _arriving(
-        self, agent: Agent, model: ModelName, agents: Agents, now_s: float
-    ) -> tuple[Arriving, ...]:
+    def _arriving(self, agent: Agent, key: GroupKey, agents: Agents, now_s: float) -> _Streams:
         """What goes on arriving for a model, shared by the instances that have it awake, or else by `agent` alone."""
-        known = self._awake.get(model)
-        if known is None or now_s - known[0] > _COUNT_LIFE_S:
-            awake = [one.profiles[model] for one in agents.values() if one.model == model]
-            engines = awake or [agent.profiles[model]]
-            arriving = self._estimators.arriving(model, engines, now_s=now_s)
-            known = self._awake[model] = (now_s, arriving)
-        return known[1]
+        model = key.model
+        known = self._streams.get(model)
+        if known is None or now_s - known.made_s > _COUNT_LIFE_S:
+            engines = [one for one in agents.values() if one.model == model] or [agent]
+            arriving = self._estimators.arriving(model, now_s=now_s)
+            of = [self._stream(one, engines, now_s) for one in arriving]
+            known = self._streams[model] = _Streams(now_s, of)
+        return known
+
+    def _stream(self, arriving: Arriving, engines: Iterable[Agent], now_s: float) -> _Stream:
+        key = arriving.key
+        served_per_s = [0.0, 0.0, 0.0]
+        for agent in engines:
+            paces = self._paces(self._rate(agent, key.model, key, now_s), key)
+            for clock, pace_s in enumerate(paces):
+                served_per_s[clock] += 1.0 / pace_s
+        shares = Clocks(*(arriving.per_s / served for served in served_per_s))
+        return _Stream(key.ttft_s, arriving.age_s, shares)
 
     def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
         found = self._starts.get(agent.id)
@@ -186,21 +235,21 @@ class Timeline:
                 continue
             rate = self._rate(agent, group.key.model, group.key, now_s)
             if group.key.model != model:
-                at_s = max(start.paced_s, start.computed_s)
+                at_s = max(start.paced, start.computed)
                 if leaving and model is not None and model in agent.profiles:
                     at_s += self._rate(agent, model, None, now_s).residence_s
                 at_s += self._swap_s(agent, model, group.key.model)
                 # A fresh engine has room for a whole batch.
                 room_s = rate.batch * (rate.seconds_per_request - rate.absorb_s)
-                start = Start(at_s - room_s, at_s)
+                start = Clocks(at_s - room_s, at_s, at_s)
                 model = group.key.model
             starts.of[id] = start
-            start = start.later(group.waiting, rate)
+            start = start.later(group.waiting, self._paces(rate, group.key))
             leaving = True
         starts.end = start
         return starts
 
-    def _head(self, agent: Agent, now_s: float) -> Start:
+    def _head(self, agent: Agent, now_s: float) -> Clocks:
         """When the first place of a queue can start."""
         paced_s = now_s + ready_in_s(agent, self._estimators, now_s=now_s)
         computed_s = max(now_s, paced_s)
@@ -208,7 +257,7 @@ class Timeline:
             # The engine has gone on with its prompts since it reported.
             prompt_s = self._rate(agent, agent.model, None, now_s).absorb_s
             computed_s = max(computed_s, agent.reported_s + agent.uncomputed * prompt_s)
-        return Start(paced_s, computed_s)
+        return Clocks(paced_s, max(now_s, paced_s), computed_s)
 
     def _swap_s(self, agent: Agent, old: ModelName | None, new: ModelName) -> float:
         if old == new:
@@ -224,3 +273,30 @@ class Timeline:
             if id in groups:
                 return groups[id].key.model
         return agent.model
+
+
+def _behind(
+    start: Clocks,
+    clock: int,
+    rate: Rate,
+    overtakers: tuple[Sequence[Overtaker], ...],
+    now_s: float,
+) -> Wait:
+    """The wait by one clock for room, or that for the prompts ahead, whichever is longer."""
+
+    def wait(clock: int) -> Wait:
+        # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
+        return tokens_ahead_wait(
+            queueing_s=start[clock] - now_s,
+            seconds_per_request=rate.seconds_per_request,
+            variation=rate.variation,
+            uncertainty=rate.uncertainty,
+            prefill_s=rate.prefill_s,
+            overtakers=overtakers[clock],
+        )
+
+    # Prompts take the least part of the engines' time: who has longer to wait for room is done with them first.
+    if start.computed <= start[clock]:
+        return wait(clock)
+    computed = wait(_COMPUTED)
+    return computed if start[clock] <= now_s else later(computed, wait(clock))

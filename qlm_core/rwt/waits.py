@@ -106,3 +106,29 @@ def tokens_ahead_wait(
     mean_s = overtaken_wait_s(queueing_s, overtakers, lasting=_LASTING_MEAN) + prefill_s
     p50, p90, p99 = quantiles
     return Wait(mean_s, (p50, p90, p99))
+
+
+def later(one: Wait, other: Wait) -> Wait:
+    """The wait for two things of which the later one counts."""
+    (a50, a90, a99), (b50, b90, b99) = one.quantiles_s, other.quantiles_s
+    quantiles = max(a50, b50), max(a90, b90), max(a99, b99)
+    return Wait(max(one.mean_s, other.mean_s), quantiles)
+
+
+def relieved(steady: Wait, pressed: Wait, *, press_in_s: float, due_in_s: float) -> Wait:
+    """The wait for room that is taken from begun outputs if it does not come by itself.
+
+    Args:
+        steady: the wait if nothing gives way.
+        pressed: the wait if all gives way that may, from now on.
+        press_in_s: when the request begins to press: its wait is so long if half of those before it go by themselves.
+        due_in_s: when its first token is late: it waits no longer for what others may give way for.
+    """
+    bounds = press_in_s, due_in_s, due_in_s
+    q50, q90, q99 = [
+        min(at_ease, max(at_once, bound))
+        for at_ease, at_once, bound in zip(
+            steady.quantiles_s, pressed.quantiles_s, bounds, strict=True
+        )
+    ]
+    return Wait(min(steady.mean_s, max(pressed.mean_s, press_in_s)), (q50, q90, q99))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlm_core.rwt.calibration import Calibration
-from qlm_core.rwt.waits import Overtaker, Wait, overtaken_wait_s, tokens_ahead_wait
+from qlm_core.rwt.waits import Overtaker, Wait, later, overtaken_wait_s, relieved, tokens_ahead_wait
 
 
 @given(st.floats(-50, 5000), st.floats(1e-4, 10), st.floats(0, 2), st.floats(0, 1), st.floats(0, 5))
@@ -90,3 +90,40 @@ def test_how_long_arrivals_go_on_widens_the_quantiles(
     ]
     assert min(ratios) >= 1.0 - 1e-9
     assert overtaken.quantiles_s == tuple(sorted(overtaken.quantiles_s))
+
+
+waits = st.builds(
+    lambda p50, more, most: Wait(p50 + more / 2, (p50, p50 + more, p50 + more + most)),
+    *([st.floats(0, 1e4)] * 3),
+)
+
+
+@given(waits, waits, st.floats(-50, 1e3), st.floats(0, 1e3))
+def test_room_that_others_make_shortens_a_wait_but_not_below_what_pressing_takes(
+    steady: Wait, all_at_once: Wait, press_in_s: float, longer_s: float
+) -> None:
+    due_in_s = press_in_s + longer_s
+    pressed = Wait(
+        min(steady.mean_s, all_at_once.mean_s),
+        tuple(map(min, steady.quantiles_s, all_at_once.quantiles_s)),
+    )
+    wait = relieved(steady, pressed, press_in_s=press_in_s, due_in_s=due_in_s)
+    assert wait.quantiles_s == tuple(sorted(wait.quantiles_s))
+    for told_s, at_ease_s, at_once_s in zip(
+        (wait.mean_s, *wait.quantiles_s),
+        (steady.mean_s, *steady.quantiles_s),
+        (pressed.mean_s, *pressed.quantiles_s),
+        strict=True,
+    ):
+        assert at_once_s <= told_s <= at_ease_s
+        assert told_s >= min(at_ease_s, press_in_s)
+        assert told_s <= max(at_once_s, due_in_s)
+
+
+@given(waits, waits)
+def test_of_two_things_the_later_counts(one: Wait, other: Wait) -> None:
+    both = later(one, other)
+    assert both.quantiles_s == later(other, one).quantiles_s
+    assert set(both.quantiles_s) <= {*one.quantiles_s, *other.quantiles_s}
+    assert both.quantiles_s == tuple(sorted(both.quantiles_s))
+    assert both.mean_s == max(one.mean_s, other.mean_s)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from qlm_core.manager.events import (
     AgentLeft,
     AgentReported,
@@ -32,6 +36,7 @@ from qlm_core.model import (
     Phase,
     RequestId,
     RunningRequest,
+    Slo,
 )
 from qlm_core.planning import PlanResult, Termination
 from tests.manager.conftest import GATEWAY, Bench, profile
@@ -54,9 +59,39 @@ def test_an_estimate_follows_every_placed_arrival(bench: Bench) -> None:
 
 def test_waits_grow_once_the_batch_is_full(bench: Bench) -> None:
     bench.agent("a", "m")
-    bench.arrive("m", count=280)
+    bench.arrive("m", "batch-2", count=280)
     given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
     assert given[279].estimate.mean_s > 2.0 * given[139].estimate.mean_s > given[0].estimate.mean_s
+
+
+def test_first_tokens_that_press_wait_for_half_of_their_target_at_most(bench: Bench) -> None:
+    """Begun outputs give way to them from then on; not so where more than a first token was promised of those."""
+    a = bench.agent("a", "m")
+    for id in bench.arrive("m", "batch-2", count=64):
+        bench.fact(Pulled(id, a))
+
+    def last_mean_s(slo: Slo) -> float:
+        for _ in range(150):
+            bench.fact(Arrived(replace(bench.request("m", "interactive"), slo=slo)))
+        given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+        return given[-1].estimate.mean_s
+
+    assert last_mean_s(Slo(ttft_s=20.0)) == pytest.approx(10.0)
+    assert last_mean_s(Slo(ttft_s=20.0, tpot_s=0.5)) > 20.0
+
+
+def test_those_who_go_first_cost_no_more_than_their_prompts_while_there_is_room(
+    bench: Bench,
+) -> None:
+    bench.agent("a", "m")
+    # Far more than the engine completes in that time.
+    for _ in range(30):
+        bench.fact(Arrived(bench.request("m", "interactive")), after_s=0.01)
+    [id] = bench.arrive("m", "batch-2", count=1)
+    estimate = bench.to_gateway()[-1]
+    assert isinstance(estimate, EstimateGiven)
+    assert estimate.id == id
+    assert estimate.estimate.mean_s < 2.0
 
 
 def test_a_fresh_batch_takes_one_prompt_after_the_other(bench: Bench) -> None:

@@ -30,6 +30,7 @@ from qlm_core.manager import Manager
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
 from qlm_core.manager.planner import Planner, Queues, View
+from qlm_core.manager.timeline import Timeline
 from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
 from qlm_core.planning import Plan, PlanResult, Problem, evaluate, greedy
 from qlm_core.sim.policies.base import Context
@@ -51,12 +52,15 @@ def paper_manager(context: Context) -> Manager:
         made.config,
         objective=msgspec.structs.replace(made.config.objective, aim=1.0, rest_share=1.0),
     )
+    made.timeline = Timeline(made.estimators, rest_share=1.0)
     made.planner = PaperPlanner(config, {one.name: one.weight for one in context.classes})
     return made
 
 
 class PaperPlanner(Planner):
     """Append, solve on a predicted violation, and fall back to earliest deadline first."""
+
+    seats_at_once = False
 
     __slots__ = ("_violation",)
 
