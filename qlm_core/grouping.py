@@ -194,7 +194,7 @@ class Grouper:
         """Put a request into a group; say whether the group is new.
 
         Args:
-            size_max: δ times the average batch of the request's model.
+            size_max: requests that a group may hold; with 0 nobody joins another.
         """
         key = GroupKey.of(request)
         group = self._open.get(key)
@@ -224,7 +224,8 @@ class Grouper:
         group.drop(request.id)
         place = (group.home, key)
         rest = self._rests.get(place)
-        if rest is None or rest.closed or rest.home != group.home or rest.waiting >= size_max:
+        full = rest is not None and rest.waiting >= max(1, size_max)
+        if rest is None or rest.closed or rest.home != group.home or full:
             if rest is not None:
                 self._rest_of.pop(rest.id, None)
             rest = self._rests[place] = self._new(key, request.arrival_s)
@@ -251,7 +252,7 @@ class Grouper:
 
     def _fits(self, group: RequestGroup, request: RequestMeta, size_max: int) -> bool:
         span_s = request.arrival_s - group.opened_s
-        limit = max(1, min(size_max, self._requests_max))
+        limit = min(size_max, self._requests_max)
         return group.waiting < limit and span_s <= self._span_ratio * group.key.ttft_s
 
     def forget(self, group: RequestGroup) -> None:

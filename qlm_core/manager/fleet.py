@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from qlm_core.grouping import RequestGroup
 from qlm_core.messages import AgentHello
 from qlm_core.model import (
     GroupId,
@@ -197,6 +198,10 @@ class Roster:
                 same = found.setdefault(model, {})
                 same[id(profile)] = profile, same.get(id(profile), (profile, 0))[1] + 1
         self.engines = {model: tuple(counted.values()) for model, counted in found.items()}
+
+    def can_take(self, group: RequestGroup) -> bool:
+        """Whether somebody serves what waits of a group."""
+        return group.waiting > 0 and group.key.model in self.engines
 
 
 @lru_cache(maxsize=1024)

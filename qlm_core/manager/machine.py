@@ -38,7 +38,7 @@ from qlm_core.manager.events import (
     Wakeup,
 )
 from qlm_core.manager.fleet import Agent, Roster
-from qlm_core.manager.placing import DEEP_BACKLOG_GROUPS, homeless, line_up, plannable
+from qlm_core.manager.placing import backlog_is_deep, homeless, line_up, plannable
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
@@ -411,17 +411,17 @@ class Manager:
 
     def _place(self) -> None:
         """Give every group without a queue a place."""
-        if len(self.groups) > DEEP_BACKLOG_GROUPS:
-            self._line_up()
         if not self._unplaced:
             return
-        view = self.view()
-        placeable = {group.id: None for group in view[0]}
-        if view[1] and any(id in placeable for id in self._unplaced):
-            self._touch(self.planner.repair(view, self.estimators, now_s=self._now_s))
-        self._unplaced = {
-            id: None for id in self._unplaced if id in self.groups and id not in placeable
-        }
+        if backlog_is_deep(self.groups, self._roster):
+            self._line_up()
+        homeless = [self.groups[id] for id in self._unplaced if id in self.groups]
+        new = [group for group in homeless if self._roster.can_take(group)]
+        if new:
+            now_s, known = self._now_s, self.estimators
+            seated = self.planner.seat(new, self._roster, known, now_s=now_s)
+            self._touch(seated or self.planner.repair(self.view(), known, now_s=now_s))
+        self._unplaced = {one.id: None for one in homeless if not self._roster.can_take(one)}
 
     def _line_up(self) -> None:
         for group in [self.groups[id] for id in self._unplaced if id in self.groups]:

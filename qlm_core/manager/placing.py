@@ -20,14 +20,19 @@ DEEP_BACKLOG_GROUPS = 500
 """From so many groups on, repairing the plan for each new one costs more than its place is worth."""
 
 
+def backlog_is_deep(groups: Mapping[GroupId, RequestGroup], roster: Roster) -> bool:
+    """Whether so many groups stand in queues that new ones should not be placed by repair."""
+    if len(groups) < DEEP_BACKLOG_GROUPS:
+        return False
+    # Most groups of a busy fleet have no member left that waits.
+    return sum([len(agent.queue) for agent in roster.agents]) >= DEEP_BACKLOG_GROUPS
+
+
 def plannable(
     groups: Mapping[GroupId, RequestGroup], roster: Roster
 ) -> tuple[list[RequestGroup], list[Agent]]:
     """Groups with waiting members that some usable agent serves, and the usable agents, in stable order."""
-    waiting = [
-        group for group in groups.values() if group.waiting and group.key.model in roster.engines
-    ]
-    return waiting, roster.agents
+    return [group for group in groups.values() if roster.can_take(group)], roster.agents
 
 
 def homeless(

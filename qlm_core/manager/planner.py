@@ -17,7 +17,7 @@ from qlm_core.config import SolverConfig
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
-from qlm_core.manager.fleet import Agent
+from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.placing import contenders, free_seat
 from qlm_core.manager.snapshot import Snapshot, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
@@ -70,7 +70,13 @@ class PlanInForce:
 
 
 class Planner:
-    """The Manager's planning logic; it holds no groups and no queues of its own."""
+    """The Manager's planning logic; it holds no groups and no queues of its own.
+
+    Attributes:
+        seats_at_once: whether a new group goes to an idle agent that takes all of it, without planning.
+    """
+
+    seats_at_once = True
 
     __slots__ = (
         "_config",
@@ -144,6 +150,18 @@ class Planner:
             now_s=now_s,
         )
 
+    def seat(
+        self, new: Sequence[RequestGroup], roster: Roster, estimators: Estimators, *, now_s: float
+    ) -> Queues | None:
+        """The queue of the agent that takes a new group at once, if there is one: a repair that needs no plan."""
+        seat = None
+        if len(new) == 1 and self.seats_at_once:
+            seat = free_seat(new[0], roster.agents, estimators, now_s=now_s)
+        if seat is None:
+            return None
+        self.repairs += 1
+        return {seat.id: [new[0].id]}
+
     def repair(self, view: View, estimators: Estimators, *, now_s: float) -> Queues | None:
         """Queues with every placeable group in one, changed as little as insertion can."""
         if not view[0]:
@@ -153,8 +171,6 @@ class Planner:
         placed = {id: None for agent in agents for id in agent.queue}
         new = [group for group in groups if group.id not in placed]
         self.repairs += 1
-        if len(new) == 1 and (seat := free_seat(new[0], agents, estimators, now_s=now_s)):
-            return {seat.id: [new[0].id]}
         view = groups, contenders(groups, agents, new=len(new))
         snapshot = self.snapshot(view, estimators, now_s=now_s)
         plan = repair(snapshot.problem, snapshot.to_plan(_queues(view)))

@@ -39,7 +39,7 @@ class GroupSizes:
         waiting: int,
         now_s: float,
     ) -> int:
-        """Requests that one group of this kind may hold, at least 1.
+        """Requests that one group of this kind may hold; 0 if so little waits that each is placed by itself.
 
         Args:
             waiting: requests that wait anywhere.
@@ -52,10 +52,10 @@ class GroupSizes:
             known = self._of_fleet[key.model] = self._measure(key.model, roster, now_s)
         size, pace_s, serving = known
         if pace_s:
-            size = min(size, int(self._span_ratio * key.ttft_s / pace_s))
+            size = max(1, min(size, int(self._span_ratio * key.ttft_s / pace_s)))
         if serving > 1:
             size = min(size, waiting // (_GROUPS_PER_AGENT * serving))
-        return max(1, size)
+        return size
 
     def _measure(self, model: ModelName, roster: Roster, now_s: float) -> tuple[int, float, int]:
         """δ times the average batch over the agents that serve a model, their average pace, and how many they are."""

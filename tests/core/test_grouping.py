@@ -55,6 +55,16 @@ def test_a_full_group_closes_and_another_opens() -> None:
     assert not groups[6].closed
 
 
+def test_nobody_joins_a_group_while_each_request_is_placed_by_itself() -> None:
+    make = grouper()
+    first, _ = make.place(request("a"), size_max=0)
+    first.pull(request("a").id, AgentId("a"))
+    second, new = make.place(request("b"), size_max=0)
+    assert new
+    assert second is not first
+    assert make.place(request("c"), size_max=2) == (second, False)
+
+
 def test_a_group_spans_only_a_share_of_its_slo() -> None:
     make = grouper(span_ratio=0.25)
     first, _ = make.place(request("a", at_s=0.0), size_max=100)

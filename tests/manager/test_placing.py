@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qlm_core.manager import machine
+from qlm_core.manager import placing
 from qlm_core.manager.events import StartSolve, Wakeup
 from qlm_core.manager.fleet import Roster
-from qlm_core.messages import Ended
+from qlm_core.messages import Ended, Pulled
 from qlm_core.model import ModelName, Phase
 from tests.manager.conftest import Bench
 
@@ -15,7 +15,7 @@ from tests.manager.conftest import Bench
 @pytest.fixture
 def deep(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> Bench:
     """A fleet of two with a group for each request, whose backlog counts as deep from six groups on."""
-    monkeypatch.setattr(machine, "DEEP_BACKLOG_GROUPS", 5)
+    monkeypatch.setattr(placing, "DEEP_BACKLOG_GROUPS", 5)
     bench.manager._grouper._requests_max = 1
     bench.agent("a", "m", "n")
     bench.agent("b", "m", "n")
@@ -69,3 +69,12 @@ def test_agents_with_equal_profiles_count_as_one_kind_of_engine(bench: Bench) ->
         bench.agent(name, "m", speed=speed)
     engines = Roster(bench.manager.agents.values()).engines[ModelName("m")]
     assert [count for _, count in engines] == [2, 1]
+
+
+def test_requests_of_one_kind_go_to_whoever_is_freest_while_little_waits(bench: Bench) -> None:
+    agents = [bench.agent(name, "m") for name in "abc"]
+    for _ in range(9):
+        [id] = bench.arrive("m", count=1)
+        home = bench.manager.book.get(id).group.home
+        bench.fact(Pulled(id, home), after_s=0.01)
+    assert [len(bench.manager.agents[id].held) for id in agents] == [3, 3, 3]

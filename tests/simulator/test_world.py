@@ -89,6 +89,14 @@ def test_a_backlog_is_spread_over_equal_instances() -> None:
     assert ours["makespan_s"] < 1.15 * shared["makespan_s"]
 
 
+def test_an_idle_fleet_is_loaded_evenly() -> None:
+    """Requests of one kind must not follow each other to one instance while others have nothing to do."""
+    data = one_model(requests=600, rate=200.0, count=20)
+    ours, dealt = figures(data, "qlm"), figures(data, "round-robin")
+    assert ours["ttft_s"]["p90"] < 1.2 * dealt["ttft_s"]["p90"]
+    assert ours["makespan_s"] < 1.2 * dealt["makespan_s"]
+
+
 def test_several_models_are_batched() -> None:
     data = two_models(requests=400, rate=60.0)
     ours, fcfs = figures(data, "qlm"), figures(data, "fcfs")

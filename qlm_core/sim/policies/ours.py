@@ -38,6 +38,8 @@ def manager_without_balancing(context: Context) -> Manager:
 class DealingPlanner(Planner):
     """Places each new group on the next instance in turn, and never moves it."""
 
+    seats_at_once = False
+
     __slots__ = ("_turn",)
 
     def __init__(self, config: SolverConfig, weights: dict[str, float]):
