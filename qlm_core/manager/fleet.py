@@ -184,7 +184,7 @@ class Roster:
 
     Attributes:
         agents: the usable ones, in stable order.
-        engines: for each model that they serve, the profiles of its instances, and how many have each.
+        engines: for each model that they serve, the profiles of its instances, and who has each, in that order.
     """
 
     __slots__ = ("agents", "engines")
@@ -192,12 +192,12 @@ class Roster:
     def __init__(self, agents: Iterable[Agent]):
         self.agents = [agent for agent in agents if agent.usable]
         # Equal profiles are one object, which spares hashing them.
-        found: dict[ModelName, dict[int, tuple[EngineProfile, int]]] = {}
+        found: dict[ModelName, dict[int, tuple[EngineProfile, list[Agent]]]] = {}
         for agent in self.agents:
             for model, profile in agent.profiles.items():
-                same = found.setdefault(model, {})
-                same[id(profile)] = profile, same.get(id(profile), (profile, 0))[1] + 1
-        self.engines = {model: tuple(counted.values()) for model, counted in found.items()}
+                _, alike = found.setdefault(model, {}).setdefault(id(profile), (profile, []))
+                alike.append(agent)
+        self.engines = {model: tuple(alike.values()) for model, alike in found.items()}
 
     def can_take(self, group: RequestGroup) -> bool:
         """Whether somebody serves what waits of a group."""

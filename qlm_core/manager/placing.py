@@ -47,7 +47,7 @@ def homeless(
 
 
 def free_seat(
-    group: RequestGroup, agents: Sequence[Agent], estimators: Estimators, *, now_s: float
+    group: RequestGroup, roster: Roster, estimators: Estimators, *, now_s: float
 ) -> Agent | None:
     """The idle agent that takes all of a new group at once and is done with it first, if there is one.
 
@@ -55,36 +55,35 @@ def free_seat(
     home somewhere is only seated there, since it pays for a move.
     """
     model, waiting, home = group.key.model, group.waiting, group.home
-    places: dict[int, tuple[float, float, float]] = {}
-    fewest: dict[int, int] = {}
     seat, earliest_s = None, inf
-    for agent in agents:
-        # In a large fleet many are alike, and who has no more room than one before is no better.
-        held, kind = len(agent.held), id(agent.kind)
-        if kind in fewest and held >= fewest[kind]:
+    for profile, agents in roster.engines.get(model, ()):
+        agent = _freest(agents, model, home)
+        if agent is None:
             continue
-        state = agent.state
-        if agent.queue or state.awake_model != model or not state.ready or state.swapping_to:
-            continue
-        if home is not None and home != agent.id:
-            continue
-        place = places.get(kind)
-        if place is None:
-            profile = agent.profiles.get(model)
-            if profile is None:
-                continue
-            batch, place_s = room(profile, estimators, now_s=now_s)
-            rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
-            place = places[kind] = batch, place_s, waiting * rate.seconds_per_request
-        batch, place_s, duration_s = place
-        free = batch - held
+        batch, place_s = room(profile, estimators, now_s=now_s)
+        free = batch - len(agent.held)
         if free < waiting:
             continue
-        fewest[kind] = held
-        end_s = duration_s - free * place_s
+        rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
+        end_s = waiting * rate.seconds_per_request - free * place_s
         if end_s < earliest_s:
             seat, earliest_s = agent, end_s
     return seat
+
+
+def _freest(alike: Sequence[Agent], model: ModelName, home: AgentId | None) -> Agent | None:
+    """Of agents with one profile and nobody in their queue, the one that holds the fewest requests."""
+    found, fewest = None, inf
+    for agent in alike:
+        held, state = len(agent.held), agent.state
+        if held >= fewest or agent.queue or state.awake_model != model:
+            continue
+        if not state.ready or state.swapping_to or home not in (None, agent.id):
+            continue
+        found, fewest = agent, held
+        if not held:
+            break
+    return found
 
 
 def contenders(groups: Sequence[RequestGroup], agents: Sequence[Agent], *, new: int) -> list[Agent]:

@@ -156,7 +156,7 @@ class Planner:
         """The queue of the agent that takes a new group at once, if there is one: a repair that needs no plan."""
         seat = None
         if len(new) == 1 and self.seats_at_once:
-            seat = free_seat(new[0], roster.agents, estimators, now_s=now_s)
+            seat = free_seat(new[0], roster, estimators, now_s=now_s)
         if seat is None:
             return None
         self.repairs += 1

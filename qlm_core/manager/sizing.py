@@ -63,8 +63,11 @@ class GroupSizes:
         if engines is None:
             return round(self._delta * _UNKNOWN_BATCH), 0.0, 0
         rates = [
-            (self._estimators.rate(self._estimators.profile(profile), None, now_s=now_s), count)
-            for profile, count in engines
+            (
+                self._estimators.rate(self._estimators.profile(profile), None, now_s=now_s),
+                len(agents),
+            )
+            for profile, agents in engines
         ]
         serving = sum(count for _, count in rates)
         batch = sum(rate.batch * count for rate, count in rates) / serving

@@ -68,7 +68,7 @@ def test_agents_with_equal_profiles_count_as_one_kind_of_engine(bench: Bench) ->
     for name, speed in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
         bench.agent(name, "m", speed=speed)
     engines = Roster(bench.manager.agents.values()).engines[ModelName("m")]
-    assert [count for _, count in engines] == [2, 1]
+    assert [[agent.id for agent in alike] for _, alike in engines] == [["a", "b"], ["c"]]
 
 
 def test_requests_of_one_kind_go_to_whoever_is_freest_while_little_waits(bench: Bench) -> None:
