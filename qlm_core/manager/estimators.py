@@ -233,6 +233,36 @@ class Estimators:
             found = of_profile[1][key] = self._rate(profile, key)
         return found
 
+    def first_token_s(
+        self, profile: EngineProfile, prompt_tokens: int, *, batch: int, context_tokens: int
+    ) -> float:
+        """Seconds until a request has its first token, if it comes at a random moment to an engine that decodes `batch` others.
+
+        Half of the iteration under way has yet to pass, and where the next one is chosen already, all of that.
+        """
+        first_s = profile.prefill_s(prompt_tokens)
+        if batch:
+            iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
+            passing = 1.5 if profile.async_scheduling else 0.5
+            first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
+        return first_s / self._speed(profile.gpu, profile.model).value
+
+    def finish_s(
+        self,
+        profile: EngineProfile,
+        key: GroupKey,
+        *,
+        batch: int,
+        context_tokens: int,
+        now_s: float,
+    ) -> float:
+        """Seconds from start to end of one request of `key` in a batch that stays as it is, itself included."""
+        rate = self.rate(profile, key, now_s=now_s)
+        output = rate.seconds_per_request / rate.seconds_per_token
+        iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
+        speed = self._speed(profile.gpu, profile.model).value
+        return rate.prefill_s + output * iteration_s / speed
+
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         prompt, output = self._means(ModelName(profile.model), key)
         variation = self._variation(ModelName(profile.model), key)

@@ -60,12 +60,16 @@ def free_seat(
         agent = _freest(agents, model, home)
         if agent is None:
             continue
-        batch, place_s = room(profile, estimators, now_s=now_s)
-        free = batch - len(agent.held)
-        if free < waiting:
+        batch = len(agent.held) + waiting
+        if batch > room(profile, estimators, now_s=now_s)[0]:
             continue
-        rate = estimators.rate(estimators.profile(profile), group.key, now_s=now_s)
-        end_s = waiting * rate.seconds_per_request - free * place_s
+        end_s = estimators.finish_s(
+            estimators.profile(profile),
+            group.key,
+            batch=batch,
+            context_tokens=agent.state.kv_used_tokens,
+            now_s=now_s,
+        )
         if end_s < earliest_s:
             seat, earliest_s = agent, end_s
     return seat

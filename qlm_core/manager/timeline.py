@@ -137,14 +137,13 @@ class Timeline:
             return None
         starts = self._of(agent, groups, now_s)
         start = starts.of.get(group.id, starts.end)
-        due_in_s = request.due_s - now_s
-        return self._wait(agent, group.key, start, group.waiting - 1, due_in_s, agents, now_s)
+        return self._wait(request, group.key, agent, start, group.waiting - 1, agents, now_s)
 
     def hypothetical(
         self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
     ) -> Wait | None:
         """The shortest wait of a request that would join or open a group now."""
-        key, due_in_s = GroupKey.of(request), request.due_s - now_s
+        key = GroupKey.of(request)
         waits = []
         for agent in agents.values():
             if request.model not in agent.profiles:
@@ -158,7 +157,7 @@ class Timeline:
             else:
                 swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
                 start, ahead = Clocks(*(end_s + swap_s for end_s in starts.end)), 0
-            waits.append(self._wait(agent, key, start, ahead, due_in_s, agents, now_s))
+            waits.append(self._wait(request, key, agent, start, ahead, agents, now_s))
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
     def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
@@ -176,11 +175,11 @@ class Timeline:
 
     def _wait(
         self,
-        agent: Agent,
+        request: RequestMeta,
         key: GroupKey,
+        agent: Agent,
         start: Clocks,
         ahead: int,
-        due_in_s: float,
         agents: Agents,
         now_s: float,
     ) -> Wait:
@@ -189,11 +188,18 @@ class Timeline:
         # Nobody overtakes who does not wait.
         waits = start.in_s(now_s) > 0.0
         others = self._arriving(agent, key, agents, now_s).overtakers(key) if waits else _NOBODY
-        steady = _behind(start, _PACED, rate, others, now_s)
+        own_s = self._estimators.first_token_s(
+            self._estimators.profile(agent.profiles[key.model]),
+            request.prompt_tokens,
+            batch=min(len(agent.held), round(rate.batch)) if agent.model == key.model else 0,
+            context_tokens=agent.state.kv_used_tokens,
+        )
+        steady = _behind(start, _PACED, rate, others, own_s, now_s)
+        due_in_s = request.due_s - now_s
         press_in_s = due_in_s - PAUSE_SHARE * key.ttft_s
         if not key.presses or due_in_s <= 0.0 or steady.quantiles_s[-1] <= press_in_s:
             return steady
-        pressed = _behind(start, _PRESSED, rate, others, now_s)
+        pressed = _behind(start, _PRESSED, rate, others, own_s, now_s)
         return relieved(steady, pressed, press_in_s=press_in_s, due_in_s=due_in_s)
 
     def _arriving(self, agent: Agent, key: GroupKey, agents: Agents, now_s: float) -> _Streams:
@@ -280,9 +286,10 @@ def _behind(
     clock: int,
     rate: Rate,
     overtakers: tuple[Sequence[Overtaker], ...],
+    own_s: float,
     now_s: float,
 ) -> Wait:
-    """The wait by one clock for room, or that for the prompts ahead, whichever is longer."""
+    """The wait by one clock for room, or that for the prompts ahead, whichever is longer, and `own_s` for its own."""
 
     def wait(clock: int) -> Wait:
         # All that is ahead, in other groups too, adds to the spread as so many requests of this kind.
@@ -291,7 +298,7 @@ def _behind(
             seconds_per_request=rate.seconds_per_request,
             variation=rate.variation,
             uncertainty=rate.uncertainty,
-            prefill_s=rate.prefill_s,
+            prefill_s=own_s,
             overtakers=overtakers[clock],
         )
 

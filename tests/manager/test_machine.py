@@ -57,6 +57,18 @@ def test_an_estimate_follows_every_placed_arrival(bench: Bench) -> None:
     assert all(0.0 < order.estimate.p50_s <= order.estimate.p99_s for order in given)
 
 
+def test_a_wait_counts_the_prompt_of_its_own(bench: Bench) -> None:
+    bench.agent("a", "m")
+    bench.agent("b", "m")
+    for tokens in (10, 2000):
+        bench.fact(Arrived(bench.request("m", prompt_tokens=tokens)))
+    short, long = [
+        order.estimate for order in bench.to_gateway() if isinstance(order, EstimateGiven)
+    ]
+    more_s = profile("m").prefill_s(2000) - profile("m").prefill_s(10)
+    assert long.mean_s - short.mean_s == pytest.approx(more_s)
+
+
 def test_waits_grow_once_the_batch_is_full(bench: Bench) -> None:
     bench.agent("a", "m")
     bench.arrive("m", "batch-2", count=280)

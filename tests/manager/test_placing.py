@@ -78,3 +78,13 @@ def test_requests_of_one_kind_go_to_whoever_is_freest_while_little_waits(bench: 
         home = bench.manager.book.get(id).group.home
         bench.fact(Pulled(id, home), after_s=0.01)
     assert [len(bench.manager.agents[id].held) for id in agents] == [3, 3, 3]
+
+
+def test_of_idle_agents_the_one_where_it_ends_first_takes_a_request(bench: Bench) -> None:
+    """The slow one would have room for longer, which is no reason."""
+    bench.agent("slow", "m", speed=0.4)
+    fast = bench.agent("fast", "m")
+    for _ in range(3):
+        [id] = bench.arrive("m", count=1)
+        assert bench.manager.book.get(id).group.home == fast
+        bench.fact(Pulled(id, fast), after_s=0.01)
