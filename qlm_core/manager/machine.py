@@ -415,13 +415,13 @@ class Manager:
             return
         if backlog_is_deep(self.groups, self._roster):
             self._line_up()
-        homeless = [self.groups[id] for id in self._unplaced if id in self.groups]
-        new = [group for group in homeless if self._roster.can_take(group)]
+        unplaced = [self.groups[id] for id in self._unplaced if id in self.groups]
+        new = [group for group in unplaced if self._roster.can_take(group)]
         if new:
             now_s, known = self._now_s, self.estimators
             seated = self.planner.seat(new, self._roster, known, now_s=now_s)
             self._touch(seated or self.planner.repair(self.view(), known, now_s=now_s))
-        self._unplaced = {one.id: None for one in homeless if not self._roster.can_take(one)}
+        self._unplaced = {one.id: None for one in unplaced if not self._roster.can_take(one)}
 
     def _line_up(self) -> None:
         for group in [self.groups[id] for id in self._unplaced if id in self.groups]:
