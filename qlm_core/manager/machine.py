@@ -239,7 +239,6 @@ class Manager:
         if wait is None:
             return
         held.wait = wait
-        held.estimated_s = self._now_s
         estimate = self.estimators.give(held.request, wait, now_s=self._now_s)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
         effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
@@ -271,7 +270,7 @@ class Manager:
         held = self.book.get(id)
         if held is None or held.wait is None:
             return
-        realised_s = held.request.arrival_s + ttft_s - held.estimated_s
+        realised_s = held.request.arrival_s + ttft_s - held.wait.told_at_s
         self.estimators.realised(held.request, held.wait, max(0.0, realised_s))
         held.wait = None
 

@@ -20,18 +20,16 @@ class Held:
     Attributes:
         agent: who holds it now.
         wait: its estimated wait, until the first token tells how long it was.
-        estimated_s: when that estimate was made.
         seen: how much of its output the length models have counted.
     """
 
-    __slots__ = ("agent", "estimated_s", "group", "request", "seen", "wait")
+    __slots__ = ("agent", "group", "request", "seen", "wait")
 
     def __init__(self, request: RequestMeta, group: RequestGroup):
         self.request = request
         self.group = group
         self.agent: AgentId | None = None
         self.wait: Wait | None = None
-        self.estimated_s = 0.0
         self.seen = 0
 
 

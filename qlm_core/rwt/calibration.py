@@ -3,7 +3,9 @@
 After every outcome a quantile's factor grows by its probability if the wait exceeded what was told and shrinks by the
 complement if not, so that in the long run it is exceeded as often as it claims, whatever the shape, the bias and the
 drift of the error (Gibbs and Candès 2021, "Adaptive conformal inference under distribution shift"). Long waits end long
-after they were told, but that one exceeds a quantile is known once that time is over: it counts then.
+after they were told, but that one exceeds a quantile is known once that time is over: it counts then. Short ones end early,
+and of waits that were told together the lucky ones first: that a wait was within its p50 counts when that time is over too,
+or the median of the lucky would be learned for that of all.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class _Shift:
     _FIRST = (0.0, 0.5, 1.0)
     _STEP = 0.1
     _FIRST_STEP = 0.5
-    _FLIGHT = 2.5
+    _FLIGHT = 1.5
     _LARGEST = 3.0
 
     def __init__(self, neighbour: _Shift | None, likeness: float) -> None:
@@ -86,6 +88,7 @@ class Calibration:
         "_deadlines",
         "_flight",
         "_given",
+        "_lucky",
         "_magnitudes",
         "_observed",
         "_undecided",
@@ -98,12 +101,14 @@ class Calibration:
     # News of a first token may be late.
     _GRACE_S = 0.5
     _SPARE_DEADLINES = 64
+    _LUCKY = 10_000
 
     def __init__(self) -> None:
         self._magnitudes: dict[int, _Shift] = {}
         self._undecided = [0] * _QUANTILES
         self._flight = [0.0] * _QUANTILES
         self._deadlines: list[tuple[float, int, Wait]] = []
+        self._lucky: list[tuple[float, int, _Shift]] = []
         self._given = 0
         self._observed = 0
         self._covered = [0] * _QUANTILES
@@ -117,6 +122,7 @@ class Calibration:
         """The same for a wait that is going to be realised; `observe` or `forget` it."""
         self._pass_deadlines(now_s)
         p50, p90, p99 = wait.told_s = self._quantiles(wait)
+        wait.told_at_s = now_s
         self._given += 1
         for index in range(_QUANTILES):
             self._undecided[index] += 1
@@ -141,11 +147,20 @@ class Calibration:
         for index in range(wait.overdue, _QUANTILES):
             held = realised_s <= wait.told_s[index]
             self._covered[index] += held
-            self._decide(wait, index, held=held)
+            if held and index == 0:
+                deadline_s = wait.told_at_s + wait.told_s[0]
+                heappush(self._lucky, (deadline_s, self._observed, self._near(wait)))
+            else:
+                self._decide(self._near(wait), index, held=held)
         wait.overdue = _QUANTILES
+        if len(self._lucky) > self._LUCKY:
+            self._decide(heappop(self._lucky)[2], 0, held=True)
 
     def _pass_deadlines(self, now_s: float) -> None:
         """What has been waiting for longer than a quantile told exceeds it, however long it will be."""
+        lucky = self._lucky
+        while lucky and lucky[0][0] < now_s:
+            self._decide(heappop(lucky)[2], 0, held=True)
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] < now_s - self._GRACE_S:
             deadline_s, number, wait = heappop(deadlines)
@@ -153,16 +168,16 @@ class Calibration:
             if index == _QUANTILES or wait.told_s is None:
                 continue
             wait.overdue += 1
-            self._decide(wait, index, held=False)
+            self._decide(self._near(wait), index, held=False)
             if wait.overdue < _QUANTILES:
                 deadline_s += wait.told_s[index + 1] - wait.told_s[index]
                 heappush(deadlines, (deadline_s, number, wait))
 
-    def _decide(self, wait: Wait, index: int, *, held: bool) -> None:
+    def _decide(self, shift: _Shift, index: int, *, held: bool) -> None:
         self._undecided[index] -= 1
         # Many land at once: for them all, as many were in flight as when the first did.
         self._flight[index] = max(self._undecided[index], self._LANDING * self._flight[index])
-        self._near(wait).learn(index, held=held, flight=self._flight[index])
+        shift.learn(index, held=held, flight=self._flight[index])
 
     def _quantiles(self, wait: Wait) -> Quantiles:
         told = []

@@ -55,12 +55,14 @@ class Wait:
         mean_s: its mean.
         quantiles_s: its p50, p90 and p99.
         told_s: the calibrated quantiles that were given out; None before that.
+        told_at_s: when they were.
         overdue: how many of these it has exceeded; all, once nothing more is to be learned from it.
     """
 
     mean_s: float
     quantiles_s: Quantiles
     told_s: Quantiles | None = None
+    told_at_s: float = 0.0
     overdue: int = 0
 
 
