@@ -150,14 +150,8 @@ class Estimators:
             return
         if abs(len(state.running) - batch) > _STEADY * batch:
             return
-        iterations_per_s = state.tokens_per_s / batch
-        prompt = max(1.0, self._model_prompt(ModelName(profile.model)).value)
-        iteration_s = profile.mean_iteration_s(
-            prompts=state.prompt_tokens_per_s / iterations_per_s / prompt,
-            mean_prompt=prompt,
-            decode_batch=batch,
-            context_tokens=state.kv_used_tokens,
-        )
+        prompts = self._prompts_per_iteration(profile, state)
+        iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
         self._speed(gpu, profile.model).observe(
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
@@ -234,15 +228,26 @@ class Estimators:
         return found
 
     def first_token_s(
-        self, profile: EngineProfile, prompt_tokens: int, *, batch: int, context_tokens: int
+        self,
+        profile: EngineProfile,
+        prompt_tokens: int,
+        *,
+        batch: int,
+        state: InstanceState,
+        behind_prompts: bool,
     ) -> float:
         """Seconds until a request has its first token, if it comes at a random moment to an engine that decodes `batch` others.
 
         Half of the iteration under way has yet to pass, and where the next one is chosen already, all of that.
+
+        Args:
+            state: the engine's last report. As many prompts as then are computed beside this one.
+            behind_prompts: the request waits until those ahead of it are computed; then its own is alone.
         """
         first_s = profile.prefill_s(prompt_tokens)
         if batch:
-            iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
+            prompts = 0.0 if behind_prompts else self._prompts_per_iteration(profile, state)
+            iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
             passing = 1.5 if profile.async_scheduling else 0.5
             first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
         return first_s / self._speed(profile.gpu, profile.model).value
@@ -262,6 +267,26 @@ class Estimators:
         iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
         speed = self._speed(profile.gpu, profile.model).value
         return rate.prefill_s + output * iteration_s / speed
+
+    def _prompts_per_iteration(self, profile: EngineProfile, state: InstanceState) -> float:
+        """New prompts to an iteration of late, as the engine reported."""
+        prompts_per_s = state.prompt_tokens_per_s / self._mean_prompt(profile)
+        iterations_per_s = state.tokens_per_s / max(1.0, state.mean_batch)
+        return prompts_per_s / iterations_per_s if iterations_per_s else 0.0
+
+    def _iteration_s(
+        self, profile: EngineProfile, state: InstanceState, *, batch: float, prompts: float
+    ) -> float:
+        """Mean seconds of an iteration by the profile, so many prompts in each."""
+        return profile.mean_iteration_s(
+            prompts=prompts,
+            mean_prompt=self._mean_prompt(profile),
+            decode_batch=batch,
+            context_tokens=state.kv_used_tokens,
+        )
+
+    def _mean_prompt(self, profile: EngineProfile) -> float:
+        return max(1.0, self._model_prompt(ModelName(profile.model)).value)
 
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         prompt, output = self._means(ModelName(profile.model), key)

@@ -192,7 +192,8 @@ class Timeline:
             self._estimators.profile(agent.profiles[key.model]),
             request.prompt_tokens,
             batch=min(len(agent.held), round(rate.batch)) if agent.model == key.model else 0,
-            context_tokens=agent.state.kv_used_tokens,
+            state=agent.state,
+            behind_prompts=start.computed > now_s,
         )
         steady = _behind(start, _PACED, rate, others, own_s, now_s)
         due_in_s = request.due_s - now_s

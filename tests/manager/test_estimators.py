@@ -47,6 +47,26 @@ def test_speed_is_told_apart_from_the_load_of_prompts(speed: float, prompts: flo
     assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
 
 
+@pytest.mark.parametrize("prompts", [0.0, 40.0, 800.0])
+def test_a_first_token_waits_for_the_prompts_of_others_too(prompts: float) -> None:
+    """By the iterations that the engine reported: half of one, another that is chosen already, and its own."""
+    engine = profile("m")
+    iteration_s = engine.iteration_s(
+        prefill_tokens=prompts, decode_batch=BATCH, context_tokens=5_000
+    )
+    state = report(iterations_per_s=1 / iteration_s, prompt_tokens_per_s=prompts / iteration_s)
+
+    def first_token_s(*, behind_prompts: bool) -> float:
+        return Estimators(RwtConfig()).first_token_s(
+            engine, 100, batch=BATCH, state=state, behind_prompts=behind_prompts
+        )
+
+    own_s = engine.prefill_s(100) - engine.iteration_s()
+    assert first_token_s(behind_prompts=False) == pytest.approx(own_s + 2.5 * iteration_s, rel=0.02)
+    quiet_s = engine.iteration_s(decode_batch=BATCH, context_tokens=5_000)
+    assert first_token_s(behind_prompts=True) == pytest.approx(own_s + 2.5 * quiet_s, rel=0.02)
+
+
 def test_an_interval_in_which_outputs_were_resumed_says_nothing_of_speed() -> None:
     """Whether the engine computed them again or found them in its cache is not known."""
     estimators = Estimators(RwtConfig())
