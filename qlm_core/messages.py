@@ -90,7 +90,7 @@ GatewayFact = GatewayHello | Arrived | Pulled | Returned | FirstToken | Ended | 
 
 @dataclass(frozen=True, slots=True)
 class EstimateGiven:
-    """The estimated wait of a request, made when it arrived."""
+    """The estimated wait of a request from its arrival, made when the solver heard of it."""
 
     id: RequestId
     estimate: Estimate

@@ -154,9 +154,10 @@ class QueuedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The estimated waiting time (RWT) of one request from now until its first token.
+    """The estimated waiting time (RWT) of one request until its first token.
 
-    Seconds. `mean` and quantiles of one distribution, so p50 ≤ p90 ≤ p99.
+    Seconds. `mean` and quantiles of one distribution, so p50 ≤ p90 ≤ p99. What is told of a submitted request counts from its
+    arrival, like its time to first token.
     """
 
     mean_s: float
@@ -167,6 +168,15 @@ class Estimate:
     def __post_init__(self) -> None:
         if not self.p50_s <= self.p90_s <= self.p99_s:
             raise ValueError(f"quantiles must ascend, got {self!r}")
+
+    def after(self, waited_s: float) -> Estimate:
+        """The same counted from `waited_s` ago."""
+        return Estimate(
+            mean_s=self.mean_s + waited_s,
+            p50_s=self.p50_s + waited_s,
+            p90_s=self.p90_s + waited_s,
+            p99_s=self.p99_s + waited_s,
+        )
 
 
 class ModelTier(Enum):

@@ -241,7 +241,8 @@ class Manager:
         held.wait = wait
         estimate = self.estimators.give(held.request, wait, now_s=self._now_s)
         self.planner.predicted(held.request, estimate, now_s=self._now_s)
-        effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, estimate)))
+        told = estimate.after(max(0.0, self._now_s - held.request.arrival_s))
+        effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, told)))
 
     def _pulled(self, id: RequestId, agent: AgentId) -> None:
         held = self.book.get(id)

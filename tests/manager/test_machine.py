@@ -69,6 +69,20 @@ def test_a_wait_counts_the_prompt_of_its_own(bench: Bench) -> None:
     assert long.mean_s - short.mean_s == pytest.approx(more_s)
 
 
+def test_a_wait_counts_from_the_arrival_however_late_the_solver_hears_of_it(bench: Bench) -> None:
+    bench.agent("a", "m")
+    request = bench.request("m")
+    late = replace(request, arrival_s=request.arrival_s - 0.75, id=RequestId("late"))
+    for one in (request, late):
+        bench.fact(Arrived(one))
+    at_once, waited = [
+        order.estimate for order in bench.to_gateway() if isinstance(order, EstimateGiven)
+    ]
+    assert waited.mean_s == pytest.approx(at_once.mean_s + 0.75, abs=0.1)
+    assert waited.p50_s == pytest.approx(at_once.p50_s + 0.75, abs=0.1)
+    assert waited.p99_s - waited.p50_s == pytest.approx(at_once.p99_s - at_once.p50_s, abs=0.1)
+
+
 def test_waits_grow_once_the_batch_is_full(bench: Bench) -> None:
     bench.agent("a", "m")
     bench.arrive("m", "batch-2", count=280)

@@ -65,6 +65,7 @@ class Watched:
                     match effect:
                         case TellGateway(_, EstimateGiven(id, estimate)) if id == request.id:
                             paper_s = paper_wait_s(self._manager, request, self._lengths)
+                            paper_s += now_s - request.arrival_s
                             self._waits[id] = Waits(estimate, paper_s)
             case GatewaySaid(_, FirstToken(id, ttft_s)):
                 if id in self._waits:
