@@ -122,8 +122,9 @@ class Queues:
             own += np.where(here, 0.0, problem.move_cost[group])[:, None]
         allowed = (column <= length) & (column >= self.free_from[pick][:, None]) & fits[:, None]
         own = np.where(allowed, own, math.inf)
-        least = own + np.where(delay >= 0.0, delay * self.slope[pick, :used], -math.inf)
-        return own, delay, np.where(own < math.inf, least, math.inf)
+        # Nothing is known of what follows where it starts sooner, which a swap that is spared may do.
+        others = np.where(delay >= 0.0, delay * self.slope[pick, :used], -math.inf)
+        return own, delay, own + np.where(own < math.inf, others, 0.0)
 
     def _suffix(self, queue: Ints, position: Ints, delay: Floats) -> Floats:
         """What the groups from each position on cost more when they start `delay` later."""

@@ -21,7 +21,7 @@ def random_problem(
     rich: bool = False,
     grid_s: float = 0.1,
 ) -> Problem:
-    """A feasible problem; `rich` adds tails, ramps, homes, move costs and misfits."""
+    """A feasible problem; `rich` adds tails, ramps, homes, move costs, misfits and swaps that are longer than two others."""
     r = np.random.default_rng(seed)
     classes = min(2, queues)
 
@@ -35,6 +35,8 @@ def random_problem(
     if rich:
         misfit = r.random((groups, classes)) < 0.2
         misfit[:, 0] = False
+        if r.random() < 0.5:
+            swap = np.where(swap > 0.0, times(*swap.shape), 0.0)
         duration = np.where(misfit, np.inf, duration)
         extra = {
             "tail_s": -np.where(np.isfinite(duration), duration, 0.0) * (r.random() < 0.5),
