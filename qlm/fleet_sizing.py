@@ -33,6 +33,7 @@ class Sizing:
         gpus: GPUs of one instance.
         tried: attainment by number of instances.
         smallest: the least number that reaches the target; None if the largest tried does not.
+        cut: requests that were longer than an instance holds and counted with what fits.
         problem: why no instance of this class serves the workload; empty if one does.
     """
 
@@ -40,6 +41,7 @@ class Sizing:
     gpus: int = 0
     tried: dict[int, float]
     smallest: int | None = None
+    cut: int = 0
     problem: str = ""
 
 
@@ -80,24 +82,27 @@ def smallest_fleet(
     except ConfigError as error:
         return Sizing(gpu=gpu, tried={}, problem=str(error))
     tried: dict[int, float] = {}
+    cut = 0
 
     def attained(count: int) -> float:
+        nonlocal cut
         if count not in tried:
             fleet = (msgspec.structs.replace(part, count=count),)
             scenario = msgspec.structs.replace(bed.scenario, fleet=fleet)
             figures = run_one(replace(bed, scenario=scenario), policy, seed, watch=watch)
             tried[count] = figures["slo_attainment"] or 0.0
+            cut = figures["cut"]
         return tried[count]
 
     low, high = 0, 1
     while attained(high) < target:
         if high >= largest:
-            return Sizing(gpu=gpu, gpus=part.gpus, tried=tried)
+            return Sizing(gpu=gpu, gpus=part.gpus, tried=tried, cut=cut)
         low, high = high, min(2 * high, largest)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if attained(middle) >= target else (middle, high)
-    return Sizing(gpu=gpu, gpus=part.gpus, tried=tried, smallest=high)
+    return Sizing(gpu=gpu, gpus=part.gpus, tried=tried, smallest=high, cut=cut)
 
 
 def _instance(scenario: Scenario, gpu: str) -> FleetPart:
@@ -130,6 +135,8 @@ def describe(found: Sequence[Sizing], target: float, largest: int) -> str:
         else:
             each = f" of {one.gpus} GPUs" if one.gpus > 1 else ""
             lines.append(f"{one.gpu:<12} {one.smallest} instances{each}  ({tried})")
+        if one.cut:
+            lines.append(f"{'':<12} {one.cut} requests are longer than it holds, and were cut")
     return f"Smallest fleets that meet {target:.1%} of the SLOs:\n" + "\n".join(lines)
 
 
@@ -139,6 +146,7 @@ def to_json(found: Sequence[Sizing], target: float) -> str:
         one.gpu: {
             "gpus_per_instance": one.gpus,
             "smallest": one.smallest,
+            "cut": one.cut,
             "problem": one.problem or None,
             "sizes": [
                 {"instances": count, "slo_attainment": one.tried[count]}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from qlm_core.sim.scenario import (
     requests,
     scenario_from_mapping,
 )
-from qlm_core.sim.workload import Mix, TraceMapping, WorkloadRequest, fitted
+from qlm_core.sim.workload import Mix, TraceMapping, WorkloadRequest
 from qlm_core.sim.world import World
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Bed:
     """A scenario and where its requests come from: its own workload, or a trace.
 
     Attributes:
-        model_len: for a trace, the longest context of each model; longer requests are cut to it.
+        model_len: for a trace, the longest context of each model in tokens; longer requests are cut to it.
     """
 
     scenario: Scenario
@@ -115,8 +116,7 @@ class Bed:
                     f"{trace}: the class {request.slo_class!r} is none of "
                     f"{', '.join(self.scenario.slo_classes)}. Add it to slo_classes of --fleet."
                 )
-            room = self.model_len.get(request.model)
-            yield request if room is None else fitted(request, room)
+            yield request
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -209,14 +209,21 @@ def run_one(
     without: tuple[str, ...] = (),
     watch: Callable[[int], None] | None = None,
 ) -> Run:
-    """One policy with one seed; the figures of `qlm_core.sim.report`. `watch` is told how many requests have arrived."""
+    """One policy with one seed; the figures of `qlm_core.sim.report`. `watch` is told how many requests have arrived.
+
+    Raises:
+        ConfigError: bad input that shows as it is read, such as a row of a trace; also that there are no requests.
+    """
     begin_s = time.perf_counter()
     removed = without if policy == "qlm" else ()
     arrivals = bed.requests(seed)
     if watch is not None:
         arrivals = _watched(arrivals, watch)
-    world = World(bed.scenario, policy_named(policy, without=removed), arrivals, seed=seed)
+    made = policy_named(policy, without=removed)
+    world = World(bed.scenario, made, arrivals, seed=seed, model_len=bed.model_len)
     record = world.run()
+    if not len(record.arrival_s):
+        raise ConfigError(f"{bed.trace or bed.scenario.name}: no requests. Give it some to serve.")
     name = policy + "".join(f" -{lso}" for lso in removed)
     return report_of(record, policy=name, seed=seed, wall_s=time.perf_counter() - begin_s)
 
@@ -271,7 +278,7 @@ def in_processes(
     """
     counts: Any = multiprocessing.RawArray("q", len(calls))
     results: dict[int, Result] = {}
-    with ProcessPoolExecutor(min(jobs, len(calls)), initializer=_share, initargs=(counts,)) as pool:
+    with _pool(min(jobs, len(calls)), counts) as pool:
         futures = {
             pool.submit(_counted, number, function, call): number
             for number, call in enumerate(calls)
@@ -298,6 +305,21 @@ def in_processes(
     return [results[number] for number in range(len(calls))]
 
 
+@contextmanager
+def _pool(size: int, counts: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end when nobody waits for their results any more, be it in the middle of a run."""
+    pool = ProcessPoolExecutor(size, initializer=_share, initargs=(counts,))
+    others = set(multiprocessing.active_children())
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
 _counts: Any = None
 """In a process of the pool: how many requests each run has seen, shared with the one who waits."""
 
@@ -307,6 +329,7 @@ def _share(counts: Any) -> None:
     _counts = counts
     # Ctrl-C reaches every process of the terminal; the one who waits has the last word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _counted(number: int, function: Callable[..., Result], call: tuple[Any, ...]) -> Result:
@@ -365,6 +388,12 @@ def table(runs: list[Run]) -> str:
             cells.append("" if value is None else form.format(value))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cut_note(runs: list[Run]) -> str:
+    """How many requests were too long for the fleet; empty if none was."""
+    cut = max([one["cut"] for one in runs], default=0)
+    return f"{cut} requests were longer than the fleet takes, and were cut." if cut else ""
 
 
 def plot_attainment(runs: list[Run], path: Path, *, title: str) -> None:

@@ -14,6 +14,17 @@ _FORMS = ("trace", "new", "size")
 _NUMBERS = (("seeds", 1), ("jobs", 1), ("largest", 1), ("seed", 0), ("limit", 1))
 _PLOTS = (".png", ".svg", ".pdf")
 
+_OF_TRACE = {
+    "fleet": None,
+    "mix": "interactive=0.5,batch-1=0.3,batch-2=0.2",
+    "models": None,
+    "rate_scale": 1.0,
+    "limit": None,
+}
+_OF_SIZING = {"target": 0.99, "gpu": None, "largest": 64}
+_OF_COMPARING = {"seeds": 1, "without": ""}
+"""Options of one form only, with their defaults."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
@@ -34,10 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--without",
         metavar="LSO,...",
-        default="",
         help="take LSOs out of qlm: eviction, kv-swap, warm-start, load-balancing",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each policy")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument(
@@ -52,28 +62,31 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     trace.add_argument(
         "--mix",
-        default="interactive=0.5,batch-1=0.3,batch-2=0.2",
-        help="SLO classes and their shares (default: %(default)s)",
+        help=f"SLO classes and their shares (default: {_OF_TRACE['mix']})",
     )
     trace.add_argument("--models", help="models and their shares (default: the fleet's, equally)")
-    trace.add_argument(
-        "--rate-scale", type=float, default=1.0, help="how much faster than the trace"
-    )
-    trace.add_argument("--limit", type=int, default=None, help="most requests")
+    trace.add_argument("--rate-scale", type=float, help="how much faster than the trace")
+    trace.add_argument("--limit", type=int, help="most requests")
     size = parser.add_argument_group("for sizing")
     size.add_argument(
-        "--target", type=float, default=0.99, help="attainment to reach (default: %(default)s)"
+        "--target",
+        type=float,
+        help=f"attainment to reach (default: {_OF_SIZING['target']})",
     )
     size.add_argument("--gpu", metavar="GPU,...", help="classes of GPU to try (default: all)")
     size.add_argument(
-        "--largest", type=int, default=64, help="most instances tried (default: %(default)s)"
+        "--largest",
+        type=int,
+        help=f"most instances tried (default: {_OF_SIZING['largest']})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and report; status 1 when a request was lost or no fleet reaches the target."""
     from qlm import simulations
+    from qlm_core.errors import ConfigError
 
+    _settle(args)
     _check(args)
     if args.what == "new":
         return _new(args.file)
@@ -82,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         return _size(args, bed)
     names = _listed(args.policy) or list(bed.scenario.policies)
     without = tuple(_listed(args.without))
+    if without and "qlm" not in names:
+        raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
     seeds = range(args.seed, args.seed + args.seeds)
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
@@ -91,7 +106,31 @@ def run(args: argparse.Namespace) -> int:
         simulations.plot_attainment(runs, Path(args.plot), title=bed.scenario.name)
     if args.json != "-":
         print(simulations.table(runs))
+        if note := simulations.cut_note(runs):
+            print(note)
     return 1 if any(one["lost"] or one["duplicated"] for one in runs) else 0
+
+
+def _settle(args: argparse.Namespace) -> None:
+    """Fill in what was left out, and refuse what does not apply: it would change nothing."""
+    from qlm_core.errors import ConfigError
+
+    of_trace = args.what in ("trace", "size") and not _is_scenario(args.file)
+    for options, applies, where in (
+        (_OF_TRACE, of_trace, "a trace"),
+        (_OF_SIZING, args.what == "size", "qlm sim size"),
+        (_OF_COMPARING, args.what not in ("size", "new"), "comparing policies"),
+    ):
+        for name, default in options.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+            elif not applies:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} is for {where}. Leave it out.")
+
+
+def _is_scenario(name: str | None) -> bool:
+    return name is not None and Path(name).suffix in (".yaml", ".yml")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -134,7 +173,7 @@ def _bed(args: argparse.Namespace) -> Bed:
 
     if args.what not in _FORMS:
         return simulations.bed_of_scenario(Path(args.what))
-    if Path(args.file).suffix in (".yaml", ".yml"):
+    if _is_scenario(args.file):
         return simulations.bed_of_scenario(Path(args.file))
     return simulations.bed_of_trace(
         Path(args.file),
@@ -151,7 +190,10 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
     from qlm_core.errors import ConfigError
     from qlm_core.sim.policies import policy_named
 
-    policy = (_listed(args.policy) or ["qlm"])[0]
+    policies = _listed(args.policy) or ["qlm"]
+    if len(policies) > 1:
+        raise ConfigError(f"--policy: {args.policy}: qlm sim size takes one policy at a time.")
+    [policy] = policies
     policy_named(policy)
     known = fleet_sizing.known_gpus(bed.scenario)
     gpus = _listed(args.gpu) or known

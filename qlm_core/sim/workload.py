@@ -289,7 +289,7 @@ class TraceMapping:
         rename: replace the models that the trace names.
         rate_scale: how much faster requests come than in the trace.
         limit: most requests taken.
-        max_tokens: the clients' limit; longer outputs end there.
+        max_tokens: the clients' limit; a longer output has its own length for it.
         prompt_tokens_max: longer prompts are cut to this.
     """
 
@@ -329,8 +329,8 @@ def requests_from_trace(
             model=model if mapping.rename or row.model is None else row.model,
             slo_class=row.slo_class or slo_class,
             prompt_tokens=prompt,
-            output_tokens=min(row.output_tokens, mapping.max_tokens),
-            max_tokens=mapping.max_tokens,
+            output_tokens=row.output_tokens,
+            max_tokens=max(mapping.max_tokens, row.output_tokens),
         )
 
 

@@ -11,7 +11,7 @@ come by each report, and the rest at the end; and an executor with nothing to do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from qlm_core.executor import Event, Granted
@@ -67,6 +67,7 @@ class World:
     Args:
         workload: the requests in order of arrival; consumed once. Those longer than an instance of their model holds
             are cut, as a client would have to.
+        model_len: the longest context of models that promise less than an instance holds, in tokens.
         trace: is told of everything that happens, a line each.
     """
 
@@ -77,6 +78,7 @@ class World:
         workload: Iterable[WorkloadRequest],
         *,
         seed: int,
+        model_len: Mapping[str, int] | None = None,
         trace: Trace | None = None,
     ):
         self._scenario = scenario
@@ -93,7 +95,10 @@ class World:
         self.record = RunRecord(tuple(self._classes))
         around = self._surroundings()
         specs = instances(scenario.fleet, scenario.profiles)
-        self._rooms = room_tokens(specs)
+        limits = model_len or {}
+        self._rooms = {
+            model: min(room, limits.get(model, room)) for model, room in room_tokens(specs).items()
+        }
         self._hosts = [Host(Instance(spec, policy.engine), around) for spec in specs]
         self._host = {host.agent: host for host in self._hosts}
         self._brain: Brain = policy.build(
@@ -132,7 +137,7 @@ class World:
         agenda, record = self._agenda, self.record
         while len(agenda) and (self._arriving or len(self._ledger)):
             agenda.step()
-            if agenda.now_s - record.last_end_s > STALLED_S and not self._arriving:
+            if not self._arriving and agenda.now_s - self._last_news_s > STALLED_S:
                 break
         for host in self._hosts:
             record.busy_s += host.instance.busy_s
@@ -142,6 +147,11 @@ class World:
         record.instances = len(self._hosts)
         record.steps = agenda.done
         return record
+
+    @property
+    def _last_news_s(self) -> float:
+        """When a request came or ended last."""
+        return max(self.record.last_end_s, self.record.arrival_s[-1])
 
     def _connect(self) -> None:
         self.tell_solver(manager.GatewayJoined(GatewayHello(GATEWAY, "gateway")))
@@ -155,9 +165,10 @@ class World:
         if request is None:
             self._arriving = False
             return
-        cut = self._fitted(request)
-        self.record.cut += cut is not request
-        self._agenda.at(cut.arrival_s, self._arrive, cut)
+        fit = self._fitted(request)
+        lengths = fit.prompt_tokens, fit.output_tokens
+        self.record.cut += lengths != (request.prompt_tokens, request.output_tokens)
+        self._agenda.at(fit.arrival_s, self._arrive, fit)
 
     def _fitted(self, request: WorkloadRequest) -> WorkloadRequest:
         return fitted(request, self._rooms[request.model])

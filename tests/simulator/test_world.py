@@ -154,6 +154,22 @@ def test_requests_longer_than_an_instance_holds_are_cut() -> None:
     assert (record.cut, list(record.finished), record.output_tokens) == (1, [1], 500)
 
 
+def test_shepherd_gives_nothing_to_streams_that_are_over() -> None:
+    data = one_model(count=1)
+    stream = {"models": {"mistral-7b": 1}, "rate_rps": 20.0}
+    data["workload"] = {
+        "kind": "streams",
+        "streams": [
+            stream | {"slo_class": "interactive", "requests": 100},
+            stream | {"slo_class": "batch-2", "requests": 100},
+        ],
+    }
+    record, _ = simulate(data, "shepherd")
+    assert list(record.finished) == [1] * 200
+    # Some ten batches one after the other, not one each time that a stream is forgotten.
+    assert record.last_end_s < 600.0
+
+
 def digest(bed: str, policy: str) -> str:
     trace = simulate(TRACED_BEDS[bed](), policy)[1]
     return hashlib.sha256("\n".join(trace).encode()).hexdigest()

@@ -72,16 +72,18 @@ class Shepherd(Dispatcher):
     def _divide(self) -> None:
         """Give each instance to one stream: to the one that is furthest below its share."""
         ttft_s = {one.name: one.slo.ttft_s for one in self.context.classes}
-        demand = {
+        asked = {
             stream: len(queue) + self._arrived.get(stream, 0.0)
             for stream, queue in self._queues.items()
         }
+        # A stream of which not one request is to be expected in a period is over.
+        demand = {stream: requests for stream, requests in asked.items() if requests >= 1.0}
         for stream in self._arrived:
             self._arrived[stream] *= 0.5
         given = dict.fromkeys(demand, 0.0)
         self._given.clear()
         for host in self.hosts.values():
-            able = [one for one in demand if one[0] in host.profiles and demand[one] > 0]
+            able = [one for one in demand if one[0] in host.profiles]
             if not able:
                 continue
             chosen = max(
