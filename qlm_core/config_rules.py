@@ -1,12 +1,14 @@
 """The rules of a configuration that types alone cannot say: ranges, addresses, names that must be there.
 
 What is wrong is found here, when a file is read, rather than later by the process that trips over it. Each complaint
-names the path and the remedy.
+names the path and the remedy. Scenarios of the simulator have sections of a configuration; their numbers are checked by
+the same rules.
 """
 
 from __future__ import annotations
 
-from math import isfinite
+from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -51,14 +53,24 @@ _ABOVE_0 = (
     "requests_max",
     "restart_backoff_s",
     "slo_ttft_s_max",
+    "solve_work",
     "start_timeout_s",
     "stream_backlog_chunks_max",
     "time_scale",
+    "token_throughput",
     "tpot_s",
     "ttft_s",
     "waiting_requests_max",
     "window_requests",
 )
+# A clock that goes round faster than this gets nothing else done, and added to a large time it stands still. An engine
+# that is slower than this has waits that no float holds.
+_LEAST = {
+    "period_s": 0.001,
+    "pull_timeout_s": 0.001,
+    "report_interval_s": 0.001,
+    "token_throughput": 0.001,
+}
 _MOST = {
     "aim": 1.0,
     "kv_headroom": 0.9,
@@ -66,6 +78,9 @@ _MOST = {
     "port_base": 65_535,
     "rest_share": 1.0,
 }
+# Far beyond any use, and so small that products of several numbers stay finite.
+_MOST_SECONDS = 1e9
+_MOST_OTHERWISE = 1e18
 
 
 def check(config: Config) -> None:
@@ -79,8 +94,7 @@ def check(config: Config) -> None:
         )
     _check_tiers(config)
     _check_agents(config)
-    for path, value in _numbers(config, ""):
-        _check_number(path, value)
+    check_numbers(config, "")
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
     for path, address in (
@@ -106,14 +120,35 @@ def parse_address(text: str, path: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _check_number(path: str, value: float) -> None:
-    if not isfinite(value) or value < 0:
-        raise ConfigError(f"{path}: must be a finite number of at least 0, not {value:g}.")
-    key = path.rpartition(".")[2]
-    if not value and key in _ABOVE_0:
-        raise ConfigError(f"{path}: must be above 0. Leave it out for the default.")
-    if value > _MOST.get(key, value):
-        raise ConfigError(f"{path}: must be at most {_MOST[key]:g}, not {value:g}.")
+def check_numbers(section: object, path: str) -> None:
+    """Raise ConfigError for the first number out of range in a section that stands at `path`."""
+    for where, key, value in _numbers(section, path, ""):
+        _check_number(where, key, value)
+
+
+def _check_number(path: str, key: str, value: float) -> None:
+    least = _LEAST.get(key, 0)
+    above_0 = key in _ABOVE_0
+    # A class without a time to first token promises nothing; every other key has a default.
+    remedy = " Give seconds." if key == "ttft_s" else " Leave it out for the default."
+    if above_0 and not value:
+        raise ConfigError(f"{path}: must be above 0.{remedy}")
+    if not 0 <= value < inf:
+        bound = "above 0" if above_0 else "of at least 0"
+        raise ConfigError(f"{path}: must be a finite number {bound}, not {_plain(value)}.{remedy}")
+    if value < least:
+        raise ConfigError(f"{path}: must be at least {least:g}, not {_plain(value)}.")
+    otherwise = _MOST_SECONDS if key.endswith(("_s", "_s_max")) else _MOST_OTHERWISE
+    most = _MOST.get(key, otherwise)
+    if value > most:
+        raise ConfigError(f"{path}: must be at most {most:g}, not {_plain(value)}.")
+
+
+def _plain(value: float) -> str:
+    # YAML's whole numbers may be larger than any float.
+    if isinstance(value, int) and abs(value) > _MOST_OTHERWISE:
+        return f"a number of {len(str(abs(value)))} digits"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_tiers(config: Config) -> None:
@@ -179,21 +214,19 @@ def _is_url(text: str) -> bool:
         return False
 
 
-def _numbers(value: object, path: str) -> list[tuple[str, float]]:
-    """Every number in the tree with its path."""
-    if isinstance(value, bool) or value is None:
-        return []
+def _numbers(value: object, path: str, key: str) -> Iterator[tuple[str, str, float]]:
+    """Every number in the tree: its path, the key that has rules, and itself."""
+    if isinstance(value, bool):
+        return
     if isinstance(value, int | float):
-        return [(path, float(value))]
-    if isinstance(value, msgspec.Struct):
-        items = [(name, getattr(value, name)) for name in value.__struct_fields__]
-    elif isinstance(value, dict):
-        items = list(value.items())
+        yield path, key, value
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _numbers(getattr(value, name), f"{path}.{name}".removeprefix("."), name)
     elif isinstance(value, tuple):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return []
-    found: list[tuple[str, float]] = []
-    for name, item in items:
-        found.extend(_numbers(item, f"{path}.{name}".strip(".")))
-    return found
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{path}[{index}]", key)
+    elif isinstance(value, dict):
+        # Its keys are names of the user's, which say nothing of what they lead to.
+        for name, item in value.items():
+            yield from _numbers(item, f"{path}.{name}", key)

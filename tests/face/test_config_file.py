@@ -55,6 +55,23 @@ def test_showing_masks_secrets() -> None:
             "slo_classes: {interactive: {ttft_s: 0}}",
             "slo_classes.interactive.ttft_s: must be above",
         ),
+        (
+            "slo_classes: {interactive: {ttft_s: 1, tpot_s: -1}}",
+            "interactive.tpot_s: must be a finite number",
+        ),
+        (
+            "slo_classes: {interactive: {ttft_s: .nan}}",
+            "interactive.ttft_s: must be a finite number",
+        ),
+        (
+            "slo_classes: {interactive: {ttft_s: 1, weight: -1}}",
+            "interactive.weight: must be a finite",
+        ),
+        ("solver: {objective: {aim: 5}}", "solver.objective.aim: must be at most 1, not 5."),
+        ("solver: {replan: {period_s: 1.0e-9}}", "period_s: must be at least 0.001, not 1e-09."),
+        ("solver: {replan: {min_interval_s: 1.0e+300}}", "min_interval_s: must be at most 1e+09"),
+        ("solver: {rwt: {token_throughput: {m: 0}}}", "token_throughput.m: must be above 0."),
+        (f"solver: {{window_requests: 1{'0' * 400}}}", "window_requests: must be at most 1e+18"),
         ("gateway: {attempts_max: 0}", "gateway.attempts_max: must be above 0."),
         ("gateway: {limits: {open_requests_max: 0}}", "open_requests_max: must be above 0."),
         ("gateway: {advertise: me}", "gateway.advertise: 'me' is not host:port"),
@@ -68,7 +85,7 @@ def test_showing_masks_secrets() -> None:
         ),
         (
             f"agents: [{{name: a, {ONE}, report_interval_s: 0}}]",
-            "report_interval_s: must be above 0",
+            "agents[0].report_interval_s: must be above 0",
         ),
         (
             f"agents: [{{name: a, {ONE}, executor: {{output_share: 2}}}}]",
