@@ -29,7 +29,7 @@ class RunRecord:
 
     classes: tuple[str, ...]
     arrival_s: array[float] = field(default_factory=lambda: array("d"))
-    slo_class: array[int] = field(default_factory=lambda: array("b"))
+    slo_class: array[int] = field(default_factory=lambda: array("h"))
     ended: array[int] = field(default_factory=lambda: array("b"))
     attained: array[int] = field(default_factory=lambda: array("b"))
     finished: array[int] = field(default_factory=lambda: array("b"))

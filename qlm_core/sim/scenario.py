@@ -21,12 +21,14 @@ from qlm_core.config import (
     SloClassConfig,
     SolverConfig,
 )
+from qlm_core.config_rules import check_numbers
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.profile import EngineProfile
-from qlm_core.profile_catalog import base_model, find_profile
+from qlm_core.profile_catalog import base_model, find_profile, shipped_profiles
 from qlm_core.sim.lengths import LengthsName
 from qlm_core.sim.workload import (
+    REQUESTS_MAX,
     W_B_BATCH_1,
     W_B_BATCH_2,
     Mix,
@@ -38,8 +40,22 @@ from qlm_core.sim.workload import (
     workload_c,
 )
 
-REQUESTS_MAX = 5_000_000
 INSTANCES_MAX = 2_000
+GPUS_MAX = 64
+HOST_MEMORY_MAX_GB = 1e6
+CLASSES_MAX = 1_000
+
+
+WorkloadKind = Literal["W_A", "W_B", "W_C", "streams"]
+
+_OF_W_B = frozenset({"batch_1_rps", "batch_2_rps", "batch_1_models", "batch_2_models", "cv"})
+_KEYS: dict[WorkloadKind, frozenset[str]] = {
+    "W_A": frozenset({"model", "interactive_rps", "batch_1_rps", "batch_2_rps", "cv"}),
+    "W_B": _OF_W_B,
+    "W_C": _OF_W_B | {"mega_rps"},
+    "streams": frozenset({"streams"}),
+}
+"""What a workload of each kind reads besides `requests`."""
 
 
 class FleetPart(Section, frozen=True, kw_only=True):
@@ -75,20 +91,21 @@ class StreamConfig(Section, frozen=True, kw_only=True):
 class WorkloadConfig(Section, frozen=True, kw_only=True):
     """What is asked of the fleet: one of the paper's workloads, or streams of one's own.
 
-    requests: how many in all. model: of W_A. A rate that is left out equals the first class's. `batch_1_models` and
-    `batch_2_models` are shares by name (W_B and W_C). `mega_rps` is the rate of mega prompts in W_C.
+    requests: how many in all. model: of W_A, vicuna-13b unless stated. A rate that is left out equals the first class's,
+    and 0 is none of these requests. `batch_1_models` and `batch_2_models` are shares by name (W_B and W_C). `mega_rps` is
+    the rate of mega prompts in W_C. cv: of the gaps, 1 unless stated; each stream has its own.
     """
 
-    kind: Literal["W_A", "W_B", "W_C", "streams"]
+    kind: WorkloadKind
     requests: int | None = None
-    model: str = "vicuna-13b"
+    model: str | None = None
     interactive_rps: float | None = None
     batch_1_rps: float | None = None
     batch_2_rps: float | None = None
     mega_rps: float | None = None
-    batch_1_models: dict[str, float] = {}
-    batch_2_models: dict[str, float] = {}
-    cv: float = 1.0
+    batch_1_models: dict[str, float] | None = None
+    batch_2_models: dict[str, float] | None = None
+    cv: float | None = None
     streams: tuple[StreamConfig, ...] = ()
 
 
@@ -221,11 +238,27 @@ def _profile(
             return find_profile(model, part.gpu, tensor_parallel=degree)
         except ConfigError as error:
             last = error
+    if any(profile.gpu == part.gpu for profile in own):
+        raise ConfigError(f"{where}: {_lacking(model, part, own)}") from None
     if "tensor_parallel" in str(last):
         raise ConfigError(
             f"{where}.gpus: {model!r} does not fit on {part.gpus} {part.gpu}. {last}"
         ) from None
     raise ConfigError(f"{where}: {last}") from None
+
+
+def _lacking(model: str, part: FleetPart, own: tuple[EngineProfile, ...]) -> str:
+    """That a GPU has profiles, some of them the scenario's own, but none that would do."""
+    known = {
+        f"{one.model} on {one.tensor_parallel}": None
+        for one in (*own, *shipped_profiles())
+        if one.gpu == part.gpu
+    }
+    most = f"at most {part.gpus} GPUs" if part.gpus > 1 else "1 GPU"
+    return (
+        f"no profile of {model!r} on {most} of kind {part.gpu!r}; there are {', '.join(known)}. "
+        "Change models or gpus, or make a profile with 'qlm profile fit'."
+    )
 
 
 def requests(scenario: Scenario, *, seed: int) -> Iterator[WorkloadRequest]:
@@ -238,73 +271,110 @@ def requests(scenario: Scenario, *, seed: int) -> Iterator[WorkloadRequest]:
     if work.requests is not None and not 1 <= work.requests <= REQUESTS_MAX:
         raise ConfigError(f"workload.requests: {work.requests}. Give 1 to {REQUESTS_MAX}.")
     try:
+        _check_keys(work)
         streams = _streams(work)
+        arrivals = generate(streams, seed=seed, requests=work.requests)
     except ConfigError as error:
         raise ConfigError(f"workload.{error}") from None
-    for stream in streams:
-        if stream.slo_class not in scenario.slo_classes:
-            known = ", ".join(scenario.slo_classes)
-            raise ConfigError(
-                f"workload: the class {stream.slo_class!r} is not one of slo_classes ({known})."
-            )
-    served = {model: None for part in scenario.fleet for model in part.models}
-    for model in {name: None for stream in streams for name in stream.models.names}:
+    for index, stream in enumerate(streams):
+        where = f"workload.streams[{index}]" if work.streams else "workload"
+        if stream.rate_rps:
+            _check_served(stream, scenario, where)
+    return arrivals
+
+
+def _check_served(stream: Stream, scenario: Scenario, where: str) -> None:
+    if stream.slo_class not in scenario.slo_classes:
+        known = ", ".join(scenario.slo_classes)
+        raise ConfigError(
+            f"{where}: the class {stream.slo_class!r} is not one of slo_classes ({known})."
+        )
+    served = {model for part in scenario.fleet for model in part.models}
+    for model in stream.models.names:
         if model not in served:
             raise ConfigError(
-                f"workload: no instance serves {model!r}. Add it to fleet[...].models."
+                f"{where}: no instance serves {model!r}. Add it to fleet[...].models."
             )
-    return generate(streams, seed=seed, requests=work.requests)
+
+
+def _check_keys(work: WorkloadConfig) -> None:
+    """Refuse what only another kind of workload reads, since it would be ignored."""
+    for key in work.__struct_fields__:
+        kinds = [kind for kind, keys in _KEYS.items() if key in keys]
+        if kinds and work.kind not in kinds and getattr(work, key) not in (None, ()):
+            known = " or ".join(kinds)
+            raise ConfigError(f"{key}: only with kind {known}, not with {work.kind}. Remove it.")
 
 
 def _streams(work: WorkloadConfig) -> tuple[Stream, ...]:
     if work.kind == "streams":
         if not work.streams:
             raise ConfigError("streams: empty. Give at least one stream, or a workload's `kind`.")
-        return tuple(
-            Stream(
-                slo_class=one.slo_class,
-                models=Mix(tuple(one.models.items())),
-                rate_rps=one.rate_rps,
-                cv=one.cv,
-                lengths=one.lengths,
-                requests=one.requests,
-                start_s=one.start_s,
-                until_s=one.until_s,
-                max_tokens=one.max_tokens,
-            )
-            for one in work.streams
+        return tuple(_stream(one, f"streams[{index}]") for index, one in enumerate(work.streams))
+    streams = _of_the_paper(work)
+    if not any(stream.rate_rps for stream in streams):
+        raise ConfigError(f"{_FIRST_RATE[work.kind]}: 0, as all other rates. Give one above 0.")
+    return streams
+
+
+def _stream(one: StreamConfig, where: str) -> Stream:
+    if not one.rate_rps:
+        raise ConfigError(f"{where}.rate_rps: 0. Give requests per second, or remove the stream.")
+    models = _mix(one.models, f"{where}.models")
+    try:
+        return Stream(
+            slo_class=one.slo_class,
+            models=models,
+            rate_rps=one.rate_rps,
+            cv=one.cv,
+            lengths=one.lengths,
+            requests=one.requests,
+            start_s=one.start_s,
+            until_s=one.until_s,
+            max_tokens=one.max_tokens,
         )
-    if work.streams:
-        raise ConfigError(f"streams: only with `kind: streams`, not with {work.kind}.")
-    batch_1 = Mix(tuple(work.batch_1_models.items())) if work.batch_1_models else W_B_BATCH_1
-    batch_2 = Mix(tuple(work.batch_2_models.items())) if work.batch_2_models else W_B_BATCH_2
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+_FIRST_RATE = {"W_A": "interactive_rps", "W_B": "batch_1_rps", "W_C": "batch_1_rps"}
+
+
+def _of_the_paper(work: WorkloadConfig) -> tuple[Stream, ...]:
+    cv = 1.0 if work.cv is None else work.cv
     if work.kind == "W_A":
         return workload_a(
             interactive_rps=_given(work.interactive_rps, "interactive_rps", work.kind),
-            model=work.model,
+            model="vicuna-13b" if work.model is None else work.model,
             batch_1_rps=work.batch_1_rps,
             batch_2_rps=work.batch_2_rps,
-            cv=work.cv,
+            cv=cv,
         )
     rate = _given(work.batch_1_rps, "batch_1_rps", work.kind)
+    mixes = {
+        "batch_1": _mix(work.batch_1_models, "batch_1_models", W_B_BATCH_1),
+        "batch_2": _mix(work.batch_2_models, "batch_2_models", W_B_BATCH_2),
+    }
     if work.kind == "W_B":
-        return workload_b(
-            batch_1_rps=rate,
-            batch_2_rps=work.batch_2_rps,
-            batch_1=batch_1,
-            batch_2=batch_2,
-            cv=work.cv,
-        )
-    mega = workload_c(
+        return workload_b(batch_1_rps=rate, batch_2_rps=work.batch_2_rps, cv=cv, **mixes)
+    return workload_c(
         mega_rps=_given(work.mega_rps, "mega_rps", work.kind),
         batch_1_rps=rate,
-        mega_models=batch_1,
-        cv=work.cv,
-    )[-1]
-    regular = workload_b(
-        batch_1_rps=rate, batch_2_rps=work.batch_2_rps, batch_1=batch_1, batch_2=batch_2, cv=work.cv
+        batch_2_rps=work.batch_2_rps,
+        cv=cv,
+        **mixes,
     )
-    return (*regular, mega)
+
+
+def _mix(shares: dict[str, float] | None, key: str, otherwise: Mix | None = None) -> Mix:
+    if shares is None and otherwise is not None:
+        return otherwise
+    if not shares:
+        raise ConfigError(f"{key}: empty. Name at least one model, as in {{vicuna-13b: 1}}.")
+    try:
+        return Mix(tuple(shares.items()))
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {str(error).removeprefix('mix: ')}") from None
 
 
 def _given(value: float | None, key: str, kind: str) -> float:
@@ -316,23 +386,30 @@ def _given(value: float | None, key: str, kind: str) -> float:
 def _check(scenario: Scenario) -> None:
     if not scenario.fleet:
         raise ConfigError("fleet: empty. Give at least one entry with gpu and models.")
-    total = 0
     for index, part in enumerate(scenario.fleet):
-        if part.count < 1 or part.gpus < 1:
-            raise ConfigError(f"fleet[{index}]: count and gpus must be at least 1.")
-        if not part.host_memory_gb >= 0:
-            raise ConfigError(f"fleet[{index}].host_memory_gb: must be at least 0.")
-        total += part.count
+        _check_part(part, f"fleet[{index}]")
+    total = sum(part.count for part in scenario.fleet)
     if total > INSTANCES_MAX:
         raise ConfigError(f"fleet: {total} instances; at most {INSTANCES_MAX}.")
-    for name, section in scenario.slo_classes.items():
-        if not section.ttft_s > 0:
-            raise ConfigError(f"slo_classes.{name}.ttft_s: must be above 0 seconds.")
-    simulation = scenario.simulation
-    if not (simulation.link_s >= 0 and simulation.solve_s >= 0 and simulation.solve_work >= 1):
-        raise ConfigError("simulation: link_s and solve_s must be at least 0, solve_work 1.")
-    if not simulation.report_interval_s > 0:
-        raise ConfigError("simulation.report_interval_s: must be above 0 seconds.")
+    if not 1 <= len(scenario.slo_classes) <= CLASSES_MAX:
+        raise ConfigError(
+            f"slo_classes: {len(scenario.slo_classes)} classes. Give 1 to {CLASSES_MAX}."
+        )
+    for section in ("slo_classes", "solver", "executor", "simulation"):
+        check_numbers(getattr(scenario, section), section)
+    if not scenario.policies:
+        raise ConfigError("policies: empty. Name at least one, or leave it out for the default.")
+
+
+def _check_part(part: FleetPart, where: str) -> None:
+    if not 1 <= part.count <= INSTANCES_MAX:
+        raise ConfigError(f"{where}.count: {part.count}. Give 1 to {INSTANCES_MAX}.")
+    if not 1 <= part.gpus <= GPUS_MAX:
+        raise ConfigError(f"{where}.gpus: {part.gpus}. Give 1 to {GPUS_MAX}, for each instance.")
+    if not 0 <= part.host_memory_gb <= HOST_MEMORY_MAX_GB:
+        raise ConfigError(
+            f"{where}.host_memory_gb: {part.host_memory_gb:g}. Give 0 to {HOST_MEMORY_MAX_GB:g}."
+        )
 
 
 _AT = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)

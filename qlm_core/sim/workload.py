@@ -11,12 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import accumulate, islice
-from math import gamma, isfinite
+from math import gamma, inf, isfinite
 from random import Random
 from typing import Literal
 
 from qlm_core.errors import ConfigError
 from qlm_core.sim.lengths import LengthsName, sample_lengths
+
+REQUESTS_MAX = 5_000_000
+RATE_MIN_RPS, RATE_MAX_RPS = 1e-6, 1e9
+CV_MIN, CV_MAX = 0.001, 100.0
+"""Beyond these, Gamma gaps are a clock, or nothing but rounding."""
+TIME_MAX_S = 5e6
+"""Two months. The simulated clock tells nanoseconds apart, as a float can for three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,8 @@ class Mix:
         bounds = tuple(accumulate(share for _, share in self.shares))
         if bounds[-1] <= 0:
             raise ConfigError("mix: all shares are 0. Give one of them a share above 0.")
+        if bounds[-1] == inf:
+            raise ConfigError("mix: the shares add up to infinity. Give smaller ones.")
         object.__setattr__(self, "_bounds", bounds)
 
     @classmethod
@@ -115,7 +124,7 @@ class Stream:
     """A stream of requests of one SLO class.
 
     Attributes:
-        rate_rps: mean requests per second.
+        rate_rps: mean requests per second; 0 for none.
         cv: coefficient of variation of the gaps: 1 is Poisson, more is bursty (Gamma), 0 is a
             clock.
         requests: how many; None for no end (the caller takes what it needs).
@@ -134,12 +143,36 @@ class Stream:
     max_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.rate_rps) and self.rate_rps > 0):
-            raise ConfigError(f"rate_rps: {self.rate_rps} is not positive. Give requests/s.")
-        if not (isfinite(self.cv) and self.cv >= 0):
-            raise ConfigError(f"cv: {self.cv} is out of range. 1 is Poisson, more is bursty.")
+        check_rate(self.rate_rps, "rate_rps")
+        if self.cv and not CV_MIN <= self.cv <= CV_MAX:
+            raise ConfigError(
+                f"cv: {self.cv:g} is out of range. Give {CV_MIN:g} to {CV_MAX:g}, or 0 for a clock: "
+                "1 is Poisson, more is bursty."
+            )
+        if self.requests is not None and not 1 <= self.requests <= REQUESTS_MAX:
+            raise ConfigError(
+                f"requests: {self.requests} is out of range. Give 1 to {REQUESTS_MAX}, or leave it out."
+            )
+        if not 0 <= self.start_s <= TIME_MAX_S:
+            raise ConfigError(
+                f"start_s: {self.start_s:g} is out of range. Give 0 to {TIME_MAX_S:g} seconds."
+            )
+        if self.until_s is not None and not self.start_s < self.until_s <= TIME_MAX_S:
+            raise ConfigError(
+                f"until_s: {self.until_s:g} is out of range. Give more than start_s "
+                f"({self.start_s:g}) and at most {TIME_MAX_S:g} seconds, or leave it out."
+            )
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens: {self.max_tokens} is out of range. Give at least 1.")
+
+
+def check_rate(rate_rps: float, key: str) -> None:
+    """Raise ConfigError, naming `key`, for a rate at which no stream can be drawn."""
+    if rate_rps and not RATE_MIN_RPS <= rate_rps <= RATE_MAX_RPS:
+        raise ConfigError(
+            f"{key}: {rate_rps:g} is out of range. Give {RATE_MIN_RPS:g} to {RATE_MAX_RPS:g} "
+            "requests per second."
+        )
 
 
 def arrival_gaps(rng: Random, rate_rps: float, *, cv: float = 1.0) -> Iterator[float]:
@@ -161,15 +194,46 @@ def generate(
     """The streams' requests in order of arrival, at most `requests` of them.
 
     Raises:
-        ConfigError: without an end: neither `requests` nor every stream bounds them.
+        ConfigError: without an end, since neither `requests` nor every stream bounds them, or with
+            one that is too far off.
     """
     if requests is None and any(one.requests is None and one.until_s is None for one in streams):
         raise ConfigError("requests: the workload has no end. Say how many, or until when.")
+    if _last_s(streams, requests) > TIME_MAX_S:
+        raise ConfigError(
+            f"requests: they take more than {TIME_MAX_S:g} seconds to arrive. Raise the rates, or ask "
+            "for fewer."
+        )
     parts = [_stream(stream, f"{seed}/{index}") for index, stream in enumerate(streams)]
     return islice(merge(*parts, key=lambda request: request.arrival_s), requests)
 
 
+def _last_s(streams: Sequence[Stream], requests: int | None) -> float:
+    """About when the last request arrives, if not sooner."""
+    ends_s = [_end_s(one, inf if one.requests is None else one.requests) for one in streams]
+    if requests is None:
+        return max(ends_s, default=0.0)
+    # One stream that could give all of them ends the workload.
+    alone_s = min(
+        (
+            _end_s(one, requests)
+            for one in streams
+            if one.rate_rps and one.until_s is None and (one.requests or inf) >= requests
+        ),
+        default=inf,
+    )
+    return min(max(ends_s, default=0.0), alone_s)
+
+
+def _end_s(stream: Stream, requests: float) -> float:
+    """When so many requests of a stream have arrived at its rate, or the stream is over."""
+    counted_s = stream.start_s + requests / stream.rate_rps if stream.rate_rps else 0.0
+    return counted_s if stream.until_s is None else min(stream.until_s, counted_s)
+
+
 def _stream(stream: Stream, seed: str) -> Iterator[WorkloadRequest]:
+    if not stream.rate_rps:
+        return
     choices, lengths = Random(f"{seed}/choices"), Random(f"{seed}/lengths")
     at_s = stream.start_s
     gaps = arrival_gaps(Random(f"{seed}/arrivals"), stream.rate_rps, cv=stream.cv)
@@ -206,16 +270,20 @@ def workload_a(
     cv: float = 1.0,
 ) -> tuple[Stream, ...]:
     """W_A: one model; interactive, batch-1 and batch-2 requests. The paper does not state the rates
-    of the batch classes; without values they equal the interactive rate.
+    of the batch classes; without values they equal the interactive rate. A rate of 0 is none of them.
     """
-    return (
-        Stream(slo_class="interactive", models=only(model), rate_rps=interactive_rps, cv=cv),
-        Stream(
-            slo_class="batch-1", models=only(model), rate_rps=batch_1_rps or interactive_rps, cv=cv
-        ),
-        Stream(
-            slo_class="batch-2", models=only(model), rate_rps=batch_2_rps or interactive_rps, cv=cv
-        ),
+    rates = {
+        "interactive_rps": interactive_rps,
+        "batch_1_rps": interactive_rps if batch_1_rps is None else batch_1_rps,
+        "batch_2_rps": interactive_rps if batch_2_rps is None else batch_2_rps,
+    }
+    for key, rate_rps in rates.items():
+        check_rate(rate_rps, key)
+    return tuple(
+        Stream(slo_class=name, models=only(model), rate_rps=rate_rps, cv=cv)
+        for name, rate_rps in zip(
+            ("interactive", "batch-1", "batch-2"), rates.values(), strict=True
+        )
     )
 
 
@@ -227,10 +295,14 @@ def workload_b(
     batch_2: Mix = W_B_BATCH_2,
     cv: float = 1.0,
 ) -> tuple[Stream, ...]:
-    """W_B: several models; batch-1 and batch-2 requests, at equal rates unless stated."""
+    """W_B: several models; batch-1 and batch-2 requests, at equal rates unless stated; 0 is none."""
+    if batch_2_rps is None:
+        batch_2_rps = batch_1_rps
+    check_rate(batch_1_rps, "batch_1_rps")
+    check_rate(batch_2_rps, "batch_2_rps")
     return (
         Stream(slo_class="batch-1", models=batch_1, rate_rps=batch_1_rps, cv=cv),
-        Stream(slo_class="batch-2", models=batch_2, rate_rps=batch_2_rps or batch_1_rps, cv=cv),
+        Stream(slo_class="batch-2", models=batch_2, rate_rps=batch_2_rps, cv=cv),
     )
 
 
@@ -239,15 +311,17 @@ def workload_c(
     mega_rps: float,
     batch_1_rps: float,
     batch_2_rps: float | None = None,
-    mega_class: str = "batch-1",
-    mega_models: Mix = W_B_BATCH_1,
+    batch_1: Mix = W_B_BATCH_1,
+    batch_2: Mix = W_B_BATCH_2,
     cv: float = 1.0,
 ) -> tuple[Stream, ...]:
-    """W_C: W_B plus mega prompts of 3,000 to 4,000 tokens in all."""
-    return (
-        *workload_b(batch_1_rps=batch_1_rps, batch_2_rps=batch_2_rps, cv=cv),
-        Stream(slo_class=mega_class, models=mega_models, rate_rps=mega_rps, cv=cv, lengths="mega"),
+    """W_C: W_B plus mega prompts of 3,000 to 4,000 tokens in all, of batch-1 and its models."""
+    check_rate(mega_rps, "mega_rps")
+    regular = workload_b(
+        batch_1_rps=batch_1_rps, batch_2_rps=batch_2_rps, batch_1=batch_1, batch_2=batch_2, cv=cv
     )
+    mega = Stream(slo_class="batch-1", models=batch_1, rate_rps=mega_rps, cv=cv, lengths="mega")
+    return (*regular, mega)
 
 
 # --------------------------------------------------------------------------- traces
