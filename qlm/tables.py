@@ -1,7 +1,8 @@
 """Tables in files, read row by row: CSV or JSON lines, plain or gzipped, with errors that point.
 
 An error names the file, the line, the column and the remedy. Nothing is read ahead of the row that
-the caller asks for, so a trace of any length can be streamed.
+the caller asks for, so a trace of any length can be streamed. Blank lines count but are left out, and
+so is the byte order mark that spreadsheets put in front of UTF-8.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -18,6 +20,8 @@ from typing import TextIO
 from qlm_core.errors import QlmError
 
 LINE_CHARACTERS_MAX = 1_000_000
+
+_UNREADABLE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 
 
 class TableError(QlmError):
@@ -46,7 +50,7 @@ class Row:
             raise self.error(column, f"{value!r} is not a number", "Give a number.")
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise self.error(column, f"{value!r} is not a number", "Give a number.") from None
         if not (isfinite(number) and least <= number <= most):
             raise self.error(
@@ -73,8 +77,8 @@ def columns_of(path: Path) -> tuple[str, ...]:
         TableError: the file cannot be opened or is empty.
     """
     with _open(path) as lines:
-        first = _guarded_line(path, lines)
-    if not first.strip():
+        first, _ = _first_line(path, lines)
+    if not first:
         raise TableError(f"{path}, line 1: the file is empty. Give a header and at least one row.")
     if first.lstrip().startswith("{"):
         return ()
@@ -91,32 +95,35 @@ def rows_of(path: Path) -> Iterator[Row]:
     with _open(path) as lines:
         try:
             yield from _csv_rows(path, lines, columns) if columns else _json_rows(path, lines)
-        except (UnicodeDecodeError, EOFError, OSError, csv.Error) as error:
+        except (*_UNREADABLE, csv.Error) as error:
             raise TableError(f"{path}: {error}. Give a complete UTF-8 text file.") from None
 
 
-def require_columns(path: Path, present: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    """Raise TableError unless all the wanted columns are present."""
+def require_columns(
+    path: Path, present: tuple[str, ...], wanted: tuple[str, ...], *, where: str = "header"
+) -> None:
+    """Raise TableError unless all the wanted columns are present, in the header or a JSON object."""
     missing = [name for name in wanted if name not in present]
     if missing:
         raise TableError(
-            f"{path}, line 1: no column {', '.join(missing)}. The header has "
+            f"{path}, {where}: no column {', '.join(missing)}. It has "
             f"{', '.join(present) or 'nothing'}; wanted are {', '.join(wanted)}."
         )
 
 
 def _csv_rows(path: Path, lines: TextIO, columns: tuple[str, ...]) -> Iterator[Row]:
+    _, header = _first_line(path, lines)
     reader = csv.reader(lines)
-    next(reader)
     for values in reader:
-        if not values:
-            continue
+        line = header + reader.line_num
         if len(values) != len(columns):
+            if not "".join(values).strip() and len(values) <= 1:
+                continue
             raise TableError(
-                f"{path}, line {reader.line_num}: {len(values)} values for {len(columns)} columns. "
+                f"{path}, line {line}: {len(values)} values for {len(columns)} columns. "
                 "Give one value for each column."
             )
-        yield Row(path, reader.line_num, dict(zip(columns, values, strict=True)))
+        yield Row(path, line, dict(zip(columns, values, strict=True)))
 
 
 def _json_rows(path: Path, lines: TextIO) -> Iterator[Row]:
@@ -139,16 +146,26 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[Row]:
 def _open(path: Path) -> TextIO:
     try:
         if path.name.endswith(".gz"):
-            return gzip.open(path, "rt", encoding="utf-8", newline="")
-        return path.open(encoding="utf-8", newline="")
+            return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        return path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise TableError(f"{path}: {error.strerror}. Give a file that can be read.") from None
+
+
+def _first_line(path: Path, lines: TextIO) -> tuple[str, int]:
+    """The first line that is not blank, and its number; empty where the file ends before it."""
+    number = 0
+    while line := _guarded_line(path, lines):
+        number += 1
+        if line.strip():
+            return line, number
+    return "", number
 
 
 def _guarded_line(path: Path, lines: TextIO) -> str:
     try:
         line = lines.readline(LINE_CHARACTERS_MAX)
-    except (UnicodeDecodeError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise TableError(f"{path}: {error}. Give a complete UTF-8 text file.") from None
     if len(line) >= LINE_CHARACTERS_MAX:
         raise TableError(

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 
 from qlm_core.profile import EngineProfile
 from qlm_core.sim.batch import ContinuousBatch, OutcomeKind, SchedulingPolicy
+
+# Seconds in floating point keep the engine's nanoseconds apart for 104 days.
+RUN_S_MAX = 90 * 86_400.0
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -22,7 +26,7 @@ class MeasuredRequest:
     """One request of a measured run.
 
     Attributes:
-        arrival_s: when the engine received it, from the start of the run.
+        arrival_s: when the engine received it; only differences between requests count.
         ttft_s: from then to its first token.
         tpot_s: mean time between its output tokens after the first; 0 with a single token.
     """
@@ -50,8 +54,8 @@ class Contrast:
 
     @property
     def error(self) -> float:
-        """Relative error of the simulated value."""
-        return self.simulated / self.measured - 1.0 if self.measured else 0.0
+        """Relative error of the simulated value; NaN where the measured one is 0."""
+        return self.simulated / self.measured - 1.0 if self.measured else nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +79,17 @@ def replay_log(
     """The same requests as the engine model serves them, and the number of preemptions.
 
     Raises:
-        ValueError: a request can never fit the profile's KV cache.
+        ValueError: a request can never fit the profile's KV cache, or the last one arrives more
+            than `RUN_S_MAX` after the first.
     """
+    # The engine's clock starts with the first arrival: that of a log may count from 1970.
+    origin_s = min((request.arrival_s for request in log), default=0.0)
+    for index, request in enumerate(log):
+        if not request.arrival_s - origin_s <= RUN_S_MAX:
+            raise ValueError(
+                f"log[{index}].arrival_s: {request.arrival_s:.15g} is more than {RUN_S_MAX:g} s after "
+                "the first arrival. Give seconds of one clock, and a run at a time."
+            )
     engine = ContinuousBatch(profile, policy=policy, prefix_caching=prefix_caching)
     order = sorted(range(len(log)), key=lambda index: (log[index].arrival_s, index))
     for index in order:
@@ -85,7 +98,7 @@ def replay_log(
             str(index),
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
-            now_s=request.arrival_s,
+            now_s=request.arrival_s - origin_s,
         )
     first_s = [0.0] * len(log)
     finish_s = [0.0] * len(log)
@@ -100,7 +113,7 @@ def replay_log(
             arrival_s=request.arrival_s,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
-            ttft_s=first - request.arrival_s,
+            ttft_s=first - (request.arrival_s - origin_s),
             tpot_s=(finish - first) / max(request.output_tokens - 1, 1),
         )
         for request, first, finish in zip(log, first_s, finish_s, strict=True)
@@ -117,16 +130,18 @@ def compare_with_log(
 ) -> LogComparison:
     """Replay a measured run and set makespan, TTFT and TPOT side by side.
 
+    The makespan is the time from the first arrival to the last token.
+
     Raises:
-        ValueError: the log is empty, or a request can never fit the profile's KV cache.
+        ValueError: the log is empty, or as `replay_log`.
     """
     if not log:
         raise ValueError("log: it holds no request. Give a log with at least one.")
     replayed, preemptions = replay_log(profile, log, policy=policy, prefix_caching=prefix_caching)
     return LogComparison(
         makespan=Contrast(
-            measured=max(request.finish_s for request in log),
-            simulated=max(request.finish_s for request in replayed),
+            measured=_makespan_s(log),
+            simulated=_makespan_s(replayed),
         ),
         ttft=_contrast([r.ttft_s for r in log], [r.ttft_s for r in replayed]),
         tpot=_contrast(
@@ -136,6 +151,11 @@ def compare_with_log(
         preemptions=preemptions,
         replayed=replayed,
     )
+
+
+def _makespan_s(requests: Sequence[MeasuredRequest]) -> float:
+    first_s = min(request.arrival_s for request in requests)
+    return max(request.finish_s for request in requests) - first_s
 
 
 def _contrast(measured: list[float], simulated: list[float]) -> Contrast:

@@ -129,10 +129,17 @@ def fit_profile_to_log(
         prior_strength: weight of the prior, as a share of the log's.
 
     Raises:
-        ValueError: the log is empty, or a request can never fit the profile's KV cache.
+        ValueError: the log is empty, a request of several tokens has a TPOT of 0, or as
+            `replay_log`.
     """
     if not log:
         raise ValueError("log: it holds no request. Give a log with at least one.")
+    for index, request in enumerate(log):
+        # Its logarithm is fitted.
+        if request.output_tokens > 1 and not request.tpot_s > 0.0:
+            raise ValueError(
+                f"log[{index}].tpot_s: {request.tpot_s} is not positive. Leave the request out."
+            )
     target = _log_times(log)
     prior = prior_strength * len(target) ** 0.5
     factors = np.zeros(3)

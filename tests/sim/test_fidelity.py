@@ -123,21 +123,39 @@ def test_a_known_form_is_found_from_its_points() -> None:
 
 def test_a_log_of_the_model_itself_gives_its_factors_back() -> None:
     true = find_profile("mistral-7b", "a100")
-    wanted = [
-        MeasuredRequest(
-            arrival_s=index * 0.05,
-            prompt_tokens=50 + 37 * index % 700,
-            output_tokens=20 + 53 * index % 400,
-            ttft_s=0.0,
-            tpot_s=0.0,
-        )
-        for index in range(200)
-    ]
-    log, _ = replay_log(true, wanted)
+    log, _ = replay_log(true, _LOAD)
     wrong = _scaled(true, base=1.6, token=0.6)
     fitted = fit_profile_to_log(wrong, log)
     assert fitted.iteration.base_ms == pytest.approx(true.iteration.base_ms, rel=0.05)
     assert fitted.iteration.per_token_ms == pytest.approx(true.iteration.per_token_ms, rel=0.05)
+
+
+@pytest.mark.parametrize("shift_s", [1000.0, 1.7e9])
+def test_a_replay_counts_from_the_first_arrival(shift_s: float) -> None:
+    profile = find_profile("mistral-7b", "a100")
+    log, _ = replay_log(profile, _LOAD)
+    shifted = [replace(request, arrival_s=request.arrival_s + shift_s) for request in log]
+    found = compare_with_log(profile, shifted)
+    assert found.makespan.measured == pytest.approx(
+        compare_with_log(profile, log).makespan.measured
+    )
+    assert abs(found.makespan.error) < 1e-3
+    assert abs(found.ttft.error) < 1e-3
+    assert found.replayed[0].arrival_s == shift_s
+
+
+@needs_data
+@pytest.mark.parametrize("shift_s", [1000, 1_700_000_000])
+def test_a_measured_run_may_have_any_clock(shift_s: int, tmp_path: Path) -> None:
+    header, *lines = _lines(RUN)
+    rows = [line.split(",") for line in lines]
+    assert header.startswith("arrival_s,queued_s,")
+    moved = [",".join([f"{float(one) + shift_s:.4f}" for one in row[:2]] + row[2:]) for row in rows]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join([header, *moved]) + "\n")
+    found = compare_with_log(find_profile("llama-3-8b", "rtx4090"), read_request_log(path))
+    assert found.makespan.measured == pytest.approx(183.6, abs=0.1)
+    assert found.makespan.simulated == pytest.approx(189.2, abs=0.1)
 
 
 def test_unusable_measurements_are_refused() -> None:
@@ -147,8 +165,26 @@ def test_unusable_measurements_are_refused() -> None:
         fit_iteration_time([MeasuredIteration(iteration_ms=1.0)] * 5 + [_ZERO])
     with pytest.raises(ValueError, match="log"):
         compare_with_log(find_profile("mistral-7b", "a100"), [])
+    with pytest.raises(ValueError, match=r"log\[3\]\.tpot_s: 0\.0 is not positive"):
+        fit_profile_to_log(find_profile("mistral-7b", "a100"), [*_spaced(3, 0.05), _LOAD[0]])
+    with pytest.raises(ValueError, match=r"log\[1\]\.arrival_s: 1700000000 is more than"):
+        replay_log(find_profile("mistral-7b", "a100"), _spaced(2, 1.7e9))
 
 
+def _spaced(requests: int, gap_s: float) -> list[MeasuredRequest]:
+    return [replace(_LOAD[0], arrival_s=gap_s * index, tpot_s=0.01) for index in range(requests)]
+
+
+_LOAD = [
+    MeasuredRequest(
+        arrival_s=index * 0.05,
+        prompt_tokens=50 + 37 * index % 700,
+        output_tokens=20 + 53 * index % 400,
+        ttft_s=0.0,
+        tpot_s=0.0,
+    )
+    for index in range(200)
+]
 _ZERO = MeasuredIteration(iteration_ms=0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -64,6 +65,50 @@ def test_formats_are_told_apart(tmp_path: Path, name: str, text: str, model: str
     assert {row.model for row in rows} == {model}
 
 
+def azure(*stamps: str) -> str:
+    return "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{at},9,9" for at in stamps)])
+
+
+@pytest.mark.parametrize(
+    ("stamps", "arrivals_s"),
+    [
+        (["2024-05-10 00:00:00.009930+00:00", "2024-05-10 00:00:01+00:00"], [0.0, 0.99007]),
+        (["2024-05-10 00:00:00+02:00", "2024-05-10 00:00:00.5+00:00"], [0.0, 7200.5]),
+        (["2024-05-10 01:00:00.2500009+01:00", "2024-05-10 00:00:00.2500019Z"], [0.0, 1e-6]),
+        # No zone is UTC.
+        (["2024-05-10 00:00:00", "2024-05-10 00:00:01+00:00"], [0.0, 1.0]),
+    ],
+)
+def test_zones_and_whole_seconds_of_azure_count(
+    tmp_path: Path, stamps: list[str], arrivals_s: list[float]
+) -> None:
+    rows = read_trace(write(tmp_path, "azure.csv", azure(*stamps)))
+    assert [row.arrival_s for row in rows] == pytest.approx(arrivals_s, abs=5e-7)
+
+
+PLAIN = "arrival_s,prompt_tokens,output_tokens\n7,10,20\n"
+LINE = '{"timestamp": 3000, "input_length": 10, "output_length": 20}\n'
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("text", [PLAIN, LINE])
+@pytest.mark.parametrize("before", ["\ufeff", "\n", "\ufeff \t\r\n\n"])
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(
+    tmp_path: Path, name: str, text: str, before: str
+) -> None:
+    (row,) = read_trace(write(tmp_path, name, before + text + "  \n\n"))
+    assert (row.prompt_tokens, row.output_tokens) == (10, 20)
+
+
+def test_blank_lines_count_in_the_place_of_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"line 6, column prompt_tokens: 'x'"):
+        list(read_trace(write(tmp_path, "t.csv", f"\n\n{PLAIN}\n8,x,1\n")))
+    with pytest.raises(TableError, match=r"line 4: no column input_length"):
+        list(read_trace(write(tmp_path, "t.jsonl", f'\n{LINE}\n{{"timestamp": 1}}\n')))
+    with pytest.raises(TableError, match="the file is empty"):
+        list(read_trace(write(tmp_path, "t.csv", "\ufeff\n \n")))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -78,6 +123,10 @@ def test_formats_are_told_apart(tmp_path: Path, name: str, text: str, model: str
         ("arrival_s,prompt_tokens,output_tokens\n9,1\n", "line 2: 2 values for 3 columns"),
         ("arrival_s,prompt_tokens,output_tokens\nnan,1,2\n", "column arrival_s: nan is out of"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nnow,1,2\n", "column TIMESTAMP: 'now'"),
+        (
+            '{"timestamp": 1' + "0" * 400 + ', "input_length": 2, "output_length": 3}\n',
+            "line 1, column timestamp: .* is not a number",
+        ),
         ('{"timestamp": 1}\n', "no column input_length, output_length"),
         ('{"timestamp": 1,\n', "line 1: .*one JSON object a line"),
         (
@@ -99,6 +148,11 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         list(read_trace(tmp_path / "absent.csv"))
     broken = tmp_path / "broken.csv.gz"
     broken.write_bytes(gzip.compress(b"arrival_s,prompt_tokens,output_tokens\n0,1,2\n")[:30])
+    with pytest.raises(TableError, match="complete"):
+        list(read_trace(broken))
+    whole = bytearray(gzip.compress(b"arrival_s,prompt_tokens,output_tokens\n0,1,2\n"))
+    whole[10] ^= 0xFF
+    broken.write_bytes(whole)
     with pytest.raises(TableError, match="complete"):
         list(read_trace(broken))
     binary = tmp_path / "binary.csv"
@@ -127,10 +181,77 @@ def test_rates_of_clients_become_requests(tmp_path: Path) -> None:
         list(read_rate_windows(bad))
 
 
+CLIENTS = "t_s,client,rate_rps,family,p1\n"
+TOTALS = "t_s,rate_rps,cv_rate_weighted\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (TOTALS + "600,1,1\n0,1,1\n", "line 3, column t_s: the window opens before .* Sort"),
+        (
+            CLIENTS + "0,a,1,Gamma,1\n600,a,1,Gamma,1\n0,b,1,Gamma,1\n",
+            "line 4, column t_s: the window opens before",
+        ),
+        (TOTALS + "0,1,1\n300,1,1\n", "line 3, column t_s: the window opens 300 s after"),
+        (TOTALS + "0,1e12,1\n", r"line 2, column rate_rps: .* 1e\+12 requests/s. .*--rate-scale"),
+        (
+            CLIENTS + "0,a,9000,Gamma,1\n0,b,9000,Gamma,1\n",
+            "line 3, column rate_rps: the window has come to 18000 requests/s",
+        ),
+        (CLIENTS + "0,a,1,Weibull,0.01\n", "line 2, column p1: 0.01 is out of range"),
+    ],
+)
+def test_windows_that_cannot_be_drawn_are_refused(tmp_path: Path, text: str, problem: str) -> None:
+    mapping = replace(MAPPING, limit=10_000)
+    with pytest.raises(TableError, match=problem):
+        list(read_requests(write(tmp_path, "windows.csv", text), mapping))
+
+
+def test_windows_count_from_the_first_and_are_bounded_as_scaled(tmp_path: Path) -> None:
+    rows = "".join(f"{1.7e9 + 0.1 + 600 * index},20000,1\n" for index in range(3))
+    path = write(tmp_path, "windows.csv", TOTALS + rows)
+    assert [one.start_s for one in read_rate_windows(path, rate_scale=1e-4)] == [0, 600, 1200]
+    requests = list(read_requests(path, replace(MAPPING, rate_scale=1e-4)))
+    assert len(requests) == pytest.approx(3600, rel=0.1)
+    with pytest.raises(TableError, match="40000 requests/s"):
+        list(read_requests(path, replace(MAPPING, rate_scale=2.0)))
+
+
+LOG = "arrival_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms\n"
+
+
+def test_a_log_counts_from_its_first_arrival(tmp_path: Path) -> None:
+    text = "\ufeff\n" + LOG + "1700000002,10,20,30,40\n1700000000.5,10,1,30,0\n"
+    log = read_request_log(write(tmp_path, "log.csv.gz", text))
+    assert [request.arrival_s for request in log] == [1.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LOG + "0,10,20,30,40\n1,10,20,30,0\n", "line 3, column tpot_ms: 0 is out of range"),
+        (
+            LOG.replace("tpot", "e2e") + "0,10,20,30,30\n",
+            "line 2, column e2e_ms: 20 tokens ended 0 ms after the first",
+        ),
+        (
+            LOG + "1700000000,10,20,30,40\n0,10,20,30,40\n",
+            "line 2, column arrival_s: 1700000000 is more than 7.776e.06 s after the first",
+        ),
+    ],
+)
+def test_bad_logs_are_refused_with_place_and_remedy(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    with pytest.raises(TableError, match=problem):
+        read_request_log(write(tmp_path, "log.csv", text))
+
+
 def test_measurements_are_read(tmp_path: Path) -> None:
     log = "arrival_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms\n1,10,20,30,40\n"
     (request,) = read_request_log(write(tmp_path, "log.csv", log))
-    assert request.finish_s == pytest.approx(1 + 0.03 + 0.04 * 19)
+    assert request.finish_s == pytest.approx(0.03 + 0.04 * 19)
     with pytest.raises(TableError, match="tpot_ms"):
         read_request_log(write(tmp_path, "log.csv", log.replace("tpot_ms", "tpot")))
     with pytest.raises(TableError, match="no request"):
