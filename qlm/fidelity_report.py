@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 
 from qlm.simulations import save
-from qlm_core.sim.fidelity import QUANTILES, LogComparison, MeasuredRequest
+from qlm_core.sim.fidelity import QUANTILES, Contrast, LogComparison, MeasuredRequest
 
 _DRAWN: tuple[tuple[str, Callable[[MeasuredRequest], float]], ...] = (
     ("TTFT (s)", lambda one: one.ttft_s),
     ("TPOT (ms)", lambda one: 1e3 * one.tpot_s),
     ("end to end (s)", lambda one: one.finish_s - one.arrival_s),
 )
+
+
+def error_text(one: Contrast) -> str:
+    """The relative error in percent, or that there is none because 0 was measured."""
+    return "nothing to compare with" if isnan(one.error) else f"{one.error:+.1%}"
 
 
 def table(found: LogComparison) -> str:
@@ -25,7 +31,7 @@ def table(found: LogComparison) -> str:
     )
     for name, one, unit in rows:
         measured, simulated = unit * one.measured, unit * one.simulated
-        lines.append(f"| {name} | {measured:.4g} | {simulated:.4g} | {one.error:+.1%} |")
+        lines.append(f"| {name} | {measured:.4g} | {simulated:.4g} | {error_text(one)} |")
     lines += ["", "| quantile | " + " | ".join(f"{level:g}" for level in QUANTILES) + " |"]
     lines.append("|---" * (len(QUANTILES) + 1) + "|")
     for name, one, unit in rows[1:]:
@@ -33,6 +39,8 @@ def table(found: LogComparison) -> str:
             ("measured", one.measured_quantiles),
             ("model", one.simulated_quantiles),
         ):
+            if not values:
+                continue
             cells = " | ".join(f"{unit * value:.4g}" for value in values)
             lines.append(f"| {name.removeprefix('mean ')}, {side} | {cells} |")
     lines += ["", f"{found.preemptions} preemptions in the model"]

@@ -104,7 +104,27 @@ def _with_limits(profile: EngineProfile, args: argparse.Namespace) -> EngineProf
     try:
         return replace(profile, **given)
     except ValueError as error:
-        raise ConfigError(f"--{error}") from None
+        raise ConfigError(_of_option(error)) from None
+
+
+def _of_option(error: ValueError) -> str:
+    """An error about a field of a profile, in the spelling of the option that sets it."""
+    field, colon, rest = str(error).partition(":")
+    return f"--{field.replace('_', '-')}{colon}{rest}"
+
+
+def _require_folder(option: str, file: str | None) -> None:
+    """Raise ConfigError if the file cannot be written for want of a folder, before any work for it."""
+    from qlm_core.errors import ConfigError
+
+    if not file:
+        return
+    if not Path(file).parent.is_dir():
+        raise ConfigError(
+            f"{option}: {file}: there is no folder {Path(file).parent}. Make it first."
+        )
+    if Path(file).is_dir():
+        raise ConfigError(f"{option}: {file} is a folder. Name a file in it.")
 
 
 def _as_json(profile: EngineProfile) -> str:
@@ -119,6 +139,7 @@ def _as_json(profile: EngineProfile) -> str:
 def _fit(args: argparse.Namespace) -> int:
     from qlm_core.errors import ConfigError
 
+    _require_folder("--out", args.out)
     try:
         profile = _fitted(args)
     except ValueError as error:
@@ -136,6 +157,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _fitted(args: argparse.Namespace) -> EngineProfile:
+    from qlm.fidelity_report import error_text
     from qlm.measurements import read_iterations, read_request_log
     from qlm_core.errors import ConfigError
     from qlm_core.sim.fidelity import compare_with_log
@@ -150,7 +172,7 @@ def _fitted(args: argparse.Namespace) -> EngineProfile:
         profile = fit_profile_to_log(start, log)
         found = compare_with_log(profile, log)
         for name in ("makespan", "ttft", "tpot"):
-            _say(f"{name}: {getattr(found, name).error:+.1%} of the measured value")
+            _say(f"{name}, beside the measured value: {error_text(getattr(found, name))}")
         return profile
     if args.iterations is not None:
         return _of_points(args, read_iterations(args.iterations), f"Fitted to {args.iterations}.")
@@ -199,13 +221,16 @@ def _of_points(
         if getattr(args, name) is None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option}: missing. Give it, or a similar profile with --like.")
-    profile = EngineProfile(
-        model=args.model,
-        gpu=args.gpu,
-        iteration=found.iteration,
-        kv_cache_tokens=args.kv_cache_tokens,
-        source=source,
-    )
+    try:
+        profile = EngineProfile(
+            model=args.model,
+            gpu=args.gpu,
+            iteration=found.iteration,
+            kv_cache_tokens=args.kv_cache_tokens,
+            source=source,
+        )
+    except ValueError as error:
+        raise ConfigError(_of_option(error)) from None
     return _with_limits(profile, args)
 
 
@@ -223,6 +248,7 @@ def _compare(args: argparse.Namespace) -> int:
     from qlm_core.errors import ConfigError
     from qlm_core.sim.fidelity import compare_with_log
 
+    _require_folder("--plot", args.plot)
     profile = _with_limits(_named(args.profile), args)
     log = read_request_log(args.log)
     try:

@@ -136,6 +136,31 @@ def test_iterations_give_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--model: missing" in capsys.readouterr().err
 
 
+def test_a_limit_of_points_is_refused_as_the_option_is_spelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "points.csv"
+    rows = "".join(f"{64 * n},{n},{10 + n}\n" for n in range(12))
+    path.write_text("prefill_tokens,decode_batch,iter_ms\n" + rows)
+    command = ["profile", "fit", "--iterations", str(path), "--model", "m", "--gpu", "g"]
+    assert main([*command, "--kv-cache-tokens", "0"]) == 2
+    assert "--kv-cache-tokens: 0 is out of range" in capsys.readouterr().err
+
+
+def test_what_was_not_measured_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Single tokens: there is no time between them, and nothing was told of the first."""
+    log = tmp_path / "log.csv"
+    log.write_text("arrival_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms\n0,9,1,0,0\n1,9,1,0,0\n")
+    assert main(["profile", "compare", str(log), "llama-3-8b:a40"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("nothing to compare with |") == 2
+    assert "| TPOT, ms, measured |" not in table
+    assert main(["profile", "fit", "--log", str(log), "--like", "llama-3-8b:a40"]) == 0
+    assert "tpot, beside the measured value: nothing to compare" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -144,7 +169,27 @@ def test_iterations_give_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture
         (["fit", "--log", "absent.csv", "--like", "llama-3-8b:a40"], ("absent.csv",)),
         (["fit", "--log", "absent.csv"], ("--like",)),
         (["fit", "--url", "http://127.0.0.1:9"], ("--model",)),
-        (["compare", "absent.csv", "llama-3-8b:a40", "--max-num-seqs", "0"], ("max_num_seqs",)),
+        (
+            ["compare", "absent.csv", "llama-3-8b:a40", "--max-num-seqs", "0"],
+            ("--max-num-seqs: 0",),
+        ),
+        (
+            ["fit", "--log", "x", "--like", "llama-3-8b:a40", "--kv-cache-tokens", "1"],
+            ("--kv-cache-tokens: 1",),
+        ),
+        # The log is absent too, but the folder is asked for before anything is read.
+        (
+            ["fit", "--log", "absent.csv", "--like", "llama-3-8b:a40", "--out", "no-such/o.json"],
+            ("--out: no-such/o.json: there is no folder no-such.",),
+        ),
+        (
+            ["fit", "--log", "absent.csv", "--like", "llama-3-8b:a40", "--out", "."],
+            ("--out: . is a folder",),
+        ),
+        (
+            ["compare", "absent.csv", "llama-3-8b:a40", "--plot", "no-such/plot.png"],
+            ("--plot: no-such/plot.png",),
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(
