@@ -6,13 +6,14 @@ order of operations and the way a stretch is cut into calls cannot show in the r
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, ulp
 
 from qlm_core.profile import EngineProfile
 
 _PS_PER_MS = 1_000_000_000
 _PS_PER_NS = 1_000
 _NS_PER_S = 1_000_000_000
+_PS_PER_S = _NS_PER_S * _PS_PER_NS
 
 
 def picoseconds(seconds: float) -> int:
@@ -23,9 +24,10 @@ def picoseconds(seconds: float) -> int:
 def last_picosecond(seconds: float) -> int:
     """The last picosecond that counts as this instant.
 
-    An instant is reached when its nanosecond is, so that times survive the way through a float.
+    An instant is reached when its nanosecond is, so that times survive the way through a float. After some weeks floats are
+    coarser than that, and it is reached when what two roundings may have made of it is.
     """
-    return picoseconds(seconds) + _PS_PER_NS - 1
+    return picoseconds(seconds) + max(_PS_PER_NS - 1, round(2 * ulp(seconds) * _PS_PER_S))
 
 
 def seconds(instant: int) -> float:

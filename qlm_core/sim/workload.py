@@ -22,8 +22,8 @@ REQUESTS_MAX = 5_000_000
 RATE_MIN_RPS, RATE_MAX_RPS = 1e-6, 1e9
 CV_MIN, CV_MAX = 0.001, 100.0
 """Beyond these, Gamma gaps are a clock, or nothing but rounding."""
-TIME_MAX_S = 5e6
-"""Two months. The simulated clock tells nanoseconds apart, as a float can for three."""
+TIME_MAX_S = 1e9
+"""Thirty years."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

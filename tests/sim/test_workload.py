@@ -152,7 +152,8 @@ def test_a_trace_is_mapped_scaled_and_limited() -> None:
     assert [one.arrival_s for one in requests[:3]] == [0.0, 0.25, 0.5]
     assert [one.slo_class for one in requests[:2]] == ["batch-2", "interactive"]
     assert requests[0].model == "ours"
-    assert (requests[0].prompt_tokens, requests[0].output_tokens) == (3000, 1000)
+    assert (requests[0].prompt_tokens, requests[0].output_tokens) == (3000, 4000)
+    assert requests[0].max_tokens == 4000
     for field, value in (("rate_scale", 0.0), ("limit", 0)):
         with pytest.raises(ConfigError, match=field):
             TraceMapping(mix=only("a"), models=only("b"), **{field: value})

@@ -54,9 +54,11 @@ def test_an_output_longer_than_clients_usually_allow_is_whole(tmp_path: Path, ca
 
 @pytest.mark.parametrize("policy", ["qlm", "fcfs"])
 def test_a_request_that_comes_hours_after_the_others_is_served(tmp_path: Path, policy: str) -> None:
-    trace = trace_file(tmp_path, (0, 100, 10), (40_000, 100, 10), (40_001, 100, 10))
+    # After thirty years, floats are coarser than the engine's nanoseconds.
+    later = [(40_000, 100, 10), (40_001, 100, 10), (1e9, 100, 10), (1e9 + 1, 100, 10)]
+    trace = trace_file(tmp_path, (0, 100, 10), *later)
     [run] = figures_of(tmp_path, "trace", trace, "--policy", policy)["runs"]
-    assert (run["requests"], run["finished"], run["lost"]) == (3, 3, 0)
+    assert (run["requests"], run["finished"], run["lost"]) == (5, 5, 0)
 
 
 def test_sizing_says_what_a_small_gpu_cannot_hold(tmp_path: Path, capsys: Told) -> None:

@@ -199,13 +199,12 @@ def test_a_stream_is_named_by_its_index(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        change("workload", "interactive_rps", to=1e-6),
-        in_stream("rate_rps", 1e-6),
-        in_stream("start_s", 5e6, until_s=None),
+        in_stream("rate_rps", 1e-6, requests=5000),
+        in_stream("start_s", 1e9, until_s=None),
     ],
 )
-def test_a_workload_arrives_within_what_the_clock_tells_apart(data: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"workload\.requests: they take more than 5e\+06"):
+def test_a_workload_arrives_within_thirty_years(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"workload\.requests: they take more than 1e\+09"):
         scenario(data)
 
 
