@@ -13,7 +13,6 @@ from qlm_core.profile import EngineProfile
 _PS_PER_MS = 1_000_000_000
 _PS_PER_NS = 1_000
 _NS_PER_S = 1_000_000_000
-_PS_PER_S = _NS_PER_S * _PS_PER_NS
 
 
 def picoseconds(seconds: float) -> int:
@@ -27,7 +26,8 @@ def last_picosecond(seconds: float) -> int:
     An instant is reached when its nanosecond is, so that times survive the way through a float. After some weeks floats are
     coarser than that, and it is reached when what two roundings may have made of it is.
     """
-    return picoseconds(seconds) + max(_PS_PER_NS - 1, round(2 * ulp(seconds) * _PS_PER_S))
+    lost_ns = int(2 * ulp(seconds) * _NS_PER_S)
+    return picoseconds(seconds) + (1 + lost_ns) * _PS_PER_NS - 1
 
 
 def seconds(instant: int) -> float:
