@@ -77,12 +77,7 @@ def load(source: Source, *, environ: Mapping[str, str]) -> Config:
 
 def parse(text: str, *, environ: Mapping[str, str]) -> Config:
     """Build the tree from YAML text. Raises ConfigError without a file name."""
-    try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(_syntax(error)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}. Correct the file.") from None
+    data = strict_yaml(text)
     if data is not None and not isinstance(data, dict):
         raise ConfigError("the file must be a mapping of sections. Start from `qlm config show`.")
     return Config.from_mapping(_expand(data, (), environ))
@@ -135,6 +130,16 @@ def _read(path: Path) -> str:
         raise ConfigError(
             f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
         ) from None
+
+
+def strict_yaml(text: str) -> object:
+    """What a YAML text says. Raises ConfigError without a file name, also for a key that stands twice in a mapping."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}. Correct the file.") from None
 
 
 class _StrictLoader(yaml.SafeLoader):

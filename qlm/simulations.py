@@ -25,6 +25,7 @@ from qlm_core.sim.report import report_of
 from qlm_core.sim.scenario import (
     FleetPart,
     Scenario,
+    SimulationConfig,
     WorkloadConfig,
     requests,
     scenario_from_mapping,
@@ -44,15 +45,15 @@ LINE_S = 5.0
 """How often a run that has not ended is heard of."""
 
 TEMPLATE = """\
-# A scenario for `qlm sim`. What you leave out keeps the default shown here; unknown keys are errors.
+# A scenario for `qlm sim`. Only name, fleet and workload are needed; unknown keys are errors.
 name: example
-about: one model, three SLO classes, more work than four GPUs can serve in time
+about: one model, three SLO classes, more work than four GPUs can do as it comes
 
 # The serving instances. A GPU and model need a profile: an error names those there are.
 fleet:
   - gpu: a100                 # a10 | a40 | a100 | h100 | rtx4090 | rtxpro6000
     gpus: 1                   # GPUs of one instance (tensor parallelism)
-    count: 4
+    count: 4                  # instances; 1 if left out
     models: [vicuna-13b]      # `-ft1`, `-ft2`, ... stand for fine-tuned versions
     awake: ""                 # the model loaded at the start; empty: dealt out in turn
     host_memory_gb: 256       # for sleeping models and the KV cache of evicted requests
@@ -65,7 +66,7 @@ workload:
   requests: 3500
   model: vicuna-13b
   interactive_rps: 20
-  batch_1_rps: 20             # left out: the first class's rate
+  batch_1_rps: 20             # left out: the first class's rate; 0: none of these
   batch_2_rps: 20
   cv: 1                       # of the gaps: 1 is Poisson, more is bursty
 #  kind: streams
@@ -125,16 +126,18 @@ def read_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: it cannot be read, or is not a scenario; names the file, the key and the remedy.
     """
-    import yaml
+    from qlm.config_file import strict_yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = strict_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}. Write one with `qlm sim new {path}`."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML: {error}. Write it in UTF-8.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if isinstance(data, dict) and isinstance(data.get("profiles"), list):
         data["profiles"] = [
             _profile(path.parent / one) if isinstance(one, str) else one for one in data["profiles"]
@@ -192,13 +195,19 @@ def bed_of_trace(
 
 def demo_scenario(config: Config) -> Scenario:
     """The fleet of a configuration; of the default one, that of `qlm demo`."""
-    parts = tuple(FleetPart(gpu=one.gpu, models=one.models) for one in config.agents)
+    parts = tuple(
+        FleetPart(gpu=one.gpu, models=one.models, host_memory_gb=one.host_memory_bytes / 1e9)
+        for one in config.agents
+    )
+    report_interval_s = min([one.report_interval_s for one in config.agents])
     return Scenario(
         name="demo",
         fleet=parts,
         workload=WorkloadConfig(kind="streams"),
         slo_classes=config.slo_classes,
         solver=config.solver,
+        executor=config.agents[0].executor,
+        simulation=SimulationConfig(report_interval_s=report_interval_s),
     )
 
 

@@ -289,7 +289,7 @@ def _check_served(stream: Stream, scenario: Scenario, where: str) -> None:
         raise ConfigError(
             f"{where}: the class {stream.slo_class!r} is not one of slo_classes ({known})."
         )
-    served = {model for part in scenario.fleet for model in part.models}
+    served = {model: None for part in scenario.fleet for model in part.models}
     for model in stream.models.names:
         if model not in served:
             raise ConfigError(

@@ -83,11 +83,12 @@ def test_sizing_says_what_a_small_gpu_cannot_hold(tmp_path: Path, capsys: Told) 
         (["size", "s.yaml", "--without", "eviction"], ("--without", "comparing")),
         (["size", "s.yaml", "--policy", "edf,fcfs"], ("--policy", "one policy")),
         (["s.yaml", "--policy", "edf", "--without", "luck"], ("--without", "qlm")),
+        (["twice.yaml"], ("twice.yaml", "line 2", "'name'")),
         (["trace", "empty.csv", "--policy", "fcfs"], ("empty.csv", "no requests")),
         (["size", "empty.csv", "--gpu", "a10"], ("empty.csv", "no requests")),
     ],
 )
-def test_what_would_change_nothing_is_refused_in_one_line(
+def test_what_would_not_count_is_refused_in_one_line(
     arguments: list[str],
     words: tuple[str, ...],
     tmp_path: Path,
@@ -96,6 +97,7 @@ def test_what_would_change_nothing_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(json.dumps(one_model()))
+    (tmp_path / "twice.yaml").write_text("name: a\nname: b\n")
     (tmp_path / "empty.csv").write_text("arrival_s,prompt_tokens,output_tokens\n")
     assert main(["sim", *arguments]) == 2
     said = capsys.readouterr().err
