@@ -48,12 +48,12 @@ CLASSES_MAX = 1_000
 
 WorkloadKind = Literal["W_A", "W_B", "W_C", "streams"]
 
-_OF_W_B = frozenset({"batch_1_rps", "batch_2_rps", "batch_1_models", "batch_2_models", "cv"})
-_KEYS: dict[WorkloadKind, frozenset[str]] = {
-    "W_A": frozenset({"model", "interactive_rps", "batch_1_rps", "batch_2_rps", "cv"}),
+_OF_W_B = ("batch_1_rps", "batch_2_rps", "batch_1_models", "batch_2_models", "cv")
+_KEYS: dict[WorkloadKind, tuple[str, ...]] = {
+    "W_A": ("model", "interactive_rps", "batch_1_rps", "batch_2_rps", "cv"),
     "W_B": _OF_W_B,
-    "W_C": _OF_W_B | {"mega_rps"},
-    "streams": frozenset({"streams"}),
+    "W_C": (*_OF_W_B, "mega_rps"),
+    "streams": ("streams",),
 }
 """What a workload of each kind reads besides `requests`."""
 
