@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "size":
         return _size(args, bed)
     names = _listed(args.policy) or list(bed.scenario.policies)
-    without = tuple(_listed(args.without))
+    without = tuple(dict.fromkeys(_listed(args.without)))
     if without and "qlm" not in names:
         raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
     seeds = range(args.seed, args.seed + args.seeds)
@@ -153,6 +153,8 @@ def _check(args: argparse.Namespace) -> None:
         name = getattr(args, option)
         if name and name != "-" and not Path(name).absolute().parent.is_dir():
             raise ConfigError(f"--{option}: {name}: no such folder. Make it first.")
+        if name and Path(name).is_dir():
+            raise ConfigError(f"--{option}: {name}: is a folder. Name a file in it.")
     if args.plot and Path(args.plot).suffix not in _PLOTS:
         raise ConfigError(f"--plot: {args.plot}: give a name that ends in {', '.join(_PLOTS)}.")
 

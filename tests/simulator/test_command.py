@@ -83,6 +83,7 @@ def test_sizing_says_what_a_small_gpu_cannot_hold(tmp_path: Path, capsys: Told) 
         (["size", "s.yaml", "--without", "eviction"], ("--without", "comparing")),
         (["size", "s.yaml", "--policy", "edf,fcfs"], ("--policy", "one policy")),
         (["s.yaml", "--policy", "edf", "--without", "luck"], ("--without", "qlm")),
+        (["s.yaml", "--json", "."], ("--json", "folder")),
         (["twice.yaml"], ("twice.yaml", "line 2", "'name'")),
         (["trace", "empty.csv", "--policy", "fcfs"], ("empty.csv", "no requests")),
         (["size", "empty.csv", "--gpu", "a10"], ("empty.csv", "no requests")),
