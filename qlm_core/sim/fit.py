@@ -129,24 +129,23 @@ def fit_profile_to_log(
         prior_strength: weight of the prior, as a share of the log's.
 
     Raises:
-        ValueError: the log is empty, a request of several tokens has a TPOT of 0, or as
-            `replay_log`.
+        ValueError: the log is empty, or as `replay_log`.
     """
     if not log:
         raise ValueError("log: it holds no request. Give a log with at least one.")
-    for index, request in enumerate(log):
-        # Its logarithm is fitted.
-        if request.output_tokens > 1 and not request.tpot_s > 0.0:
-            raise ValueError(
-                f"log[{index}].tpot_s: {request.tpot_s} is not positive. Leave the request out."
-            )
-    target = _log_times(log)
+    # Nothing was measured between tokens that came at once.
+    paced = [
+        index
+        for index, request in enumerate(log)
+        if request.output_tokens > 1 and request.tpot_s > 0.0
+    ]
+    target = _log_times(log, paced)
     prior = prior_strength * len(target) ** 0.5
     factors = np.zeros(3)
 
     def residual(at: Array) -> Array:
         replayed, _ = replay_log(_scaled(start, at), log)
-        return np.concatenate([_log_times(replayed) - target, prior * at])
+        return np.concatenate([_log_times(replayed, paced) - target, prior * at])
 
     now = residual(factors)
     step_size = 0.15
@@ -184,11 +183,11 @@ def _scaled(profile: EngineProfile, log_factors: Array) -> EngineProfile:
     )
 
 
-def _log_times(log: Sequence[MeasuredRequest]) -> Array:
+def _log_times(log: Sequence[MeasuredRequest], paced: Sequence[int]) -> Array:
     # Single TTFTs of a lightly loaded engine hang on where an iteration happened to end; their
     # distribution does not. A millisecond keeps the shortest from dominating the logarithms.
     ttft = sorted(request.ttft_s + 1e-3 for request in log)
-    tpot = [request.tpot_s for request in log if request.output_tokens > 1]
+    tpot = [log[index].tpot_s for index in paced]
     times: Array = np.log(np.array(ttft + tpot))
     return times
 

@@ -227,14 +227,16 @@ def test_a_log_counts_from_its_first_arrival(tmp_path: Path) -> None:
     assert [request.arrival_s for request in log] == [1.5, 0.0]
 
 
+@pytest.mark.parametrize("ends", ["tpot_ms\n0,10,20,30,0\n", "e2e_ms\n0,10,20,30,29\n"])
+def test_outputs_that_come_in_one_piece_have_no_pace(tmp_path: Path, ends: str) -> None:
+    [request] = read_request_log(write(tmp_path, "log.csv", LOG.replace("tpot_ms\n", ends)))
+    assert (request.output_tokens, request.tpot_s) == (20, 0.0)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (LOG + "0,10,20,30,40\n1,10,20,30,0\n", "line 3, column tpot_ms: 0 is out of range"),
-        (
-            LOG.replace("tpot", "e2e") + "0,10,20,30,30\n",
-            "line 2, column e2e_ms: 20 tokens ended 0 ms after the first",
-        ),
+        (LOG + "0,10,20,30,40\n1,10,20,30,-1\n", "line 3, column tpot_ms: -1 is out of range"),
         (
             LOG + "1700000000,10,20,30,40\n0,10,20,30,40\n",
             "line 2, column arrival_s: 1700000000 is more than 7.776e.06 s after the first",
