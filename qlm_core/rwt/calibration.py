@@ -101,6 +101,7 @@ class Calibration:
     # News of a first token may be late.
     _GRACE_S = 0.5
     _SPARE_DEADLINES = 64
+    # So many short waits at most are kept until their p50 is over; those that are due first count at once then.
     _LUCKY = 10_000
 
     def __init__(self) -> None:
