@@ -113,20 +113,6 @@ def _of_option(error: ValueError) -> str:
     return f"--{field.replace('_', '-')}{colon}{rest}"
 
 
-def _require_folder(option: str, file: str | None) -> None:
-    """Raise ConfigError if the file cannot be written for want of a folder, before any work for it."""
-    from qlm_core.errors import ConfigError
-
-    if not file:
-        return
-    if not Path(file).parent.is_dir():
-        raise ConfigError(
-            f"{option}: {file}: there is no folder {Path(file).parent}. Make it first."
-        )
-    if Path(file).is_dir():
-        raise ConfigError(f"{option}: {file} is a folder. Name a file in it.")
-
-
 def _as_json(profile: EngineProfile) -> str:
     import msgspec
 
@@ -137,9 +123,10 @@ def _as_json(profile: EngineProfile) -> str:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    from qlm.outputs import require_place
     from qlm_core.errors import ConfigError
 
-    _require_folder("--out", args.out)
+    require_place("--out", args.out)
     try:
         profile = _fitted(args)
     except ValueError as error:
@@ -245,10 +232,11 @@ def _renamed(profile: EngineProfile, args: argparse.Namespace) -> EngineProfile:
 def _compare(args: argparse.Namespace) -> int:
     from qlm import fidelity_report
     from qlm.measurements import read_request_log
+    from qlm.outputs import require_place
     from qlm_core.errors import ConfigError
     from qlm_core.sim.fidelity import compare_with_log
 
-    _require_folder("--plot", args.plot)
+    require_place("--plot", args.plot)
     profile = _with_limits(_named(args.profile), args)
     log = read_request_log(args.log)
     try:

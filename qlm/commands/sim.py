@@ -135,6 +135,7 @@ def _is_scenario(name: str | None) -> bool:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what could only fail after minutes of simulation."""
+    from qlm.outputs import require_place
     from qlm_core.errors import ConfigError
 
     for name, least in _NUMBERS:
@@ -151,10 +152,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     for option in ("json", "plot"):
         name = getattr(args, option)
-        if name and name != "-" and not Path(name).absolute().parent.is_dir():
-            raise ConfigError(f"--{option}: {name}: no such folder. Make it first.")
-        if name and Path(name).is_dir():
-            raise ConfigError(f"--{option}: {name}: is a folder. Name a file in it.")
+        require_place(f"--{option}", None if name == "-" else name)
     if args.plot and Path(args.plot).suffix not in _PLOTS:
         raise ConfigError(f"--plot: {args.plot}: give a name that ends in {', '.join(_PLOTS)}.")
 
