@@ -21,7 +21,7 @@ from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.placing import contenders, free_seat
 from qlm_core.manager.snapshot import Snapshot, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
-from qlm_core.planning import Plan, PlanResult, Score, evaluate, repair
+from qlm_core.planning import Plan, PlanResult, Score, evaluate, level, repair
 from qlm_core.planning.bound import unhindered
 
 View = tuple[Sequence[RequestGroup], Sequence[Agent]]
@@ -173,7 +173,10 @@ class Planner:
         self.repairs += 1
         view = groups, contenders(groups, agents, new=len(new))
         snapshot = self.snapshot(view, estimators, now_s=now_s)
-        plan = repair(snapshot.problem, snapshot.to_plan(_queues(view)))
+        present = snapshot.to_plan(_queues(view))
+        plan = repair(snapshot.problem, present)
+        grown = [number for number, queue in enumerate(plan) if len(queue) > len(present[number])]
+        plan = level(snapshot.problem, plan, grown)
         if not self._note_repair(snapshot, plan, now_s=now_s):
             self._pending = True
         return snapshot.to_queues(plan)

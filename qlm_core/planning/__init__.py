@@ -8,6 +8,7 @@ process.
 from qlm_core.planning.explain import Alternative, Explanation, capacity_values, explain
 from qlm_core.planning.insertion import greedy, repair
 from qlm_core.planning.instances import from_instance, plan_from_json, to_instance
+from qlm_core.planning.levelling import level
 from qlm_core.planning.problem import (
     NOTHING_LOADED,
     InvalidProblem,
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "from_instance",
     "greedy",
+    "level",
     "plan_from_json",
     "repair",
     "to_instance",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qlm_core.planning.problem import LATE_TOLERANCE_S, Floats, Ints, Problem
-from qlm_core.planning.score import Plan, as_plan, late_probability, pinned_prefixes
+from qlm_core.planning.score import Plan, as_plan, group_cost, pinned_prefixes
 
 _REGRET_GROUPS = 12
 """Up to so many new groups are inserted by regret; more are inserted in order of due time."""
@@ -84,15 +84,7 @@ class Queues:
         self.slope[rows] = rate[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
     def _group_cost(self, weight: Floats, lateness: Floats, end: Floats, ramp: Floats) -> Floats:
-        problem = self.problem
-        cost = problem.eps * end + problem.beta * np.maximum(lateness, 0.0)
-        if problem.alpha:
-            if self.ramped:
-                cost = cost + problem.alpha * late_probability(lateness, ramp)
-            else:
-                cost = cost + problem.alpha * (lateness > LATE_TOLERANCE_S)
-        result: Floats = weight * cost
-        return result
+        return group_cost(self.problem, weight, lateness, end, ramp if self.ramped else None)
 
     def _positions(self, group: int, rows: Ints | None) -> tuple[Floats, Floats, Floats]:
         """For every queue of `rows` and position: own cost, delay of what follows, least total

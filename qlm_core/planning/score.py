@@ -86,6 +86,20 @@ def late_probability(lateness_s: Floats, ramp_s: Floats) -> Floats:
     return np.where(ramp_s > 0, ramp, step)
 
 
+def group_cost(
+    problem: Problem, weight: Floats, lateness_s: Floats, end_s: Floats, ramp_s: Floats | None
+) -> Floats:
+    """What groups cost that end at `end_s` and are late by `lateness_s`; `ramp_s` is None where no group has one."""
+    cost = problem.eps * end_s + problem.beta * np.maximum(lateness_s, 0.0)
+    if problem.alpha:
+        if ramp_s is None:
+            cost = cost + problem.alpha * (lateness_s > LATE_TOLERANCE_S)
+        else:
+            cost = cost + problem.alpha * late_probability(lateness_s, ramp_s)
+    result: Floats = weight * cost
+    return result
+
+
 def evaluate(problem: Problem, plan: Plan) -> Score:
     """The exact cost of a plan.
 

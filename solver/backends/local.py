@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlm_core.planning import PlanResult, Problem, Termination, evaluate, greedy, repair
+from qlm_core.planning import PlanResult, Problem, Termination, evaluate, greedy, level, repair
 from qlm_core.planning.search import search
 from solver.backends.order import Order
 from solver.backends.report import Desk
@@ -22,9 +22,10 @@ def solve_by_search(problem: Problem, order: Order, desk: Desk) -> PlanResult:
 
 
 def solve_greedily(problem: Problem, order: Order, desk: Desk) -> PlanResult:
-    """One insertion, or one repair of the plan in force."""
+    """One insertion, or one repair of the plan in force, and what is uneven then made level."""
     begin_s = desk.clock()
     plan = greedy(problem) if order.warm is None else repair(problem, order.warm)
+    plan = level(problem, plan, range(problem.queues))
     objective = evaluate(problem, plan).objective
     desk.on_improvement(plan, objective)
     wall_s = desk.clock() - begin_s

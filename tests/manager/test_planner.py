@@ -97,3 +97,17 @@ def test_a_group_that_fits_an_idle_agent_is_seated_on_the_freest_without_plannin
     assert list(bench.window(b)) == [second]
     assert bench.manager.planner.in_force is None
     assert bench.manager.planner.repairs == 2
+
+
+def test_a_burst_is_shared_with_idle_agents_before_any_solve(bench: Bench) -> None:
+    a, b = bench.agent("a", "m", "n"), bench.agent("b", "n", "m")
+    few = bench.arrive("m", "batch-2", count=100)
+    assert not bench.manager.agents[b].queue
+    bench.arrive("m", "batch-2", count=2900)
+    assert not any(isinstance(effect, StartSolve) for effect in bench.effects)
+    waiting = {
+        id: sum(bench.manager.groups[group].waiting for group in bench.manager.agents[id].queue)
+        for id in (a, b)
+    }
+    assert sum(waiting.values()) == 2900 + len(few)
+    assert waiting[b] > 600
