@@ -4,15 +4,14 @@ Theory of operation. Gateways tell it which requests wait, are held, came back a
 instances can do and are doing. It keeps waiting requests in groups, places every group in one agent's virtual
 queue, and sends each agent its order and a window of references. Three rules:
 
-1. A plan is always in force. Whatever changes, it is repaired by insertion before `handle` returns (in a deep backlog, new
-   groups line up behind those that they continue); a planner then improves it elsewhere (`StartSolve`) and its answer is
-   adopted only if it is better *now*, by our own evaluator, the cost of moving groups included.
+1. A plan is always in force. Whatever changes, it is repaired before `handle` returns (in a deep backlog, new groups line up
+   behind those that they continue); a planner then improves it elsewhere (`StartSolve`) and its answer is adopted only if it
+   is better *now*, by our own evaluator, the cost of moving groups included.
 2. Arrivals do not plan. A request that joins an open group costs a dictionary entry and a reference in the window.
 3. Nothing here is precious. A new Manager is rebuilt from what gateways and agents announce; it publishes nothing until
    one gateway has announced all it holds or a settling time is over, so that windows are not wiped by ignorance.
 
-Who may run a request is not decided here but by the gateway's ledger: two agents that hold the same reference for a
-moment are harmless, since only the first pull is granted.
+Who may run a request is not decided here but by the gateway's ledger: of two agents with one reference, the first to pull.
 """
 
 from __future__ import annotations
@@ -93,8 +92,9 @@ class Manager:
         self.agents: dict[AgentId, Agent] = {}
         self.gateways: dict[GatewayId, str] = {}
         self.epoch = 1
-        self.timeline = Timeline(self.estimators, rest_share=config.objective.rest_share)
-        self.planner = Planner(config, {name.name: name.weight for name in classes})
+        weights = {one.name: one.weight for one in classes}
+        self.timeline = Timeline(self.estimators, weights, rest_share=config.objective.rest_share)
+        self.planner = Planner(config, weights)
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
         self._absent: dict[GatewayId, float] = {}
         self._fleet: tuple[ModelName, ...] = ()

@@ -8,7 +8,7 @@ is pulled count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from qlm_core.grouping import GroupKey, RequestGroup
@@ -58,36 +58,38 @@ _NOBODY: tuple[list[Overtaker], ...] = ([], [], [])
 
 
 class _Stream(NamedTuple):
-    """Requests of one kind that go on arriving, and the shares of the engines' time that they take by each clock."""
+    """Requests of one kind that go on arriving.
+
+    Attributes:
+        age_s: for how long.
+        shares: of the engines' time that they take by each clock.
+        worth: weight of what a second of the engines starts, in requests a second.
+    """
 
     ttft_s: float
     age_s: float
     shares: Clocks
+    worth: float
+
+    def first_before_s(self, other: _Stream) -> float:
+        """For how long from now its new requests go before one of `other` that arrives now; not if negative.
+
+        Plans let those go first that are worth most for the time that is left until they are late (the index of apparent
+        tardiness cost, Vepsalainen and Morton 1987). Among equals that is the order of due times.
+        """
+        return other.ttft_s - self.ttft_s * other.worth / self.worth
 
 
 class _Streams:
     """All that goes on arriving for a model, as seen at `made_s`."""
 
-    __slots__ = ("_of", "_overtakers", "made_s")
+    __slots__ = ("engines", "made_s", "of", "overtakers")
 
-    def __init__(self, made_s: float, of: Sequence[_Stream]):
+    def __init__(self, made_s: float, engines: Sequence[Agent], of: Sequence[_Stream]):
         self.made_s = made_s
-        self._of = of
-        self._overtakers: dict[GroupKey, tuple[list[Overtaker], ...]] = {}
-
-    def overtakers(self, key: GroupKey) -> tuple[list[Overtaker], ...]:
-        """Those that go before a kind of request, by each clock."""
-        found = self._overtakers.get(key)
-        if found is None:
-            sooner = [other for other in self._of if other.ttft_s < key.ttft_s]
-            found = self._overtakers[key] = tuple(
-                [
-                    Overtaker(other.shares[clock], key.ttft_s - other.ttft_s, other.age_s)
-                    for other in sooner
-                ]
-                for clock in (_PACED, _PRESSED, _COMPUTED)
-            )
-        return found
+        self.engines = engines
+        self.of = of
+        self.overtakers: dict[GroupKey, tuple[list[Overtaker], ...]] = {}
 
 
 class _Starts:
@@ -102,12 +104,18 @@ class _Starts:
 
 
 class Timeline:
-    """Expected start of every placed group, made when asked for."""
+    """Expected start of every placed group, made when asked for.
 
-    __slots__ = ("_estimators", "_rest_share", "_starts", "_streams")
+    Args:
+        weights: of one request of each SLO class.
+        rest_share: `solver.objective.rest_share`.
+    """
 
-    def __init__(self, estimators: Estimators, *, rest_share: float):
+    __slots__ = ("_estimators", "_rest_share", "_starts", "_streams", "_weights")
+
+    def __init__(self, estimators: Estimators, weights: Mapping[str, float], *, rest_share: float):
         self._estimators = estimators
+        self._weights = weights
         self._rest_share = rest_share
         self._starts: dict[AgentId, _Starts] = {}
         self._streams: dict[ModelName, _Streams] = {}
@@ -187,7 +195,7 @@ class Timeline:
         start = start.later(ahead, self._paces(rate, key))
         # Nobody overtakes who does not wait.
         waits = start.in_s(now_s) > 0.0
-        others = self._arriving(agent, key, agents, now_s).overtakers(key) if waits else _NOBODY
+        others = self._overtakers(agent, key, agents, now_s) if waits else _NOBODY
         own_s = self._estimators.first_token_s(
             self._estimators.profile(agent.profiles[key.model]),
             request.prompt_tokens,
@@ -203,18 +211,36 @@ class Timeline:
         pressed = _behind(start, _PRESSED, rate, others, own_s, now_s)
         return relieved(steady, pressed, press_in_s=press_in_s, due_in_s=due_in_s)
 
-    def _arriving(self, agent: Agent, key: GroupKey, agents: Agents, now_s: float) -> _Streams:
+    def _overtakers(
+        self, agent: Agent, key: GroupKey, agents: Agents, now_s: float
+    ) -> tuple[Sequence[Overtaker], ...]:
+        """What will go before a kind of request, by each clock."""
+        streams = self._arriving(agent, key.model, agents, now_s)
+        found = streams.overtakers.get(key)
+        if found is None:
+            own = self._stream(Arriving(key, 0.0, 0.0), streams.engines, now_s)
+            firsts = [(other, other.first_before_s(own)) for other in streams.of]
+            found = streams.overtakers[key] = tuple(
+                [
+                    Overtaker(other.shares[clock], first_s, other.age_s)
+                    for other, first_s in firsts
+                    if first_s > 0.0
+                ]
+                for clock in (_PACED, _PRESSED, _COMPUTED)
+            )
+        return found
+
+    def _arriving(self, agent: Agent, model: ModelName, agents: Agents, now_s: float) -> _Streams:
         """What goes on arriving for a model, shared by the instances that have it awake, or else by `agent` alone."""
-        model = key.model
         known = self._streams.get(model)
         if known is None or now_s - known.made_s > _COUNT_LIFE_S:
             engines = [one for one in agents.values() if one.model == model] or [agent]
             arriving = self._estimators.arriving(model, now_s=now_s)
             of = [self._stream(one, engines, now_s) for one in arriving]
-            known = self._streams[model] = _Streams(now_s, of)
+            known = self._streams[model] = _Streams(now_s, engines, of)
         return known
 
-    def _stream(self, arriving: Arriving, engines: Iterable[Agent], now_s: float) -> _Stream:
+    def _stream(self, arriving: Arriving, engines: Sequence[Agent], now_s: float) -> _Stream:
         key = arriving.key
         served_per_s = [0.0, 0.0, 0.0]
         for agent in engines:
@@ -222,7 +248,8 @@ class Timeline:
             for clock, pace_s in enumerate(paces):
                 served_per_s[clock] += 1.0 / pace_s
         shares = Clocks(*(arriving.per_s / served for served in served_per_s))
-        return _Stream(key.ttft_s, arriving.age_s, shares)
+        worth = self._weights.get(key.slo_class, 1.0) * served_per_s[_PRESSED]
+        return _Stream(key.ttft_s, arriving.age_s, shares, worth)
 
     def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
         found = self._starts.get(agent.id)

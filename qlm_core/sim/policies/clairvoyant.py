@@ -134,7 +134,9 @@ class Clairvoyant(Manager):
         self.estimators = KnowingEstimators(
             self.config.rwt, self._future, first_token_only=self._first_token_only
         )
-        self.timeline = Timeline(self.estimators, rest_share=self.config.objective.rest_share)
+        self.timeline = Timeline(
+            self.estimators, self._weights, rest_share=self.config.objective.rest_share
+        )
         self._sizes = GroupSizes(self.estimators, self.config.grouping)
 
     def handle(self, event: Event, *, now_s: float) -> list[Effect]:

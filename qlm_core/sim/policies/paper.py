@@ -52,8 +52,9 @@ def paper_manager(context: Context) -> Manager:
         made.config,
         objective=msgspec.structs.replace(made.config.objective, aim=1.0, rest_share=1.0),
     )
-    made.timeline = Timeline(made.estimators, rest_share=1.0)
-    made.planner = PaperPlanner(config, {one.name: one.weight for one in context.classes})
+    weights = {one.name: one.weight for one in context.classes}
+    made.timeline = Timeline(made.estimators, weights, rest_share=1.0)
+    made.planner = PaperPlanner(config, weights)
     return made
 
 

@@ -1,0 +1,73 @@
+"""Who is expected to go before whom, of those that have not arrived yet."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlm_core.grouping import GroupKey
+from qlm_core.manager.timeline import Clocks, _Stream
+from qlm_core.messages import Arrived, Pulled
+from qlm_core.model import RequestMeta
+from tests.manager.conftest import Bench
+
+SHORT, LONG = 100, 900
+
+
+def stream(ttft_s: float, worth: float) -> _Stream:
+    return _Stream(ttft_s, 10.0, Clocks(0.5, 0.5, 0.5), worth)
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "first_s"),
+    [
+        # Among equals by due time.
+        (stream(20.0, 1.0), stream(60.0, 1.0), 40.0),
+        (stream(60.0, 1.0), stream(20.0, 1.0), -40.0),
+        (stream(20.0, 1.0), stream(20.0, 1.0), 0.0),
+        # Of equal targets those that need less of an engine, or weigh more, nearly until the other one is late.
+        (stream(20.0, 10.0), stream(20.0, 1.0), 18.0),
+        (stream(60.0, 10.0), stream(20.0, 1.0), 14.0),
+        # Those that need much only once they are nearly late.
+        (stream(20.0, 1.0), stream(60.0, 4.0), -20.0),
+    ],
+)
+def test_for_how_long_new_requests_go_first(other: _Stream, own: _Stream, first_s: float) -> None:
+    assert other.first_before_s(own) == pytest.approx(first_s)
+
+
+def request(bench: Bench, slo_class: str, prompt_tokens: int) -> RequestMeta:
+    return bench.request("m", slo_class, prompt_tokens=prompt_tokens)
+
+
+def test_long_prompts_are_overtaken_by_short_ones_of_their_class(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    for id in bench.arrive("m", "batch-2", count=64):
+        bench.fact(Pulled(id, a))
+    for _ in range(20):
+        for tokens in (SHORT, LONG):
+            bench.fact(Arrived(request(bench, "interactive", tokens)), after_s=0.05)
+    manager = bench.manager
+    keys = {tokens: GroupKey.of(request(bench, "interactive", tokens)) for tokens in (SHORT, LONG)}
+    overtaking = {
+        tokens: manager.timeline._overtakers(manager.agents[a], key, manager.agents, bench.now_s)
+        for tokens, key in keys.items()
+    }
+    assert not any(overtaking[SHORT])
+    [paced, pressed, computed] = overtaking[LONG]
+    assert [len(clock) for clock in (paced, pressed, computed)] == [1, 1, 1]
+    assert 10.0 < pressed[0].first_s < 20.0
+    # Lax requests let both go first, for as long as their targets are apart, or longer.
+    lax = GroupKey.of(request(bench, "batch-2", SHORT))
+    before_lax = manager.timeline._overtakers(manager.agents[a], lax, manager.agents, bench.now_s)
+    assert len(before_lax[0]) == 2
+    assert all(one.first_s > 3500.0 for one in before_lax[0])
+
+
+def test_a_kind_that_has_not_arrived_yet_is_overtaken_too(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    for _ in range(20):
+        bench.fact(Arrived(request(bench, "interactive", SHORT)), after_s=0.05)
+    manager = bench.manager
+    key = GroupKey.of(request(bench, "batch-1", LONG))
+    [[one], *_] = manager.timeline._overtakers(manager.agents[a], key, manager.agents, bench.now_s)
+    assert 40.0 < one.first_s < 60.0
