@@ -18,6 +18,7 @@ from qlm_core.model import Estimate
 from qlm_core.rwt.waits import PROBABILITIES, Quantiles, Wait
 
 _QUANTILES = len(PROBABILITIES)
+_Levels = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +42,22 @@ class Coverage:
 class _Shift:
     """Logarithms of the factors by which one kind of wait's quantiles are moved.
 
-    Nothing is known of a kind at first, so its upper quantiles start wide. What a neighbouring kind has learned counts for
-    a little.
+    Args:
+        first: where the quantiles start.
+        neighbour: a kind like this one; what it has learned counts for as much as `likeness`.
     """
 
     __slots__ = ("levels", "outcomes")
 
-    _FIRST = (0.0, 0.5, 1.0)
     _STEP = 0.1
     _FIRST_STEP = 0.5
     _FLIGHT = 1.5
     _LARGEST = 3.0
 
-    def __init__(self, neighbour: _Shift | None, likeness: float) -> None:
-        learned = self._FIRST if neighbour is None else neighbour.levels
+    def __init__(self, first: _Levels, neighbour: _Shift | None, likeness: float) -> None:
+        learned = first if neighbour is None else neighbour.levels
         self.levels: list[float] = [
-            first + likeness * (level - first)
-            for first, level in zip(self._FIRST, learned, strict=True)
+            start + likeness * (level - start) for start, level in zip(first, learned, strict=True)
         ]
         self.outcomes = [0] * _QUANTILES
 
@@ -94,6 +94,10 @@ class Calibration:
         "_undecided",
     )
 
+    # Nothing is known of a queue at first, so its upper quantiles start wide. Below 0.2 s there is hardly one.
+    _FIRST: _Levels = (0.0, 0.5, 1.0)
+    _FIRST_SHORT: _Levels = (0.1, 0.0, 0.75)
+    _SHORT = -2
     _LEAST_S = 0.05
     _MAGNITUDE = log(4.0)
     _LIKENESS = 0.1
@@ -195,10 +199,11 @@ class Calibration:
         if found is None:
             known = self._magnitudes
             nearest = min(known, key=lambda other: (abs(other - magnitude), other), default=None)
+            first = self._FIRST_SHORT if magnitude <= self._SHORT else self._FIRST
             if nearest is None:
-                found = _Shift(None, 0.0)
+                found = _Shift(first, None, 0.0)
             else:
-                found = _Shift(known[nearest], self._LIKENESS ** abs(nearest - magnitude))
+                found = _Shift(first, known[nearest], self._LIKENESS ** abs(nearest - magnitude))
             known[magnitude] = found
         return found
 

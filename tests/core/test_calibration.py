@@ -129,6 +129,15 @@ def test_short_waits_are_calibrated_apart_from_long_ones() -> None:
     assert long.p50_s == pytest.approx(25.0, rel=0.2)
 
 
+def test_only_where_a_queue_is_ahead_do_upper_quantiles_start_wide() -> None:
+    calibration = Calibration()
+    short = calibration.estimate(Wait(0.1, (0.1, 0.12, 0.13)))
+    long = calibration.estimate(SPREAD)
+    assert short.p90_s == pytest.approx(0.12, rel=0.05)
+    assert long.p90_s == pytest.approx(12.5 * 1.65, rel=0.05)
+    assert long.p99_s > long.p90_s
+
+
 def test_waits_that_never_end_are_no_longer_awaited() -> None:
     """Else the calibration would think more and more of them in flight, and learn ever less from each."""
     left, none = Calibration(), Calibration()
