@@ -67,8 +67,12 @@ class Probe:
         contexts: Sequence[int] = CONTEXTS,
         output_tokens: int = 64,
         repeats: int = REPEATS,
+        accept: Callable[[EngineLimits], None] = lambda _: None,
     ) -> tuple[list[MeasuredIteration], EngineLimits]:
         """Iterations of known content, and the engine's limits.
+
+        Args:
+            accept: sees the limits before anything is measured, and raises what it will.
 
         Raises:
             Unavailable: nobody answers.
@@ -80,6 +84,8 @@ class Probe:
         async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
             self._session = session
             await self._answer(16, 4)  # the first request of an engine may compile
+            limits = await self._limits()
+            accept(limits)
             points: list[MeasuredIteration] = []
             for tokens in prompts:
                 self._tell(f"prefill of {tokens} tokens")
@@ -90,7 +96,7 @@ class Probe:
                     point = await self._decode(batch, context, output_tokens)
                     if point is not None:
                         points.append(point)
-            return points, await self._limits()
+            return points, limits
 
     async def _prefill(self, tokens: int, repeats: int) -> MeasuredIteration:
         answers = [await self._answer(tokens, 1) for _ in range(repeats)]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from qlm_core.sim.fit import MeasuredIteration
 
 _LIMITS = ("kv_cache_tokens", "max_num_seqs", "max_num_batched_tokens")
+_UNKNOWN_KV_TOKENS = 1 << 20
+"""Stands for the KV cache of an engine until that is known."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,14 +148,11 @@ def _fit(args: argparse.Namespace) -> int:
 def _fitted(args: argparse.Namespace) -> EngineProfile:
     from qlm.fidelity_report import error_text
     from qlm.measurements import read_iterations, read_request_log
-    from qlm_core.errors import ConfigError
     from qlm_core.sim.fidelity import compare_with_log
     from qlm_core.sim.fit import fit_profile_to_log
 
+    start = _start(args)
     if args.log is not None:
-        if args.like is None:
-            raise ConfigError("--like: missing. Name a profile of a similar GPU to start from.")
-        start = _with_limits(_renamed(_named(args.like), args), args)
         log = read_request_log(args.log)
         _say(f"{len(log)} requests; replaying them a few dozen times")
         profile = fit_profile_to_log(start, log)
@@ -162,30 +161,68 @@ def _fitted(args: argparse.Namespace) -> EngineProfile:
             _say(f"{name}, beside the measured value: {error_text(getattr(found, name))}")
         return profile
     if args.iterations is not None:
-        return _of_points(args, read_iterations(args.iterations), f"Fitted to {args.iterations}.")
-    return _probed(args)
+        points = read_iterations(args.iterations)
+        return _of_points(start, points, args, source=f"Fitted to {args.iterations}.")
+    return _probed(start, args)
 
 
-def _probed(args: argparse.Namespace) -> EngineProfile:
+def _start(args: argparse.Namespace) -> EngineProfile:
+    """All of the profile that is not measured, so that what is wrong with it shows before anything is."""
+    from qlm_core.errors import ConfigError
+    from qlm_core.profile import EngineProfile, IterationTime
+
+    if args.like is not None:
+        if args.url and not args.model:
+            raise ConfigError("--model: missing. Name the model as the engine knows it.")
+        return _with_limits(_renamed(_named(args.like), args), args)
+    if args.log is not None:
+        raise ConfigError("--like: missing. Name a profile of a similar GPU to start from.")
+    needed = ("model", "gpu") if args.url else ("model", "gpu", "kv_cache_tokens")
+    for name in needed:
+        if getattr(args, name) is None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: missing. Give it, or a similar profile with --like.")
+    unmeasured = IterationTime(
+        base_ms=1.0, per_token_ms=0.0, per_sequence_ms=0.0, per_context_token_ms=0.0
+    )
+    try:
+        start = EngineProfile(
+            model=args.model, gpu=args.gpu, iteration=unmeasured, kv_cache_tokens=_UNKNOWN_KV_TOKENS
+        )
+    except ValueError as error:
+        raise ConfigError(_of_option(error)) from None
+    return _with_limits(start, args)
+
+
+def _probed(start: EngineProfile, args: argparse.Namespace) -> EngineProfile:
     import asyncio
 
-    from qlm.engine_probe import Probe
+    from qlm.engine_probe import EngineLimits, Probe
     from qlm_core.errors import ConfigError
 
-    if not args.model:
-        raise ConfigError("--model: missing. Name the model as the engine knows it.")
+    known = args.kv_cache_tokens is not None or args.like is not None
+
+    def accept(limits: EngineLimits) -> None:
+        if limits.kv_cache_tokens is None and not known:
+            raise ConfigError(
+                "--kv-cache-tokens: missing, and the engine does not say. "
+                "Give it, or a similar profile with --like."
+            )
+
     probe = Probe(args.url, args.model, api_key=args.api_key, tell=_say)
-    points, limits = asyncio.run(probe.measure())
-    if args.kv_cache_tokens is None:
-        args.kv_cache_tokens = limits.kv_cache_tokens
-    return _of_points(args, points, "Measured on a running engine.")
+    points, limits = asyncio.run(probe.measure(accept=accept))
+    if args.kv_cache_tokens is None and limits.kv_cache_tokens is not None:
+        start = replace(start, kv_cache_tokens=limits.kv_cache_tokens)
+    return _of_points(start, points, args, source="Measured on a running engine.")
 
 
 def _of_points(
-    args: argparse.Namespace, points: list[MeasuredIteration], source: str
+    start: EngineProfile,
+    points: list[MeasuredIteration],
+    args: argparse.Namespace,
+    *,
+    source: str,
 ) -> EngineProfile:
-    from qlm_core.errors import ConfigError
-    from qlm_core.profile import EngineProfile
     from qlm_core.sim.fit import fit_iteration_time
 
     found = fit_iteration_time(points, form=args.form)
@@ -193,32 +230,14 @@ def _of_points(
         f"{found.points} iterations; R² {found.r2:.4f}, relative error {found.mean_error:.1%} "
         f"on average, {found.max_error:.1%} at most"
     )
-    source = f"{source} Mean relative error {found.mean_error:.1%}."
-    if args.like is not None:
-        # What was measured is the whole iteration, host time included.
-        start = replace(
-            _renamed(_named(args.like), args),
-            iteration=found.iteration,
-            host_overhead_ms=0.0,
-            host_per_sequence_ms=0.0,
-            source=source,
-        )
-        return _with_limits(start, args)
-    for name in ("model", "gpu", "kv_cache_tokens"):
-        if getattr(args, name) is None:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option}: missing. Give it, or a similar profile with --like.")
-    try:
-        profile = EngineProfile(
-            model=args.model,
-            gpu=args.gpu,
-            iteration=found.iteration,
-            kv_cache_tokens=args.kv_cache_tokens,
-            source=source,
-        )
-    except ValueError as error:
-        raise ConfigError(_of_option(error)) from None
-    return _with_limits(profile, args)
+    # What was measured is the whole iteration, host time included.
+    return replace(
+        start,
+        iteration=found.iteration,
+        host_overhead_ms=0.0,
+        host_per_sequence_ms=0.0,
+        source=f"{source} Mean relative error {found.mean_error:.1%}.",
+    )
 
 
 def _renamed(profile: EngineProfile, args: argparse.Namespace) -> EngineProfile:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from qlm.__main__ import main
-from qlm.engine_probe import Probe, limits_of
+from qlm.engine_probe import EngineLimits, Probe, limits_of
 from qlm_core.errors import QlmError
 from qlm_core.profile import EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
@@ -59,6 +59,23 @@ async def test_a_running_engine_gives_its_costs_away() -> None:
     fitted = fit_iteration_time(points, form="linear").iteration
     assert fitted.per_token_ms > 0
     assert fitted.per_context_token_ms >= 0
+
+
+async def test_limits_are_seen_before_anything_is_measured() -> None:
+    def refuse(limits: EngineLimits) -> None:
+        raise QlmError(f"{limits.kv_cache_tokens} are not enough")
+
+    engine = KnownEngine(SLOW)
+    async with TestServer(engine.app) as server:
+        work = asyncio.create_task(engine.work())
+        said: list[str] = []
+        probe = Probe(str(server.make_url("")), "m", tell=said.append)
+        with pytest.raises(QlmError, match="4096 are not enough"):
+            await probe.measure(accept=refuse)
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+    assert said == []
 
 
 async def test_an_engine_that_refuses_is_named() -> None:
@@ -169,6 +186,20 @@ def test_what_was_not_measured_is_not_compared(
         (["fit", "--log", "absent.csv", "--like", "llama-3-8b:a40"], ("absent.csv",)),
         (["fit", "--log", "absent.csv"], ("--like",)),
         (["fit", "--url", "http://127.0.0.1:9"], ("--model",)),
+        # Nobody answers there and the file is absent: all of these are found before anything is measured.
+        (["fit", "--url", "http://127.0.0.1:9", "--model", "m"], ("--gpu: missing",)),
+        (
+            ["fit", "--url", "http://127.0.0.1:9", "--model", "m", "--like", "no:such"],
+            ("no profile for 'such'",),
+        ),
+        (
+            ["fit", "--iterations", "absent.csv", "--model", "m", "--gpu", "g"],
+            ("--kv-cache-tokens: missing",),
+        ),
+        (
+            ["fit", "--url", "http://127.0.0.1:9", "--model=m", "--gpu=g", "--max-num-seqs=0"],
+            ("--max-num-seqs: 0",),
+        ),
         (
             ["compare", "absent.csv", "llama-3-8b:a40", "--max-num-seqs", "0"],
             ("--max-num-seqs: 0",),

@@ -188,7 +188,7 @@ class AgentReport(_message.Message):
     draining: _builtins.bool
     """The agent takes no new work and leaves when its batch is done."""
     prompt_tokens_per_s: _builtins.float
-    """Rate since the last report at which prompts came to their first token, by their tokens."""
+    """Rate since the last report at which new prompts came to their first token, by their tokens."""
     resumed_tokens_per_s: _builtins.float
     """The same of attempts that continue an earlier one, by their prompts and the output before them. The engine computes
     these tokens again or has them in its cache; nobody knows which.
