@@ -96,7 +96,7 @@ class Calibration:
 
     # Nothing is known of a queue at first, so its upper quantiles start wide. Below 0.2 s there is hardly one.
     _FIRST: _Levels = (0.0, 0.5, 1.0)
-    _FIRST_SHORT: _Levels = (0.1, 0.0, 0.75)
+    _FIRST_SHORT: _Levels = (0.1, 0.1, 0.8)
     _SHORT = -2
     _LEAST_S = 0.05
     _MAGNITUDE = log(4.0)

