@@ -107,13 +107,15 @@ class Timeline:
     """Expected start of every placed group, made when asked for.
 
     Args:
-        weights: of one request of each SLO class.
+        weights: of one request of each SLO class; None where plans let those go first who are due first, whatever their worth.
         rest_share: `solver.objective.rest_share`.
     """
 
     __slots__ = ("_estimators", "_rest_share", "_starts", "_streams", "_weights")
 
-    def __init__(self, estimators: Estimators, weights: Mapping[str, float], *, rest_share: float):
+    def __init__(
+        self, estimators: Estimators, weights: Mapping[str, float] | None, *, rest_share: float
+    ):
         self._estimators = estimators
         self._weights = weights
         self._rest_share = rest_share
@@ -248,7 +250,9 @@ class Timeline:
             for clock, pace_s in enumerate(paces):
                 served_per_s[clock] += 1.0 / pace_s
         shares = Clocks(*(arriving.per_s / served for served in served_per_s))
-        worth = self._weights.get(key.slo_class, 1.0) * served_per_s[_PRESSED]
+        worth = 1.0
+        if self._weights is not None:
+            worth = self._weights.get(key.slo_class, 1.0) * served_per_s[_PRESSED]
         return _Stream(key.ttft_s, arriving.age_s, shares, worth)
 
     def _of(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:

@@ -52,9 +52,8 @@ def paper_manager(context: Context) -> Manager:
         made.config,
         objective=msgspec.structs.replace(made.config.objective, aim=1.0, rest_share=1.0),
     )
-    weights = {one.name: one.weight for one in context.classes}
-    made.timeline = Timeline(made.estimators, weights, rest_share=1.0)
-    made.planner = PaperPlanner(config, weights)
+    made.timeline = Timeline(made.estimators, None, rest_share=1.0)
+    made.planner = PaperPlanner(config, {one.name: one.weight for one in context.classes})
     return made
 
 
