@@ -15,6 +15,7 @@ from qlm_core.executor.batch import Batch, InFlight, expected_output
 from qlm_core.executor.events import Abort, Effect, Send, Submit
 from qlm_core.executor.pace import Pace
 from qlm_core.executor.states import AttemptState
+from qlm_core.executor.trust import Trust
 from qlm_core.executor.window import Window
 from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
 from qlm_core.model import PAUSE_SHARE, ModelName, RequestId, RequestRef, SloClass
@@ -36,6 +37,7 @@ class Attempts:
         self.batch = Batch(1, 1, output_share=share)
         self.window = Window()
         self.pace = Pace()
+        self.trust = Trust()
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self._evictions_max = config.evictions_max
@@ -79,18 +81,20 @@ class Attempts:
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
-    def grow(self, item: InFlight, tokens: int) -> None:
-        """A running request has produced so many more tokens."""
+    def grow(self, item: InFlight, tokens: int) -> bool:
+        """A running request has produced so many more tokens; whether the engine had been doubted."""
         if not item.produced:
             self.pace.read(item.resident_tokens, resumed=item.begun)
         self.batch.grow(item, tokens)
         self.pace.produce(tokens)
+        return self.trust.worked()
 
     def end(self, ended: AttemptEnded) -> bool:
         """The engine is through with an attempt; False if it is none of ours."""
         item = self.batch.running.get(ended.id)
         if item is None or item.attempt != ended.attempt:
             return False
+        self.trust.worked()
         self._leave(item, AttemptState.ENDED)
         self._evictions.pop(ended.id, None)
         self.effects.append(Send(item.ref.gateway, ended))
@@ -101,6 +105,7 @@ class Attempts:
         item = self.batch.running.get(id)
         if item is None or item.attempt != attempt:
             return False
+        self.trust.lost(self.now_s)
         self.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
         return True
 

@@ -139,6 +139,7 @@ class Executor:
             due_s = min(due_s, oldest.pulled_s + self._config.pull_timeout_s)
         if self.state is _S.SERVING:
             due_s = min(due_s, self._hold_s, self._relief_s if self._starved else inf)
+            due_s = min(due_s, self._attempts.trust.wakeup_s(self._now_s))
         elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
             due_s = min(due_s, self._empty_by_s)
         elif self.state is _S.LEAVING:
@@ -151,7 +152,8 @@ class Executor:
         """What the solver should know."""
         swapping = self.state is _S.SWAPPING
         return InstanceState(
-            ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING),
+            ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING)
+            and not self._attempts.trust.pauses(self._now_s),
             awake_model=None if swapping else self._awake,
             swapping_to=self._swapping_to if swapping else None,
             tiers=self._tiers,
@@ -244,7 +246,7 @@ class Executor:
     def _on_output(self, event: e.JobOutput) -> bool:
         item = self.batch.running.get(event.id)
         if item is not None and item.attempt == event.attempt:
-            self._attempts.grow(item, event.tokens)
+            return self._attempts.grow(item, event.tokens)
         return False
 
     def _on_done(self, event: e.JobDone) -> bool:
@@ -275,6 +277,7 @@ class Executor:
     def _on_ready(self, event: e.EngineReady) -> bool:
         profile = self._profiles[event.awake]
         self._awake, self._tiers = event.awake, event.tiers
+        self._attempts.trust.worked()
         self._passed_over.pop(event.awake, None)
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
@@ -387,6 +390,8 @@ class Executor:
             group = self._head()
             if group is None or group.model != self._awake:
                 break
+            if not self._attempts.trust.admits(len(batch), now_s=self._now_s):
+                break
             group, ref = self.window.next(group, self._attempts.pauses_until_s(group.slo_class))
             ahead = len(batch.pulling) + len(batch.held)
             if not batch.has_room_for(batch.charge(ref)) and ahead >= self._config.pull_ahead:
@@ -407,7 +412,8 @@ class Executor:
             if item.model != self._awake:
                 self._attempts.give_back(item, ReturnReason.EVICTED)
                 continue
-            if not batch.can_start(item):
+            trusted = self._attempts.trust.admits(len(batch.running), now_s=self._now_s)
+            if not trusted or not batch.can_start(item):
                 break
             self._attempts.start(item)
 

@@ -1,0 +1,52 @@
+"""Whether an engine that has lost work is given more.
+
+An engine may say that it is healthy and lose whatever it is given: its server restarts, or answers errors. Each loss costs a
+request one of its attempts (`gateway.attempts_max`), and a whole queue would be through with them in a second. So a loss ends the
+supply for a while, which doubles with each further one; then a few requests are tried, until an output of the engine shows it
+to work. They are more than one, so that a single request that no engine can bear does not keep the others from showing that.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+_PAUSE_S_MIN = 1.0
+_PAUSE_S_MAX = 10.0
+_TRIED = 2
+
+
+class Trust:
+    """The trust in one engine: whole, until it loses something."""
+
+    __slots__ = ("_pause_s", "_until_s")
+
+    def __init__(self) -> None:
+        self._pause_s = 0.0
+        self._until_s = -inf
+
+    def lost(self, now_s: float) -> None:
+        """The engine has lost an attempt. What goes down together counts once."""
+        if now_s >= self._until_s:
+            self._pause_s = min(_PAUSE_S_MAX, max(_PAUSE_S_MIN, 2.0 * self._pause_s))
+            self._until_s = now_s + self._pause_s
+
+    def worked(self) -> bool:
+        """The engine has answered; whether that was in doubt."""
+        doubted = self._pause_s > 0.0
+        if doubted:
+            self._pause_s, self._until_s = 0.0, -inf
+        return doubted
+
+    def admits(self, in_flight: int, *, now_s: float) -> bool:
+        """Whether one more request may be given to an engine that has so many."""
+        if not self._pause_s:
+            return True
+        return now_s >= self._until_s and in_flight < _TRIED
+
+    def pauses(self, now_s: float) -> bool:
+        """Whether nothing is given to it now."""
+        return now_s < self._until_s
+
+    def wakeup_s(self, now_s: float) -> float:
+        """When that ends; infinite if it does not."""
+        return self._until_s if self.pauses(now_s) else inf

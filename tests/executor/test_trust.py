@@ -1,0 +1,121 @@
+"""An engine that loses what it is given is not given a whole queue."""
+
+from __future__ import annotations
+
+from qlm_core.executor import Drain, EngineReady, JobLost, JobRefused
+from qlm_core.model import ModelName, RequestId
+from tests.executor.world import World, group, profile, refs, world
+
+
+def lose(w: World, *ids: str) -> None:
+    for id in ids or tuple(w.running):
+        w.tell(JobLost(RequestId(id), w.attempts[id]))
+
+
+def busy(*, waiting: int = 40, pull_ahead: int = 0) -> World:
+    """Four requests run and many wait."""
+    w = world(profile(slots=4), pull_ahead=pull_ahead)
+    w.queue(group(1), add=refs(1, 4 + waiting))
+    w.grant()
+    assert len(w.running) == 4
+    return w
+
+
+def test_after_a_loss_nothing_is_pulled_for_a_second_and_then_two() -> None:
+    w = busy()
+    lose(w)
+    w.at(0.9)
+    assert len(w.pulled) == 4
+    w.at(1.1)
+    assert len(w.pulled) == 6
+    w.grant()
+    assert len(w.running) == 2
+
+
+def test_an_output_restores_the_trust_at_once() -> None:
+    w = busy()
+    lose(w)
+    w.at(1.1)
+    w.grant()
+    w.produce(w.running[0], 1)
+    assert len(w.pulled) == 8
+    lose(w, w.running[0])
+    w.at(2.2)
+    w.grant()
+    assert len(w.running) > 1
+
+
+def test_so_does_an_engine_that_comes_up_and_an_answer_that_refuses() -> None:
+    w = busy()
+    lose(w)
+    w.tell(EngineReady(ModelName("m1"), ()))
+    assert len(w.pulled) == 8
+    w = busy()
+    lose(w, "1-0")
+    w.tell(JobRefused(RequestId("1-1"), 1, "bad", 400))
+    assert len(w.pulled) == 6
+
+
+def test_one_request_that_is_lost_among_others_stops_nothing() -> None:
+    w = busy()
+    for _ in range(8):
+        lost, other, *_ = w.running
+        lose(w, lost)
+        w.produce(other, 1)
+        w.grant()
+        assert len(w.running) == 4
+    assert w.now_s == 0.0
+
+
+def test_pauses_double_up_to_ten_seconds() -> None:
+    w = busy()
+    starts = []
+    for _ in range(7):
+        lose(w)
+        pulled = len(w.pulled)
+        while len(w.pulled) == pulled:
+            w.at(w.executor.wakeup_s)
+        starts.append(w.now_s)
+        w.grant()
+    pauses = [b - a for a, b in zip([0.0, *starts], starts, strict=False)]
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+
+
+def test_an_outage_costs_few_attempts() -> None:
+    """A server is away for half a minute and its engine does not notice."""
+    w = busy(waiting=300, pull_ahead=4)
+    while w.now_s < 30.0:
+        w.grant()
+        lose(w)
+        w.at(min(30.0, w.executor.wakeup_s))
+    assert len(w.returned) <= 4 + 4 + 2 * 5
+    assert max(w.attempts.values()) <= 2
+
+
+def test_what_was_pulled_ahead_is_tried_first_and_given_back_on_leaving() -> None:
+    w = world(profile(slots=2), pull_ahead=3)
+    w.queue(group(1), add=refs(1, 20))
+    w.grant()
+    w.grant()
+    assert len(w.executor.batch.held) == 3
+    lose(w)
+    assert w.running == []
+    w.at(1.1)
+    assert w.running == ["1-2", "1-3"]
+    lose(w)
+    w.tell(Drain(5.0))
+    w.grant()
+    assert w.drained
+    assert len(w.executor.batch) == 0
+
+
+def test_while_it_pauses_an_engine_is_not_reported_ready() -> None:
+    w = busy()
+    lose(w)
+    w.at(1.1)
+    w.grant()
+    lose(w)
+    w.at(2.5)
+    assert w.reports[-1].state.ready is False
+    w.at(4.5)
+    assert w.reports[-1].state.ready is True
