@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from math import inf
+from math import frexp, inf
 from typing import NamedTuple
 
 from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
@@ -55,6 +55,12 @@ class GroupKey(NamedTuple):
         if e2e_s is None:
             e2e_s = inf
         return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, scale, limit)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What is learned of together: targets within a power of two. Clients may name any, and none comes twice."""
+        targets = frexp(self.ttft_s)[1], self.e2e_s < inf
+        return self.model, self.slo_class, self.first_only, *targets, *self[-2:]
 
     @property
     def presses(self) -> bool:
@@ -108,6 +114,11 @@ class RequestGroup:
         return len(self._waiting) + len(self._returned)
 
     @property
+    def fresh(self) -> int:
+        """How many members wait that no agent has held."""
+        return len(self._waiting)
+
+    @property
     def empty(self) -> bool:
         """Whether no member is left, waiting or held."""
         return not (self._waiting or self._returned or self.pulled)
@@ -154,7 +165,7 @@ class RequestGroup:
         return False
 
     def move_last_half(self, other: RequestGroup) -> None:
-        """Move the half of the waiting members that came last into an empty group."""
+        """Move the half of the fresh members that came last into an empty group."""
         for request in list(self._waiting.values())[len(self._waiting) // 2 :]:
             del self._waiting[request.id]
             other.add(request)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from qlm_core.config import Config
-from qlm_core.errors import QlmError
 from qlm_core.manager import Manager
 from qlm_core.manager.events import (
     Effect,
@@ -135,8 +134,9 @@ class Driver:
                 duals=order.duals,
                 on_improvement=improved,
             )
-        except QlmError as error:
-            log.warning("solve failed", extra={"solve": order.solve, "reason": str(error)})
+        # Whatever it was: a solve that is never reported as finished would be the last one.
+        except Exception as error:
+            log.exception("solve failed", extra={"solve": order.solve, "reason": str(error)})
             result = PlanResult(
                 plan=None,
                 objective=float("inf"),

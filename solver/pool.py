@@ -266,7 +266,10 @@ class Pool:
         process = self.process_of(name)
         begin_s = time.perf_counter()
         async with process.busy:
-            await process.start()
+            try:
+                await process.start()
+            except OSError as error:
+                return attempt.failed(name, f"its process could not be started: {error.strerror}")
             if not await process.wait_ready(compiled=wait_compiled):
                 await process.stop()
                 return attempt.failed(name, "its process did not start")

@@ -88,6 +88,7 @@ class Estimators:
         "_arrivals",
         "_calibration",
         "_config",
+        "_kinds",
         "_lengths",
         "_model_lengths",
         "_model_prompts",
@@ -104,6 +105,7 @@ class Estimators:
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
         self._model_prompts: dict[ModelName, RecentMean] = {}
         self._prompts: dict[GroupKey, RecentMean] = {}
+        self._kinds: dict[tuple[object, ...], GroupKey] = {}
         self._speeds: dict[tuple[str, str], SpeedFactor] = {}
         self._calibration: dict[tuple[ModelName, str], Calibration] = {}
         self._rates: dict[int, tuple[EngineProfile, dict[GroupKey | None, Rate]]] = {}
@@ -113,7 +115,7 @@ class Estimators:
 
     def arrived(self, request: RequestMeta) -> None:
         """Learn the prompt length of a new request, and how often its kind arrives."""
-        key, tokens = GroupKey.of(request), float(request.prompt_tokens)
+        key, tokens = self._first_of_kind(GroupKey.of(request)), float(request.prompt_tokens)
         rates = self._arrivals.setdefault(request.model, {})
         if key not in rates:
             rates[key] = ArrivalRate(request.arrival_s)
@@ -222,6 +224,8 @@ class Estimators:
         of_profile = self._rates.get(id(profile))
         if of_profile is None:
             of_profile = self._rates[id(profile)] = profile, {}
+        if key is not None:
+            key = self._kinds.get(key.kind, key)
         found = of_profile[1].get(key)
         if found is None:
             found = of_profile[1][key] = self._rate(profile, key)
@@ -267,6 +271,10 @@ class Estimators:
         iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
         speed = self._speed(profile.gpu, profile.model).value
         return rate.prefill_s + output * iteration_s / speed
+
+    def _first_of_kind(self, key: GroupKey) -> GroupKey:
+        """The key under which requests of this kind are counted: that of the first of them."""
+        return self._kinds.setdefault(key.kind, key)
 
     def _prompts_per_iteration(self, profile: EngineProfile, state: InstanceState) -> float:
         """New prompts to an iteration of late, as the engine reported."""

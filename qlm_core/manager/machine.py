@@ -488,7 +488,7 @@ class Manager:
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
-        for group in [one for one in self.groups.values() if one.waiting > 1]:
+        for group in [one for one in self.groups.values() if one.fresh > 1]:
             home = self.agents.get(group.home) if group.home is not None else None
             if home is None or group.waiting < 2 * self._group_size(group.key):
                 continue

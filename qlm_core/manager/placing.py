@@ -38,12 +38,13 @@ def plannable(
 def homeless(
     groups: Mapping[GroupId, RequestGroup], agents: Mapping[AgentId, Agent]
 ) -> dict[GroupId, None]:
-    """Groups with waiting members that stand in no known agent's queue."""
-    return {
-        id: None
-        for id, group in groups.items()
-        if group.waiting and (group.home is None or group.home not in agents)
-    }
+    """Groups with waiting members that stand in no known agent's queue, or of one that no longer serves their model."""
+    found: dict[GroupId, None] = {}
+    for id, group in groups.items():
+        home = agents.get(group.home) if group.home is not None else None
+        if group.waiting and (home is None or group.key.model not in home.profiles):
+            found[id] = None
+    return found
 
 
 def free_seat(

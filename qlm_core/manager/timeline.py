@@ -9,6 +9,7 @@ is pulled count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from qlm_core.grouping import GroupKey, RequestGroup
@@ -22,6 +23,10 @@ from qlm_core.rwt.waits import Overtaker, Wait, later, relieved, tokens_ahead_wa
 _LIFE_S = 0.25
 _LIFE_PER_GROUP_S = 0.005
 _COUNT_LIFE_S = 1.0
+_PACE_S_MIN = 1e-6
+"""Prompts cost nothing where a throughput is all that is known of an engine."""
+
+_SERVED_MIN = 1e-9
 
 Agents = Mapping[AgentId, Agent]
 Groups = Mapping[GroupId, RequestGroup]
@@ -77,7 +82,9 @@ class _Stream(NamedTuple):
         Plans let those go first that are worth most for the time that is left until they are late (the index of apparent
         tardiness cost, Vepsalainen and Morton 1987). Among equals that is the order of due times.
         """
-        return other.ttft_s - self.ttft_s * other.worth / self.worth
+        if other.worth == self.worth:
+            return other.ttft_s - self.ttft_s
+        return other.ttft_s - self.ttft_s * other.worth / self.worth if self.worth else -inf
 
 
 class _Streams:
@@ -181,7 +188,9 @@ class Timeline:
 
     def _paces(self, rate: Rate, key: GroupKey) -> Clocks:
         pressed_s = rate.pressed_s(key, self._rest_share)
-        return Clocks(rate.seconds_per_request, pressed_s, rate.absorb_s)
+        return Clocks(
+            rate.seconds_per_request, max(pressed_s, _PACE_S_MIN), max(rate.absorb_s, _PACE_S_MIN)
+        )
 
     def _wait(
         self,
@@ -245,11 +254,12 @@ class Timeline:
     def _stream(self, arriving: Arriving, engines: Sequence[Agent], now_s: float) -> _Stream:
         key = arriving.key
         served_per_s = [0.0, 0.0, 0.0]
-        for agent in engines:
+        # One of them may have joined anew without the model.
+        for agent in [one for one in engines if key.model in one.profiles]:
             paces = self._paces(self._rate(agent, key.model, key, now_s), key)
             for clock, pace_s in enumerate(paces):
                 served_per_s[clock] += 1.0 / pace_s
-        shares = Clocks(*(arriving.per_s / served for served in served_per_s))
+        shares = Clocks(*(arriving.per_s / max(served, _SERVED_MIN) for served in served_per_s))
         worth = 1.0
         if self._weights is not None:
             worth = self._weights.get(key.slo_class, 1.0) * served_per_s[_PRESSED]

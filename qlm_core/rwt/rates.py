@@ -73,9 +73,11 @@ class ArrivalRate:
         self._count = 0.0
 
     def observe(self, now_s: float) -> None:
-        """One has arrived."""
-        self._count = 1.0 + self._count * exp((self._last_s - now_s) / self._MEMORY_S)
-        self._last_s = now_s
+        """One has arrived; not always later than the last, since gateways announce anew what waits."""
+        last_s = max(self._last_s, now_s)
+        self._count *= exp((self._last_s - last_s) / self._MEMORY_S)
+        self._count += exp((now_s - last_s) / self._MEMORY_S)
+        self._first_s, self._last_s = min(self._first_s, now_s), last_s
 
     def per_s(self, now_s: float) -> float:
         """Requests per second of late."""

@@ -44,3 +44,15 @@ def test_the_rate_of_arrivals_follows_the_last_half_minute() -> None:
     assert rate.per_s(200.0) == pytest.approx(4.0, rel=0.1)
     assert rate.age_s(200.0) == rate.age_s(150.0) + 50.0 > 100.0
     assert rate.per_s(300.0) < 0.2
+
+
+def test_arrivals_of_the_day_before_may_be_told_of_after_those_of_today() -> None:
+    rate, ordered = ArrivalRate(86_400.0), ArrivalRate(86_399.0)
+    for at_s in (86_400.0, 86_399.0, 0.0, 86_401.0):
+        rate.observe(at_s)
+    for at_s in (86_399.0, 86_400.0, 86_401.0):
+        ordered.observe(at_s)
+    # What came a day ago is no part of the rate, and the order in which the others were told makes no difference.
+    assert rate._count == pytest.approx(ordered._count)
+    assert rate.age_s(86_401.0) == pytest.approx(86_411.0)
+    assert 0.0 < rate.per_s(86_402.0) < 1.0

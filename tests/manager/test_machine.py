@@ -166,6 +166,59 @@ def test_a_lost_agents_groups_go_to_another(bench: Bench) -> None:
     assert returned.produced_tokens == 7
 
 
+def test_an_agent_that_comes_back_without_a_model_gives_its_groups_away(bench: Bench) -> None:
+    a, b = bench.agent("a", "m", "n"), bench.agent("b", "m", "n", awake="n")
+    for model, holder in (("m", a), ("n", b)):
+        for id in bench.arrive(model, "batch-2", count=64):
+            bench.fact(Pulled(id, holder))
+    waiting = bench.arrive("m", "interactive", count=3)
+    assert {bench.manager.book.get(id).group.home for id in waiting} == {a}
+    bench.post(AgentLeft(a), after_s=0.1)
+    bench.agent("a", "n")
+    assert {bench.manager.book.get(id).group.home for id in waiting} == {b}
+    assert not bench.manager.agents[a].queue
+    # Whoever asks next is told a wait, though of the engines counted a moment ago one lacks the model now.
+    bench.arrive("m", "batch-1", count=20)
+    given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+    assert len(given) == 64 + 64 + 3 + 20
+
+
+def test_members_that_came_back_are_not_split_off(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    bench.agent("b", "m")
+    ids = bench.arrive("m", count=600)
+    group = max(bench.manager.groups.values(), key=lambda one: one.waiting)
+    members = [request.id for request in group.members()]
+    back = members[:10]
+    for id in back:
+        bench.fact(Pulled(id, group.home or a))
+        bench.fact(Returned(id, 0))
+    for id in ids:
+        if id not in back:
+            bench.fact(Ended(id, Phase.FINISHED, 10, 10))
+    for _ in range(20):
+        bench.manager.planner.changed()
+        for effect in bench.post(Wakeup(), after_s=0.2):
+            if isinstance(effect, StartSolve):
+                bench.post(
+                    PlanFinished(
+                        effect.solve,
+                        PlanResult(
+                            plan=None,
+                            objective=0.0,
+                            lower_bound=None,
+                            termination=Termination.LIMIT,
+                            backend="search",
+                        ),
+                    )
+                )
+    assert not any(one.empty for one in bench.manager.groups.values())
+    for id in back:
+        bench.fact(Ended(id, Phase.FINISHED, 10, 10))
+    assert bench.manager.groups == {}
+    assert [agent.queue for agent in bench.manager.agents.values()] == [[], []]
+
+
 def test_a_reconnecting_agent_keeps_its_queue_and_gets_a_fresh_window(bench: Bench) -> None:
     a = bench.agent("a", "m")
     ids = bench.arrive("m", count=3)

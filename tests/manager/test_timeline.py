@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
+
 import pytest
 
+from qlm_core.config import ObjectiveConfig, RwtConfig, SolverConfig
 from qlm_core.grouping import GroupKey
+from qlm_core.manager import Manager
 from qlm_core.manager.timeline import Clocks, _Stream
-from qlm_core.messages import Arrived, Pulled
-from qlm_core.model import RequestMeta
-from tests.manager.conftest import Bench
+from qlm_core.messages import Arrived, EstimateGiven, Pulled
+from qlm_core.model import RequestMeta, Slo
+from tests.manager.conftest import CLASSES, Bench
 
 SHORT, LONG = 100, 900
 
@@ -29,6 +34,10 @@ def stream(ttft_s: float, worth: float) -> _Stream:
         (stream(60.0, 10.0), stream(20.0, 1.0), 14.0),
         # Those that need much only once they are nearly late.
         (stream(20.0, 1.0), stream(60.0, 4.0), -20.0),
+        # Who weighs nothing goes before nobody else.
+        (stream(20.0, 0.0), stream(60.0, 1.0), -inf),
+        (stream(60.0, 1.0), stream(20.0, 0.0), 20.0),
+        (stream(20.0, 0.0), stream(60.0, 0.0), 40.0),
     ],
 )
 def test_for_how_long_new_requests_go_first(other: _Stream, own: _Stream, first_s: float) -> None:
@@ -71,3 +80,42 @@ def test_a_kind_that_has_not_arrived_yet_is_overtaken_too(bench: Bench) -> None:
     key = GroupKey.of(request(bench, "batch-1", LONG))
     [[one], *_] = manager.timeline._overtakers(manager.agents[a], key, manager.agents, bench.now_s)
     assert 40.0 < one.first_s < 60.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SolverConfig(),
+        SolverConfig(rwt=RwtConfig(token_throughput={"m": 1000.0})),
+        SolverConfig(
+            rwt=RwtConfig(token_throughput={"m": 1000.0}), objective=ObjectiveConfig(rest_share=0.0)
+        ),
+    ],
+)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_waits_are_told_where_weights_and_prompts_cost_nothing(
+    config: SolverConfig, weight: float
+) -> None:
+    classes = tuple(replace(one, weight=weight) for one in CLASSES[1:])
+    bench = Bench(Manager(config, (CLASSES[0], *classes), now_s=0.0))
+    bench.gateway()
+    a = bench.agent("a", "m")
+    for id in bench.arrive("m", "batch-2", count=64):
+        bench.fact(Pulled(id, a))
+    for _ in range(10):
+        for slo_class in ("interactive", "batch-1", "batch-2"):
+            bench.fact(Arrived(request(bench, slo_class, SHORT)), after_s=0.05)
+    given = [order for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+    assert len(given) == 64 + 30
+    assert all(0.0 <= one.estimate.mean_s < inf for one in given)
+
+
+def test_targets_that_clients_name_are_not_each_a_kind_of_their_own(bench: Bench) -> None:
+    bench.agent("a", "m")
+    for number in range(300):
+        slo = Slo(ttft_s=16.0 + number / 20.0)
+        one = replace(request(bench, "interactive", SHORT), slo_class="explicit-16s", slo=slo)
+        bench.fact(Arrived(one), after_s=0.01)
+    [one] = bench.manager.estimators.arriving(one.model, now_s=bench.now_s)
+    assert one.per_s == pytest.approx(100.0, rel=0.1)
+    assert one.key.ttft_s == 16.0

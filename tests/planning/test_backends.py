@@ -17,7 +17,7 @@ from qlm_core.planning import Limits, Termination, check, evaluate, greedy, repa
 from solver.backends import BACKENDS, UnknownBackend, available, is_available, warm_up
 from solver.backends.formulation import FORMULATIONS, build
 from solver.backends.order import problem_from_wire, problem_to_wire
-from solver.pool import Pool
+from solver.pool import BackendProcess, Pool
 from tests.planning.problems import best_objective, random_problem
 
 INSTANCES = sorted(Path(__file__).parents[3].glob("shared/instances/n8g2_*.json"))
@@ -138,6 +138,24 @@ async def test_a_backend_killed_in_the_middle_steps_down(backend: str) -> None:
         assert again.step_downs == ()
     finally:
         await pool.close()
+
+
+async def test_where_no_process_can_be_started_the_solver_plans_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start(self: BackendProcess) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(BackendProcess, "start", start)
+    pool = Pool()
+    problem = random_problem(3)
+    result = await pool.solve(problem, backend="highs", budget_s=0.2)
+    await pool.close()
+    assert result.plan is not None
+    assert check(problem, result.plan) is None
+    assert result.backend == "greedy"
+    assert [step.backend for step in result.step_downs][:2] == ["highs", "search"]
+    assert "Too many open files" in result.step_downs[0].reason
 
 
 async def test_a_process_that_hangs_is_killed_at_its_deadline(pool: Pool) -> None:
