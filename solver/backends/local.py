@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from qlm_core.planning import PlanResult, Problem, Termination, evaluate, greedy, level, repair
 from qlm_core.planning.search import search
 from solver.backends.order import Order
@@ -25,7 +27,15 @@ def solve_greedily(problem: Problem, order: Order, desk: Desk) -> PlanResult:
     """One insertion, or one repair of the plan in force, and what is uneven then made level."""
     begin_s = desk.clock()
     plan = greedy(problem) if order.warm is None else repair(problem, order.warm)
-    plan = level(problem, plan, range(problem.queues))
+    desk.on_improvement(plan, evaluate(problem, plan).objective)
+
+    def queues_in_time() -> Iterator[int]:
+        for number in range(problem.queues):
+            if desk.clock() - begin_s > order.budget_s:
+                return
+            yield number
+
+    plan = level(problem, plan, queues_in_time())
     objective = evaluate(problem, plan).objective
     desk.on_improvement(plan, objective)
     wall_s = desk.clock() - begin_s
