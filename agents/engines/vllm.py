@@ -16,7 +16,7 @@ from dataclasses import replace
 from agents.engines.base import Listener
 from agents.engines.openai import assumed_profile
 from agents.engines.tiers import Tiers
-from agents.engines.vllm_server import Server, ServerError
+from agents.engines.vllm_server import Health, Server, ServerError
 from agents.streams import Backoff
 from qlm_core.config import AgentConfig, Config
 from qlm_core.executor import EngineDown, EngineReady, SwapFailed
@@ -27,8 +27,10 @@ from qlm_core.profile import EngineProfile
 log = logging.getLogger("qlm.engine")
 
 _WATCH_S = 0.5
-# Checks of a live process in a row that fail before it counts as dead: a busy one may answer late.
-_MISSES_LOST = 3
+# A live process counts as dead when the checks that it fails in a row weigh this much: three that it answers with an
+# error or not at all, or six that it answers late, which a busy one may.
+_MISSES_LOST = 6
+_WEIGHTS = {Health.WELL: 0, Health.LATE: 1, Health.ILL: 2}
 _RESTART_PAUSE_S_MAX = 60.0
 # Where an engine does not say how much fits.
 _KV_CACHE_TOKENS_ASSUMED = 200_000
@@ -145,7 +147,8 @@ class VllmEngine:
         assert self._listener is not None
         await server.start(self._listener)
         if not self._section.kv_cache_tokens:
-            self._kv_cache_tokens[server.model] = await server.kv_cache_tokens()
+            known = self._kv_cache_tokens[server.model]
+            self._kv_cache_tokens[server.model] = await server.kv_cache_tokens() or known
 
     def _serve(self, server: Server) -> None:
         assert self._listener is not None
@@ -165,11 +168,13 @@ class VllmEngine:
                     await self._servers[dropped].stop()
                     self._tiers.set(dropped, ModelTier.COLD)
                 await self._raise(server)
-            except ServerError as error:
+            except Exception as error:  # whatever it is, the executor waits for an answer
+                reason = _reason(error)
+                log.error("vllm swap failed", extra={"model": server.model, "reason": reason})
                 await server.stop()
                 self._tiers.set(server.model, ModelTier.COLD)
-                self._listener(SwapFailed(server.model, str(error)))
-                self._listener(EngineDown(str(error)))
+                self._listener(SwapFailed(server.model, reason))
+                self._listener(EngineDown(reason))
                 await self._recover(before or server)
                 return
             self._serve(server)
@@ -185,7 +190,9 @@ class VllmEngine:
 
     async def _raise(self, server: Server) -> None:
         """Bring a model to where it serves, from wherever it is."""
-        if server.running and await server.healthy():
+        # A process that was given up may yet live, as one that hangs does.
+        given_up = self._tiers[server.model] is ModelTier.COLD
+        if not given_up and await server.health() is not Health.ILL:
             if server is not self._awake:
                 await server.wake()
             return
@@ -202,13 +209,19 @@ class VllmEngine:
                 continue
             async with self._control:
                 for server in self._servers.values():
-                    if self._tiers[server.model] is ModelTier.COLD or await server.healthy():
-                        misses[server.model] = 0
-                        continue
-                    misses[server.model] += 1
-                    if not server.running or misses[server.model] >= _MISSES_LOST:
-                        misses[server.model] = 0
-                        await self._lost(server)
+                    try:
+                        await self._look_at(server, misses)
+                    except Exception:  # unwatched, the next crash would be for good
+                        log.exception("vllm watch failed", extra={"model": server.model})
+
+    async def _look_at(self, server: Server, misses: dict[ModelName, int]) -> None:
+        """Check one process; counts its misses in a row."""
+        cold = self._tiers[server.model] is ModelTier.COLD
+        weight = 0 if cold else _WEIGHTS[await server.health()]
+        misses[server.model] = misses[server.model] + weight if weight else 0
+        if weight and (not server.running or misses[server.model] >= _MISSES_LOST):
+            misses[server.model] = 0
+            await self._lost(server)
 
     async def _lost(self, server: Server) -> None:
         """A process is gone: what ran on it is lost, and the awake one comes back."""
@@ -229,8 +242,8 @@ class VllmEngine:
         while not self._stopping:
             try:
                 await self._raise(server)
-            except ServerError as error:
-                log.error("vllm restart failed", extra={"reason": str(error)})
+            except Exception as error:  # whatever it is, nobody else brings the engine back
+                log.error("vllm restart failed", extra={"reason": _reason(error)})
                 await server.stop()
                 await asyncio.sleep(pauses.pause_s())
             else:
@@ -241,3 +254,7 @@ class VllmEngine:
         task = asyncio.create_task(work)
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ServerError) else repr(error)

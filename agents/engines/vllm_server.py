@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +45,14 @@ _NoAnswer = (OSError, TimeoutError, aiohttp.ClientError)
 
 class ServerError(QlmError):
     """A server did not start, or did not do what it was told."""
+
+
+class Health(Enum):
+    """What a look at a process says: it answered, it lives but did not answer in time, or there is nothing to wait for."""
+
+    WELL = "well"
+    LATE = "late"
+    ILL = "ill"
 
 
 class Server:
@@ -166,23 +175,28 @@ class Server:
         await self._probe()
         self.wake_s = time.monotonic() - begun_s
 
-    async def healthy(self) -> bool:
-        """Whether process and engine core are alive."""
+    async def health(self) -> Health:
+        """How process and engine core are."""
         if not self.running:
-            return False
+            return Health.ILL
         try:
             status, _ = await self.connection.get("/health", timeout_s=_HEALTH_TIMEOUT_S)
         except TimeoutError:
-            # A server that is merely busy answers late; a dead one answers at once or not at all.
-            return self.running
+            # A server that is merely busy answers late; one that hangs never does.
+            return Health.LATE if self.running else Health.ILL
         except _NoAnswer:
-            return False
-        return status == 200
+            return Health.ILL
+        return Health.WELL if status == 200 else Health.ILL
 
     async def kv_cache_tokens(self) -> int:
         """KV capacity as the engine reports it, 0 if it does not."""
-        status, text = await self.connection.get("/metrics", timeout_s=_HEALTH_TIMEOUT_S)
-        found = _CACHE_INFO.search(text.decode()) if status == 200 else None
+        try:
+            status, text = await self.connection.get("/metrics", timeout_s=_HEALTH_TIMEOUT_S)
+        except _NoAnswer as error:
+            extra = {"model": self.model, "reason": repr(error)}
+            log.warning("vllm does not tell its KV capacity", extra=extra)
+            return 0
+        found = _CACHE_INFO.search(text.decode(errors="replace")) if status == 200 else None
         if found is None:
             return 0
         labels = dict(_LABEL.findall(found["labels"]))
@@ -199,7 +213,7 @@ class Server:
         return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
     async def _wait_until_healthy(self) -> None:
-        while not await self.healthy():
+        while await self.health() is not Health.WELL:
             if not self.running:
                 code = self._process.returncode if self._process is not None else None
                 raise ServerError(

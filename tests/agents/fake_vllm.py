@@ -32,6 +32,7 @@ class FakeServer:
         self.healthy = True
         self.api_key = ""
         self.asked = 0
+        self.answers_metrics = True
         self.app = web.Application()
         routes = self.app.router
         routes.add_get("/health", self.health)
@@ -59,6 +60,8 @@ class FakeServer:
         return not self.api_key or given == f"Bearer {self.api_key}"
 
     async def metrics(self, _: web.Request) -> web.Response:
+        if not self.answers_metrics:
+            await asyncio.Event().wait()
         info = 'block_size="16",kv_cache_size_tokens="32768",num_gpu_blocks="2048"'
         return web.Response(text=f"vllm:cache_config_info{{{info}}} 1.0\n")
 
@@ -165,6 +168,7 @@ def main() -> None:
     server = FakeServer(
         options.served_model_name, dev_mode=os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
     )
+    server.answers_metrics = os.environ.get("FAKE_VLLM_METRICS") != "silent"
     web.run_app(server.app, host=options.host, port=options.port, print=None, access_log=None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -12,12 +13,21 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agents.engines import make_engine, tether, vllm
+from agents.engines import make_engine, tether, vllm, vllm_server
 from agents.engines.requests import prepare
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
+from agents.engines.vllm_server import Health
 from qlm_core.errors import QlmError
-from qlm_core.executor import EngineDown, EngineReady, JobDone, JobLost, JobOutput, JobRefused
+from qlm_core.executor import (
+    EngineDown,
+    EngineReady,
+    JobDone,
+    JobLost,
+    JobOutput,
+    JobRefused,
+    SwapFailed,
+)
 from qlm_core.model import ModelName, ModelTier, RequestId
 from qlm_core.profile_catalog import find_profile
 from tests.agents.fake_vllm import FakeServer
@@ -196,28 +206,96 @@ class TestVllm:
             harness.engine.submit(harness.job("a", 5))
             assert isinstance(await harness.heard.end_of("a"), JobDone)
 
+    @pytest.mark.parametrize(("health", "enough"), [(Health.ILL, 3), (Health.LATE, 6)])
     async def test_a_live_process_is_lost_only_after_several_checks_without_an_answer(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, health: Health, enough: int
     ):
         monkeypatch.setattr(vllm, "_WATCH_S", 0.01)
         async with VllmHarness.started() as harness:
             server = harness.engine._servers["mistral-7b"]  # type: ignore[attr-defined]
-            answers = [True, False, False, True, False, False]
+            real = server.health
+            few = [health] * (enough - 1)
+            answers = [Health.WELL, *few, Health.WELL, *few]
             checked = asyncio.Event()
 
-            async def healthy() -> bool:
+            async def look() -> Health:
                 if len(answers) == 1:
                     checked.set()
-                return answers.pop(0) if answers else True
+                return answers.pop(0) if answers else await real()
 
-            monkeypatch.setattr(server, "healthy", healthy)
+            monkeypatch.setattr(server, "health", look)
             harness.engine.submit(harness.job("a", 40))
             await checked.wait()
             assert isinstance(await harness.heard.end_of("a"), JobDone)
             assert not [one for one in harness.heard.events if isinstance(one, EngineDown)]
-            answers += [False, False, False]
+            answers += [*few, health]
             await harness.heard.until(EngineDown)
             await harness.heard.until(EngineReady, 2)
+
+    async def test_a_process_that_hangs_is_ended_and_started_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(vllm, "_WATCH_S", 0.01)
+        async with VllmHarness.started(stop_timeout_s=0.1) as harness:
+            monkeypatch.setattr(vllm_server, "_HEALTH_TIMEOUT_S", 0.1)
+            harness.engine.submit(harness.job("a", 1500))
+            await harness.heard.until(JobOutput, id="a")
+            pid = harness.engine._awake._process.pid  # type: ignore[attr-defined]
+            os.kill(pid, signal.SIGSTOP)
+            assert isinstance(await harness.heard.end_of("a"), JobLost)
+            await harness.heard.until(EngineReady, 2)
+            assert not os.path.exists(f"/proc/{pid}")
+            harness.engine.submit(harness.job("b", 5))
+            assert isinstance(await harness.heard.end_of("b"), JobDone)
+
+    async def test_metrics_that_are_not_answered_leave_the_capacity_unknown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(vllm_server, "_HEALTH_TIMEOUT_S", 0.1)
+        section = {"env": {"FAKE_VLLM_METRICS": "silent"}, "stop_timeout_s": 0.1}
+        async with VllmHarness.started(**section) as harness:
+            first, _ = harness.engine.profiles
+            assert first.kv_cache_tokens == vllm._KV_CACHE_TOKENS_ASSUMED
+            await harness.crash()
+            await harness.heard.until(EngineReady, 2)
+
+    async def test_an_unexpected_error_ends_neither_the_watch_nor_a_restart(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        monkeypatch.setattr(vllm, "_WATCH_S", 0.01)
+        async with VllmHarness.started() as harness:
+            server = harness.engine._servers["mistral-7b"]  # type: ignore[attr-defined]
+            self.fail_once(monkeypatch, server, "health")
+            self.fail_once(monkeypatch, server, "kv_cache_tokens")
+            async with asyncio.timeout(10):
+                while "vllm watch failed" not in caplog.text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await harness.crash()
+            await harness.heard.until(EngineReady, 2)
+            assert "vllm restart failed" in caplog.text
+
+    async def test_a_swap_that_fails_unexpectedly_is_answered_and_recovered_from(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        async with VllmHarness.started() as harness:
+            server = harness.engine._servers["vicuna-13b"]  # type: ignore[attr-defined]
+            self.fail_once(monkeypatch, server, "wake")
+            harness.engine.swap(ModelName("vicuna-13b"))
+            [failed] = await harness.heard.until(SwapFailed)
+            assert isinstance(failed, SwapFailed)
+            assert "not foreseen" in failed.reason
+            ready = (await harness.heard.until(EngineReady, 2))[-1]
+            assert isinstance(ready, EngineReady)
+            assert ready.awake == "mistral-7b"
+
+    def fail_once(self, monkeypatch: pytest.MonkeyPatch, server: object, method: str) -> None:
+        real = getattr(server, method)
+
+        async def fails() -> object:
+            monkeypatch.setattr(server, method, real)
+            raise RuntimeError("not foreseen")
+
+        monkeypatch.setattr(server, method, fails)
 
     async def test_takes_its_capacity_and_swap_times_from_what_it_saw(self):
         async with VllmHarness.started() as harness:
