@@ -29,6 +29,7 @@ _EVENT_BYTES_MAX = 4_194_304
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    index: int = 0
 
 
 class _Usage(msgspec.Struct):
@@ -240,38 +241,40 @@ class _Relay:
             log.warning("engine error in a stream", extra={"id": self._job.id})
             self.broken = True
             return None
-        fresh = self._count(parts.pop("usage", None))
+        raw = parts.pop("usage", None)
+        usage: _Usage | None = _usage.decode(raw) if raw is not None else None
+        if usage is not None:
+            self._prompt_tokens = usage.prompt_tokens
         choices = _choices.decode(parts["choices"]) if "choices" in parts else []
         if not choices:
             return None
         for choice in choices:
             if choice.finish_reason is not None:
                 self._finish_reason = choice.finish_reason
-        if fresh is None:
-            fresh = 1
-            self._output_tokens += 1
+        fresh = self._count(choices[0].index, usage)
+        # Tokens of each choice so far, and of all of them in the server's last word.
+        self._counted: dict[int, int] = {}
         if self._resumed and not fresh and not self._finish_reason and b'"role"' in event:
             return None
         parts.pop("id", None)
         return JobOutput(self._job.id, self._job.attempt, _encode(parts), fresh)
 
-    def _count(self, raw: msgspec.Raw | None) -> int | None:
-        """Tokens since the last count; None where the server does not count as it goes."""
-        usage: _Usage | None = _usage.decode(raw) if raw is not None else None
-        if usage is None:
-            return None
-        fresh: int = max(0, usage.completion_tokens - self._output_tokens)
-        self._output_tokens = usage.completion_tokens
-        self._prompt_tokens = usage.prompt_tokens
-        return fresh
+    def _count(self, choice: int, usage: _Usage | None) -> int:
+        """Tokens since the last count of a choice, since running counts are of one choice each.
+
+        Where the server does not count as it goes, a chunk counts as a token.
+        """
+        before = self._counted.get(choice, 0)
+        self._counted[choice] = before + 1 if usage is None else usage.completion_tokens
+        return max(0, self._counted[choice] - before)
 
     def end(self) -> JobDone | JobLost:
         """The stream is over."""
         job = self._job
         if not self._finish_reason or self._finish_reason in ("abort", "error"):
             return JobLost(job.id, job.attempt)
-        reason, prompt = self._finish_reason, self._prompt_tokens
-        return JobDone(job.id, job.attempt, reason, prompt, self._output_tokens)
+        output = self._output_tokens or sum(self._counted.values())
+        return JobDone(job.id, job.attempt, self._finish_reason, self._prompt_tokens, output)
 
 
 def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:

@@ -1,0 +1,59 @@
+"""The request path to one server: how output is counted."""
+
+from __future__ import annotations
+
+import json
+
+from agents.engines.connection import _Relay
+from qlm_core.executor import JobDone
+from qlm_core.messages import Payload
+from qlm_core.model import ModelName, RequestId
+
+def event(choice: int, completion_tokens: int, *, finish: str | None = None) -> bytes:
+    """A chunk as vLLM writes it, with the running count of its choice."""
+    part = {"index": choice, "text": "x", "finish_reason": finish}
+    usage = {"prompt_tokens": 5, "completion_tokens": completion_tokens}
+    return json.dumps({"choices": [part], "usage": usage}).encode()
+
+
+def taken(relay: _Relay, chunk: bytes) -> int:
+    output = relay.take(chunk)
+    assert output is not None
+    return output.tokens
+
+
+def relay() -> _Relay:
+    return _Relay(Payload(RequestId("a"), 1, ModelName("m"), False, b"{}"))
+
+
+class TestCounts:
+    def test_running_counts_are_of_one_choice_each(self):
+        counted, tokens = relay(), 0
+        # The second choice starts late and lags behind.
+        for count in range(1, 51):
+            tokens += taken(counted, event(0, count))
+        for count in range(1, 51):
+            tokens += taken(counted, event(0, 50 + count))
+            tokens += taken(counted, event(1, count, finish="length" if count == 50 else None))
+        assert tokens == 150
+        end = counted.end()
+        assert isinstance(end, JobDone)
+        assert (end.prompt_tokens, end.output_tokens) == (5, 150)
+
+    def test_the_last_count_is_of_all_choices(self):
+        counted = relay()
+        assert taken(counted, event(0, 2, finish="stop")) == 2
+        assert taken(counted, event(1, 3, finish="stop")) == 3
+        usage = {"prompt_tokens": 9, "completion_tokens": 6}
+        assert counted.take(json.dumps({"choices": [], "usage": usage}).encode()) is None
+        end = counted.end()
+        assert isinstance(end, JobDone)
+        assert (end.prompt_tokens, end.output_tokens) == (9, 6)
+
+    def test_without_running_counts_a_chunk_is_a_token(self):
+        counted = relay()
+        chunk = {"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}], "usage": None}
+        assert [taken(counted, json.dumps(chunk).encode()) for _ in range(3)] == [1, 1, 1]
+        end = counted.end()
+        assert isinstance(end, JobDone)
+        assert end.output_tokens == 3
