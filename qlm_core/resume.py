@@ -37,6 +37,8 @@ def resumable(body: Mapping[str, Any], *, chat: bool) -> bool:
         return False
     if any(body.get(field) for field in _TIED):
         return False
+    if chat and body.get("continue_final_message") and not _ends_in_text(body.get("messages")):
+        return False
     if not chat and body.get("logprobs") is not None:
         return False  # 0 asks for the chosen token's own log-probability
     if not chat and isinstance(body.get("prompt"), list):
@@ -45,6 +47,12 @@ def resumable(body: Mapping[str, Any], *, chat: bool) -> bool:
             return False
     shape = body.get("response_format")
     return not (isinstance(shape, Mapping) and shape.get("type", "text") != "text")
+
+
+def _ends_in_text(messages: object) -> bool:
+    """Whether the last message is plain text, to which more can be added."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and isinstance(last.get("content"), str)
 
 
 def _above_one(value: object) -> bool:

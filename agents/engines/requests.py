@@ -1,7 +1,8 @@
 """The body of a job as an OpenAI-compatible server gets it: always streaming, counted, and continued where needed.
 
 A continued completion gets the prompt and the text produced so far; a continued chat gets that text as the
-assistant's unfinished last message. Limits on output shrink by what has been produced.
+assistant's unfinished last message, or at the end of the one that its client began. Limits on output shrink by what has
+been produced.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _Body = dict[str, msgspec.Raw]
 _body = msgspec.json.Decoder(_Body)
 _prompt = msgspec.json.Decoder(str | list[int])
 _messages = msgspec.json.Decoder(list[msgspec.Raw])
+_message = msgspec.json.Decoder(_Body)
+_text = msgspec.json.Decoder(str)
 _number = msgspec.json.Decoder(int | None)
 _encode = msgspec.json.Encoder().encode
 
@@ -83,7 +86,12 @@ def _reduce_limits(body: _Body, job: Payload) -> None:
 
 def _continue_chat(body: _Body, text: str) -> None:
     messages = _messages.decode(body["messages"]) if "messages" in body else []
-    messages.append(msgspec.Raw(_encode({"role": "assistant", "content": text})))
+    if messages and _true(body.get("continue_final_message")):
+        begun = _message.decode(messages.pop())
+        begun["content"] = msgspec.Raw(_encode(_text.decode(begun["content"]) + text))
+        messages.append(msgspec.Raw(_encode(begun)))
+    else:
+        messages.append(msgspec.Raw(_encode({"role": "assistant", "content": text})))
     body["messages"] = msgspec.Raw(_encode(messages))
     body["continue_final_message"] = msgspec.Raw(b"true")
     body["add_generation_prompt"] = msgspec.Raw(b"false")
@@ -95,3 +103,7 @@ async def _continue_prompt(body: _Body, text: str, served: str, tokenize: Tokeni
         body["prompt"] = msgspec.Raw(_encode(prompt + text))
     else:
         body["prompt"] = msgspec.Raw(_encode(prompt + await tokenize(served, text)))
+
+
+def _true(flag: msgspec.Raw | None) -> bool:
+    return flag is not None and bool(msgspec.json.decode(flag))

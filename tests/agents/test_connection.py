@@ -1,10 +1,11 @@
-"""The request path to one server: how output is counted."""
+"""The request path to one server: how output is counted, and how attempts go on."""
 
 from __future__ import annotations
 
 import json
 
 from agents.engines.connection import _Relay
+from agents.engines.requests import prepare
 from qlm_core.executor import JobDone
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
@@ -57,3 +58,29 @@ class TestCounts:
         end = counted.end()
         assert isinstance(end, JobDone)
         assert end.output_tokens == 3
+
+
+class TestContinuing:
+    async def test_a_message_that_the_client_began_is_extended(self):
+        body = {
+            "messages": [
+                {"role": "user", "content": "Write JSON"},
+                {"role": "assistant", "content": '{"name":', "name": "x"},
+            ],
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        }
+        job = Payload(
+            RequestId("a"), 2, ModelName("m"), True, json.dumps(body).encode(),
+            resume_text=' "Ada"', produced_tokens=2,
+        )  # fmt: skip
+        prepared = json.loads((await prepare(job, "m", self.no_tokens)).body)
+        assert prepared["messages"] == [
+            {"role": "user", "content": "Write JSON"},
+            {"role": "assistant", "content": '{"name": "Ada"', "name": "x"},
+        ]
+        assert prepared["continue_final_message"] is True
+        assert prepared["add_generation_prompt"] is False
+
+    async def no_tokens(self, model: str, text: str) -> list[int]:
+        raise AssertionError(f"{model} was asked to tokenize {text!r}")
