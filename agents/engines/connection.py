@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 
 import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.requests import prepare
+from agents.engines.requests import CannotContinue, prepare
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
@@ -37,10 +38,15 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
 
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
 _Parts = dict[str, msgspec.Raw]
 _parts = msgspec.json.Decoder(_Parts)
 _choices = msgspec.json.Decoder(list[_Choice])
 _usage = msgspec.json.Decoder(_Usage | None)
+_tokens = msgspec.json.Decoder(_Tokens)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -145,13 +151,16 @@ class Connection:
 
     async def _run(self, job: Payload, priority: int | None) -> None:
         try:
-            event: JobDone | JobRefused | JobLost = await self._stream(job, priority)
+            event = await self._stream(job, priority)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
+        event: JobDone | JobRefused | JobLost = JobLost(job.id, job.attempt)
             log.warning("job lost", extra={"id": job.id, "reason": repr(error)})
-            event = JobLost(job.id, job.attempt)
+        except Exception as error:  # whatever went wrong, a job ends
+            log.error("job lost", extra={"id": job.id, "reason": _kind_and_place(error)})
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("job lost", extra={"id": job.id, "reason": f"unreadable chunk: {error}"})
-            event = JobLost(job.id, job.attempt)
+        except CannotContinue as error:
+            log.warning("job lost", extra={"id": job.id, "reason": str(error)})
         known = self._tasks.get(job.id)
         if known is not None and known[0] == job.attempt:
             del self._tasks[job.id]
@@ -199,10 +208,17 @@ class Connection:
     async def _tokenize(self, model: str, text: str) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": False}
         status, answer = await self.post("/tokenize", body, timeout_s=10.0)
-        if status != 200:
-            raise ValueError(f"the server cannot tokenize ({status}), so token ids cannot go on")
-        tokens = msgspec.json.decode(answer).get("tokens")
-        return [int(token) for token in tokens]
+        try:
+            tokens = _tokens.decode(answer).tokens if status == 200 else []
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            tokens = []
+        # Of text there is always a token; servers with another /tokenize than vLLM's may find no text.
+        if text and not tokens:
+            raise CannotContinue(
+                f"the server does not tokenize as vLLM does (HTTP {status} at /tokenize), so a "
+                "prompt of token ids cannot be continued there"
+            )
+        return tokens
 
     # ------------------------------------------------------------------- bookkeeping
 
@@ -291,6 +307,12 @@ def _error_text(answer: bytes) -> str:
     try:
         body = msgspec.json.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
+def _kind_and_place(error: Exception) -> str:
+    """What an unexpected error is and where it came from; its message is left out, for it may quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in " + " > ".join(f"{f.name}:{f.lineno}" for f in frames)
+
+
         body = None
     if isinstance(body, dict):
         error = body.get("error", body)

@@ -32,6 +32,10 @@ _STREAM_OPTIONS = msgspec.Raw(b'{"include_usage":true,"continuous_usage_stats":t
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
+class CannotContinue(Exception):
+    """This server cannot go on with the job; another one may, and its client is not to blame."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Where to post a job, and what."""
@@ -52,7 +56,7 @@ async def prepare(
 
     Raises:
         msgspec.MsgspecError: the body is not what the endpoint takes.
-        ValueError: the job cannot be continued on this server.
+        CannotContinue: as `tokenize` does.
     """
     body = _body.decode(job.body)
     body.pop("qlm_sim", None)

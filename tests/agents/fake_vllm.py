@@ -33,6 +33,8 @@ class FakeServer:
         self.api_key = ""
         self.asked = 0
         self.answers_metrics = True
+        # What /tokenize answers instead of what vLLM does: status and body.
+        self.tokenized: tuple[int, object] | None = None
         self.app = web.Application()
         routes = self.app.router
         routes.add_get("/health", self.health)
@@ -79,6 +81,9 @@ class FakeServer:
         return web.json_response({"is_sleeping": not self.awake.is_set()})
 
     async def tokenize(self, request: web.Request) -> web.Response:
+        if self.tokenized is not None:
+            status, answer = self.tokenized
+            return web.json_response(answer, status=status)
         body = await request.json()
         return web.json_response({"tokens": list(range(len(body["prompt"].split())))})
 

@@ -1,14 +1,21 @@
-"""The request path to one server: how output is counted, and how attempts go on."""
+"""The request path to one server: how output is counted, how attempts go on, and that every job ends."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+
+from agents.engines import connection
 from agents.engines.connection import _Relay
 from agents.engines.requests import prepare
-from qlm_core.executor import JobDone
+from qlm_core.executor import JobDone, JobLost
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
+from tests.agents.harness import OpenAIHarness
+
+IDS = [5, 6, 7]
+
 
 def event(choice: int, completion_tokens: int, *, finish: str | None = None) -> bytes:
     """A chunk as vLLM writes it, with the running count of its choice."""
@@ -84,3 +91,42 @@ class TestContinuing:
 
     async def no_tokens(self, model: str, text: str) -> list[int]:
         raise AssertionError(f"{model} was asked to tokenize {text!r}")
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (404, {"detail": "Not Found"}),
+            (503, {}),
+            (200, {"count": 3}),
+            (200, {"tokens": []}),
+            (200, [{"id": 1}]),
+        ],
+    )
+    async def test_a_server_that_cannot_tokenize_loses_the_attempt_to_continue_token_ids(
+        self, answer: tuple[int, object]
+    ):
+        async with OpenAIHarness.started() as harness:
+            harness.server.tokenized = answer
+            job = harness.job(
+                "a", 10, prompt=IDS, attempt=2, resume_text=" t0 t1", produced_tokens=2
+            )
+            harness.engine.submit(job)
+            assert isinstance(await harness.heard.end_of("a"), JobLost)
+            assert harness.server.bodies == []
+
+
+class TestEveryJobEnds:
+    async def test_an_unexpected_error_loses_the_job_and_is_logged_without_the_prompt(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        async def prepare(job: Payload, *_: object, **__: object) -> None:
+            raise RuntimeError(f"not foreseen: {job.body!r}")
+
+        monkeypatch.setattr(connection, "prepare", prepare)
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 10, prompt="secret"))
+            assert isinstance(await harness.heard.end_of("a"), JobLost)
+        [record] = [one for one in caplog.records if one.message == "job lost"]
+        assert record.id == "a"  # type: ignore[attr-defined]
+        assert record.reason.startswith("RuntimeError in _run:")  # type: ignore[attr-defined]
+        assert "secret" not in repr(vars(record))
