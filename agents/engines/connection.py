@@ -29,8 +29,8 @@ _EVENT_BYTES_MAX = 4_194_304
 
 
 class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
     index: int = 0
+    finish_reason: str | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -68,7 +68,10 @@ class Connection:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._served = served
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # Streams pass on as they come, so they must come as they are.
+        self._headers = {"Accept-Encoding": "identity"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
         self._http: aiohttp.ClientSession | None = None
         self._listener: Listener | None = None
@@ -150,17 +153,17 @@ class Connection:
             return response.status, await response.read()
 
     async def _run(self, job: Payload, priority: int | None) -> None:
+        event: JobDone | JobRefused | JobLost = JobLost(job.id, job.attempt)
         try:
             event = await self._stream(job, priority)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
-        event: JobDone | JobRefused | JobLost = JobLost(job.id, job.attempt)
             log.warning("job lost", extra={"id": job.id, "reason": repr(error)})
-        except Exception as error:  # whatever went wrong, a job ends
-            log.error("job lost", extra={"id": job.id, "reason": _kind_and_place(error)})
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("job lost", extra={"id": job.id, "reason": f"unreadable chunk: {error}"})
         except CannotContinue as error:
             log.warning("job lost", extra={"id": job.id, "reason": str(error)})
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("job lost", extra={"id": job.id, "reason": f"unreadable chunk: {error}"})
+        except Exception as error:  # whatever went wrong, a job ends
+            log.error("job lost", extra={"id": job.id, "reason": _kind_and_place(error)})
         known = self._tasks.get(job.id)
         if known is not None and known[0] == job.attempt:
             del self._tasks[job.id]
@@ -248,6 +251,8 @@ class _Relay:
         self._resumed = job.produced_tokens > 0
         self._finish_reason = ""
         self._prompt_tokens = 0
+        # Tokens of each choice so far, and of all of them in the server's last word.
+        self._counted: dict[int, int] = {}
         self._output_tokens = 0
 
     def take(self, event: bytes) -> JobOutput | None:
@@ -263,13 +268,13 @@ class _Relay:
             self._prompt_tokens = usage.prompt_tokens
         choices = _choices.decode(parts["choices"]) if "choices" in parts else []
         if not choices:
+            if usage is not None:
+                self._output_tokens = usage.completion_tokens
             return None
         for choice in choices:
             if choice.finish_reason is not None:
                 self._finish_reason = choice.finish_reason
         fresh = self._count(choices[0].index, usage)
-        # Tokens of each choice so far, and of all of them in the server's last word.
-        self._counted: dict[int, int] = {}
         if self._resumed and not fresh and not self._finish_reason and b'"role"' in event:
             return None
         parts.pop("id", None)
@@ -302,17 +307,17 @@ def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:
     return JobLost(job.id, job.attempt)
 
 
-def _error_text(answer: bytes) -> str:
-    """The message of an OpenAI error body, or the body itself."""
-    try:
-        body = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
 def _kind_and_place(error: Exception) -> str:
     """What an unexpected error is and where it came from; its message is left out, for it may quote a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} in " + " > ".join(f"{f.name}:{f.lineno}" for f in frames)
 
 
+def _error_text(answer: bytes) -> str:
+    """The message of an OpenAI error body, or the body itself."""
+    try:
+        body = msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         body = None
     if isinstance(body, dict):
         error = body.get("error", body)

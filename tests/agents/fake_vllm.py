@@ -32,6 +32,7 @@ class FakeServer:
         self.healthy = True
         self.api_key = ""
         self.asked = 0
+        self.headers: list[dict[str, str]] = []
         self.answers_metrics = True
         # What /tokenize answers instead of what vLLM does: status and body.
         self.tokenized: tuple[int, object] | None = None
@@ -92,6 +93,7 @@ class FakeServer:
             return self.error(401, "Unauthorized")
         body = await request.json()
         self.bodies.append(body)
+        self.headers.append(dict(request.headers))
         chat = "messages" in body
         prompt = body["messages"][-1]["content"] if chat else str(body["prompt"])
         if body["model"] != self.model:

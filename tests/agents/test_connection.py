@@ -130,3 +130,10 @@ class TestEveryJobEnds:
         assert record.id == "a"  # type: ignore[attr-defined]
         assert record.reason.startswith("RuntimeError in _run:")  # type: ignore[attr-defined]
         assert "secret" not in repr(vars(record))
+
+    async def test_servers_are_asked_not_to_compress(self):
+        async with OpenAIHarness.started() as harness:
+            harness.engine.submit(harness.job("a", 3))
+            assert isinstance(await harness.heard.end_of("a"), JobDone)
+            [headers] = harness.server.headers
+            assert headers["Accept-Encoding"] == "identity"
