@@ -67,6 +67,9 @@ class Daemon:
         self.solver = SolverLink(agent, self._set_gateways)
         self.gateways: dict[GatewayId, GatewayLink] = {}
         self.driver: Driver | None = None
+        # Where the solver says that gateways are; the latest to have come to an address is the last.
+        self._named: dict[GatewayId, str] = {}
+        self._ending: dict[asyncio.Task[None], None] = {}
         self._metrics: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -118,26 +121,57 @@ class Daemon:
         if driver is not None:
             driver.post(Drain(driver.now_s()))
             driver.close()
-        for link in self.gateways.values():
+        for link in list(self.gateways.values()):
             await link.close()
         await self.solver.close()
+        if self._ending:
+            await asyncio.wait(list(self._ending))
         if self._metrics is not None:
             await self._metrics.cleanup()
         await self.engine.stop()
 
     def _set_gateways(self, gateways: Gateways) -> None:
-        """Dial gateways that are new. One that is no longer named stays until its stream ends by itself."""
+        """Take over where the gateways are."""
+        named = dict(gateways.addresses)
+        known = {
+            gateway: address
+            for gateway, address in self._named.items()
+            if named.get(gateway) == address
+        }
+        self._named = known | named
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Have one link to each gateway that is named, and end those that lead nowhere.
+
+        One that is not named keeps its link while it is connected and for the grace after that: a solver that has just
+        started does not know all gateways yet. Its address may be another's by now, then the link ends at once: a
+        gateway has one stream of an agent, so two links to it would evict each other for ever.
+        """
+        holders = {address: gateway for gateway, address in self._named.items()}
+        for gateway, link in list(self.gateways.items()):
+            address = self._named.get(gateway, link.address)
+            holder = holders.get(address)
+            if holder is None and link.away:
+                self._end(gateway, "the solver no longer names it")
+            elif holder is not None and holder != gateway:
+                self._end(gateway, f"{holder} has its address")
+            elif address != link.address:
+                link.move(address)
         driver = self.driver
         assert driver is not None
-        for gateway, address in gateways.addresses:
-            known = self.gateways.get(gateway)
-            if known is not None and known.address == address:
-                continue
-            if known is not None:
-                known.move(address)
-                continue
-            self.gateways[gateway] = link = GatewayLink(gateway, address, self._agent, driver)
-            driver.links[gateway] = link
+        for address, gateway in holders.items():
+            if gateway not in self.gateways:
+                link = GatewayLink(gateway, address, self._agent, driver, on_away=self._arrange)
+                self.gateways[gateway] = driver.links[gateway] = link
+
+    def _end(self, gateway: GatewayId, reason: str) -> None:
+        """Part from a gateway for good."""
+        assert self.driver is not None
+        task = self.gateways.pop(gateway).abandon(reason)
+        del self.driver.links[gateway]
+        self._ending[task] = None
+        task.add_done_callback(self._ending.pop)
 
 
 async def _serve_metrics(driver: Driver, agent: AgentConfig) -> web.AppRunner:

@@ -2,8 +2,8 @@
 
 What is to be sent accumulates in an outbox that outlives streams; a stream takes all of it as one message
 whenever it is free. A new stream begins with the attempts that are still here, each with the number of chunks
-sent so far, and repeats the ends that may have been lost with the old stream. A gateway that stays away too long is
-forgotten.
+sent so far, and repeats the ends that may have been lost with the old stream. The attempts of a gateway that stays away
+too long are forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -50,14 +51,29 @@ _HANG_UP_S = 2.0
 
 
 class GatewayLink:
-    """Talks to one gateway for as long as the agent lives."""
+    """Talks to one gateway until it is closed or abandoned.
+
+    Args:
+        on_away: called when the gateway has been away for longer than its grace.
+
+    Attributes:
+        away: whether that is so, or the gateway was never reached: nothing of its is here.
+    """
 
     def __init__(
-        self, gateway: GatewayId, address: str, agent: AgentConfig, driver: Driver
+        self,
+        gateway: GatewayId,
+        address: str,
+        agent: AgentConfig,
+        driver: Driver,
+        *,
+        on_away: Callable[[], None],
     ) -> None:
         self.gateway = gateway
         self.address = address
         self.connected = False
+        self.away = True
+        self._on_away = on_away
         self._agent = agent
         self._driver = driver
         self._outbox = self._new_outbox()
@@ -88,6 +104,19 @@ class GatewayLink:
         await asyncio.wait([self._task], timeout=_HANG_UP_S)
         self._task.cancel()
         await asyncio.wait([self._task])
+
+    def abandon(self, reason: str) -> asyncio.Task[None]:
+        """Forget the gateway at once; the task that is returned ends when the connection is closed."""
+        said = {"gateway": self.gateway, "address": self.address, "reason": reason}
+        log.info("gateway abandoned", extra=said)
+        self._closing = True
+        self.connected = False
+        if self._forget is not None:
+            self._forget.cancel()
+        if not self.away:
+            self._give_up(reason)
+        self._task.cancel()
+        return self._task
 
     def move(self, address: str) -> None:
         """The gateway has come back elsewhere: dial there from now on."""
@@ -192,6 +221,7 @@ class GatewayLink:
             self._forget.cancel()
             self._forget = None
         self.connected = True
+        self.away = False
         log.info("gateway joined", extra={"gateway": self.gateway, "address": self.address})
         self._driver.post(GatewayUp(self.gateway))
 
@@ -202,9 +232,13 @@ class GatewayLink:
         self._driver.post(GatewayLost(self.gateway))
         if not self._closing:
             loop = asyncio.get_running_loop()
-            self._forget = loop.call_later(
-                self._agent.gateway_grace_s, self._give_up, "away too long"
-            )
+            self._forget = loop.call_later(self._agent.gateway_grace_s, self._stayed_away)
+
+    def _stayed_away(self) -> None:
+        self._forget = None
+        self.away = True
+        self._give_up("away too long")
+        self._on_away()
 
     def _give_up(self, reason: str) -> None:
         """Forget the gateway's attempts: nobody can take their output."""

@@ -119,6 +119,7 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
         self.returned: list[AttemptReturned] = []
         self.stale = 0
         self.messages = 0
+        self.streams = 0
         self._outbox: Outbox[WorkOrder] = Outbox(limit=100_000)
         self._calls: list[asyncio.Task[None]] = []
 
@@ -140,11 +141,14 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
     async def Work(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         outbox = self._outbox = Outbox(limit=100_000)
         reader = asyncio.create_task(self._read(request_iterator, outbox))
+        self.streams += 1
         try:
             while orders := await outbox.take():
                 yield wire.work_orders_to_wire(orders)
         finally:
             reader.cancel()
+            self.streams -= 1
+            self.changed()
 
     async def _read(self, incoming: Any, outbox: Outbox[WorkOrder]) -> None:
         async for message in incoming:
@@ -217,9 +221,14 @@ class Peers:
     def address(self, name: str) -> str:
         return f"127.0.0.1:{self._servers[name][1]}"
 
-    def introduce(self) -> None:
-        """Tell the agent where the gateway is."""
-        self.solver.tell(Gateways(((self.gateway.id, self.address("gateway")),)))
+    def introduce(self, *others: str) -> None:
+        """Tell the agent where the gateway is, and that others have been there before."""
+        ids = (*map(GatewayId, others), self.gateway.id)
+        self.solver.tell(Gateways(tuple((id, self.address("gateway")) for id in ids)))
+
+    def disown(self) -> None:
+        """Tell the agent that there is no gateway."""
+        self.solver.tell(Gateways(()))
 
     def queue(self, *ids: str, epoch: int = 1, snapshot: bool = True) -> None:
         """Put requests of the gateway into the agent's queue, as one group."""

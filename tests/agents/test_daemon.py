@@ -16,6 +16,8 @@ from agents.engines.sim import token_text
 from agents.streams import Backoff
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
+from qlm_core.messages import Gateways
+from qlm_core.model import GatewayId
 from tests.agents.fake_vllm import FakeServer
 from tests.agents.harness import free_ports, serving
 from tests.agents.peers import Peers
@@ -192,6 +194,109 @@ async def test_attempts_of_a_gateway_that_stays_away_are_given_up(peers: Peers):
         await peers.start("gateway")
         await gateway.until(lambda: len(gateway.hellos) == 2)
         assert gateway.hellos[1].running == ()
+
+
+async def until_reported(peers: Peers) -> None:
+    """Wait until the solver has heard that something runs."""
+    await peers.solver.until(lambda: any(report.running for report in peers.solver.reports))
+
+
+def linked() -> list[str]:
+    """The gateways to which links are alive."""
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    return sorted(name for name in names if name.startswith("gateway "))
+
+
+async def until_linked(*expected: str) -> None:
+    async with asyncio.timeout(10):
+        while linked() != [f"gateway {id}" for id in expected]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("first", ["unnamed", "away"])
+async def test_a_gateway_that_is_gone_is_dialled_no_more(peers: Peers, first: str):
+    async with agent(config_for(peers, gateway_grace_s=0.1)):
+        await begin(peers, "r", tokens=5000)
+        gateway = peers.gateway
+        await until_reported(peers)
+        if first == "unnamed":
+            peers.disown()
+            await peers.stop("gateway")
+        else:
+            await peers.stop("gateway")
+            # It has been away too long once its attempts are given up.
+            await peers.solver.until(peers.solver.idle)
+            assert linked() == ["gateway gw"]
+            peers.disown()
+        await until_linked()
+        await peers.solver.until(peers.solver.idle)
+        await peers.start("gateway")
+        peers.introduce()
+        gateway.add("s")
+        peers.queue("s", epoch=2)
+        await gateway.until(lambda: "s" in gateway.ended)
+        assert [hello.running for hello in gateway.hellos] == [(), ()]
+
+
+async def test_a_gateway_that_was_never_reached_is_dialled_no_more_once_it_is_unnamed(peers: Peers):
+    await peers.stop("gateway")
+    async with agent(config_for(peers)):
+        await begin(peers)
+        await until_linked("gw")
+        peers.disown()
+        await until_linked()
+
+
+async def test_a_gateway_that_a_new_solver_does_not_know_yet_is_served_on(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=300)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        peers.disown()
+        await peers.stop("gateway")
+        await peers.start("gateway")
+        await gateway.until(lambda: len(gateway.hellos) == 2)
+        assert [attempt.id for attempt in gateway.hellos[1].running] == ["r"]
+
+
+async def test_a_renamed_gateway_has_one_link(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=20_000)
+        gateway = peers.gateway
+        await until_reported(peers)
+        gateway.id = GatewayId("renamed")
+        peers.introduce("gw")
+        await gateway.until(lambda: len(gateway.hellos) == 2 and gateway.streams == 1)
+        await until_linked("renamed")
+        # What ran for the old one is over.
+        assert gateway.hellos[1].running == ()
+        await peers.solver.until(peers.solver.idle)
+        # The solver goes on to name the old one until its lease is over.
+        peers.introduce("gw")
+        gateway.add("s")
+        peers.queue("s", epoch=2)
+        await gateway.until(lambda: "s" in gateway.ended)
+        assert linked() == ["gateway renamed"]
+        assert len(gateway.hellos) == 2
+
+
+async def test_gateways_that_exchange_their_addresses_are_told_apart_by_who_came_last(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r")
+        gateway, here = peers.gateway, peers.address("gateway")
+        await gateway.until(lambda: "r" in gateway.ended)
+        other, there = GatewayId("other"), f"127.0.0.1:{free_ports(1)}"
+        peers.solver.tell(Gateways(((gateway.id, here), (other, there))))
+        await until_linked("gw", "other")
+        # The first to move is named first, as before.
+        peers.solver.tell(Gateways(((gateway.id, there), (other, there))))
+        await until_linked("gw")
+        peers.solver.tell(Gateways(((gateway.id, there), (other, here))))
+        await until_linked("gw", "other")
+        gateway.id = other
+        gateway.add("s")
+        peers.queue("s", epoch=2)
+        await gateway.until(lambda: "s" in gateway.ended)
 
 
 async def test_a_revoked_attempt_stops(peers: Peers):
