@@ -11,9 +11,12 @@ from pathlib import Path
 
 from qlm import config_file, ports
 from qlm.supervisor import ChildSpec, Log, Supervisor
-from qlm_core.config import Config
+from qlm_core.config import AgentConfig, Config
 
+# For starting, beyond what models may take.
 START_S = 60.0
+# For hanging up and closing stores, beyond what draining and stopping engines may take.
+STOP_S = 15.0
 
 
 def children(config: Config, arguments: list[str]) -> list[ChildSpec]:
@@ -31,14 +34,33 @@ def children(config: Config, arguments: list[str]) -> list[ChildSpec]:
 def supervisor(config: Config, arguments: list[str], *, log: Log | None) -> Supervisor:
     """A supervisor for that fleet; without `log` its children log to standard error, prefixed."""
     specs = children(config, arguments)
-    start_s = max(
-        [
-            START_S,
-            *(a.engine.vllm.start_timeout_s for a in config.agents if a.engine.kind == "vllm"),
-        ]
-    )
     write = log or PrefixedLog(max(len(spec.name) for spec in specs))
-    return Supervisor(specs, log=write, ready_timeout_s=start_s)
+    return Supervisor(
+        specs, log=write, ready_timeout_s=ready_timeout_s(config), stop_grace_s=stop_grace_s(config)
+    )
+
+
+def ready_timeout_s(config: Config) -> float:
+    """How long the processes may take until all of them serve: an agent starts its models one after another."""
+    return START_S + max((_starts_s(agent) for agent in config.agents), default=0.0)
+
+
+def stop_grace_s(config: Config) -> float:
+    """How long the processes may take to stop: all drain at once, then agents stop their engines."""
+    drains_s = (agent.drain_s + _stops_s(agent) for agent in config.agents)
+    return STOP_S + max(config.gateway.drain_s, *drains_s)
+
+
+def _starts_s(agent: AgentConfig) -> float:
+    if agent.engine.kind != "vllm":
+        return 0.0
+    section = agent.engine.vllm
+    # Without sleep mode the others are started when they are swapped in.
+    return section.start_timeout_s * (len(agent.models) if section.sleep_mode else 1)
+
+
+def _stops_s(agent: AgentConfig) -> float:
+    return agent.engine.vllm.stop_timeout_s if agent.engine.kind == "vllm" else 0.0
 
 
 class PrefixedLog:

@@ -23,6 +23,8 @@ BACKOFF_LAST_S = 10.0
 # A child that served for this long was well; its next crash is counted as a first one.
 STABLE_S = 30.0
 START_ATTEMPTS_MAX = 5
+# Of a fleet that did not come up nobody needs a drain.
+FAILED_GRACE_S = 2.0
 EXIT_MISUSE = 2
 SUPERVISED = ("--supervised",)
 
@@ -56,14 +58,21 @@ class Supervisor:
         specs: the children, all started at once.
         log: called with (child name, line) for each line a child logs.
         ready_timeout_s: how long the children have until all of them serve.
+        stop_grace_s: how long they have to stop once they are told to, before they are killed.
     """
 
     def __init__(
-        self, specs: Sequence[ChildSpec], *, log: Log, ready_timeout_s: float = 60.0
+        self,
+        specs: Sequence[ChildSpec],
+        *,
+        log: Log,
+        ready_timeout_s: float = 60.0,
+        stop_grace_s: float = 60.0,
     ) -> None:
         self._children = {spec.name: _Child(spec) for spec in specs}
         self._log = log
         self._ready_timeout_s = ready_timeout_s
+        self._stop_grace_s = stop_grace_s
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
@@ -72,7 +81,7 @@ class Supervisor:
         try:
             await self._all_ready()
         except BaseException:
-            await self.stop(grace_s=2.0)
+            await self._stop(FAILED_GRACE_S)
             raise
         return self
 
@@ -98,20 +107,28 @@ class Supervisor:
         for keeper in done:
             keeper.result()
 
-    async def stop(self, *, grace_s: float = 45.0) -> None:
-        """End all children: first asked, after `grace_s` killed. Idempotent."""
-        self._stopping.set()
-        for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
-            self._send_all(number)
-            running = [keeper for keeper in self._keepers if not keeper.done()]
-            if running:
-                await asyncio.wait(running, timeout=patience_s)
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+    async def stop(self) -> None:
+        """End all children: first asked, then killed. Idempotent."""
+        await self._stop(self._stop_grace_s)
 
-    def _send_all(self, number: signal.Signals) -> None:
+    async def _stop(self, grace_s: float) -> None:
+        self._stopping.set()
         for child in self._children.values():
             if child.process is not None:
-                _send(child.process, number)
+                _send(child.process, signal.SIGTERM)
+        await self._wait_for_keepers(grace_s)
+        for name, child in self._children.items():
+            process = child.process
+            if process is not None and process.returncode is None:
+                self._log(name, f"killed by SIGKILL: did not stop within {grace_s:g} s")
+                _send(process, signal.SIGKILL)
+        await self._wait_for_keepers(None)
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _wait_for_keepers(self, timeout_s: float | None) -> None:
+        running = [keeper for keeper in self._keepers if not keeper.done()]
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
 
     async def _all_ready(self) -> None:
         everything = asyncio.gather(*(child.ready.wait() for child in self._children.values()))
@@ -179,6 +196,7 @@ class Supervisor:
             if process.returncode is None:
                 _send(process, signal.SIGKILL)
                 await process.wait()
+                self._log(child.spec.name, "killed by SIGKILL: no longer supervised")
 
     async def _watch_output(self, child: _Child, process: Process) -> None:
         assert process.stdout is not None

@@ -1,5 +1,8 @@
 """The supervisor's verdicts on children that do not come up. Real fleets are in tests/processes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from qlm import supervisor
@@ -42,3 +45,18 @@ async def test_children_that_never_serve_are_named() -> None:
     with pytest.raises(QlmError, match="slow"):
         async with Supervisor([spec], log=Log(), ready_timeout_s=0.01):
             pass
+
+
+async def test_a_child_that_does_not_stop_in_time_is_killed_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Serves, and ends only with its supervisor.
+    stubborn = tmp_path / "stubborn"
+    stubborn.write_text("#!/bin/sh\ntrap '' TERM\necho ready\nexec cat > /dev/null\n")
+    stubborn.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stubborn))
+    log = Log()
+    spec = ChildSpec(name="a0", arguments=())
+    async with Supervisor([spec], log=log, stop_grace_s=0.05):
+        pass
+    assert log.lines == [("a0", "killed by SIGKILL: did not stop within 0.05 s")]
