@@ -14,7 +14,11 @@ import msgspec
 
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
-from qlm_core.model import ModelName, RequestId, Slo
+from qlm_core.model import ModelName, Phase, RequestId, Slo
+from qlm_core.outcome import ShedReason
+
+# Requests that were shed for these reasons are answered with when to come back.
+_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_INSTANCE.value)
 
 
 class StoreError(Unavailable):
@@ -29,7 +33,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
         arrived_at: Unix seconds.
         expires_at: Unix seconds at which its time to live is over.
         service_tier: what the answer reports as the tier used.
-        idempotency_key: the client's name for this submission, unique in the store; "" for none.
+        idempotency_key: the client's name for this submission, unique in the store until an end frees it; "" for none.
     """
 
     id: RequestId
@@ -55,6 +59,14 @@ class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
     record: EndRecord
     answer: bytes
 
+    @property
+    def frees_key(self) -> bool:
+        """Whether the request's idempotency key may name another submission from now on.
+
+        The client was told to try again later; a key that kept this end would tell it so for as long as ends are kept.
+        """
+        return self.record.phase is Phase.SHED and self.record.reason in _COME_BACK
+
 
 class Store(Protocol):
     """Durable requests. Every method but `open` raises StoreError when the store fails."""
@@ -72,7 +84,10 @@ class Store(Protocol):
         """
 
     async def end(self, end: StoredEnd) -> bool:
-        """Keep a terminal record and drop the body. False if the request is unknown or had ended."""
+        """Keep a terminal record, drop the body, and free the key where the end says so.
+
+        The request is found by its id as before. False if it is unknown or had ended.
+        """
 
     async def open_requests(self) -> list[StoredRequest]:
         """All requests without a terminal record, in order of arrival."""

@@ -37,6 +37,8 @@ class MemoryStore:
             return False
         self._requests[end.id] = replace(self._requests[end.id], body=b"")
         self._ends[end.id] = end
+        if end.frees_key:
+            self._free_key(end.id)
         if len(self._ends) > self._ended_max:
             self._forget(next(iter(self._ends)))
         return True
@@ -60,6 +62,10 @@ class MemoryStore:
 
     def _forget(self, id: RequestId) -> None:
         del self._ends[id]
-        request = self._requests.pop(id)
-        if request.idempotency_key:
-            del self._keys[request.idempotency_key]
+        self._free_key(id)
+        del self._requests[id]
+
+    def _free_key(self, id: RequestId) -> None:
+        key = self._requests[id].idempotency_key
+        if self._keys.get(key) == id:
+            del self._keys[key]

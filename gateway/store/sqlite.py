@@ -104,11 +104,12 @@ class SqliteStore:
         return await self._ask(work)
 
     async def end(self, end: StoredEnd) -> bool:
-        row = (end.ended_at, msgspec.msgpack.encode(end), end.id)
+        row = (end.ended_at, msgspec.msgpack.encode(end), end.frees_key, end.id)
 
         def work(connection: sqlite3.Connection) -> bool:
             changed = connection.execute(
-                "UPDATE requests SET ended_at = ?, ended = ?, body = x'' "
+                "UPDATE requests SET ended_at = ?, ended = ?, body = x'', "
+                "idempotency_key = CASE WHEN ? THEN NULL ELSE idempotency_key END "
                 "WHERE id = ? AND ended_at IS NULL",
                 row,
             )

@@ -1,6 +1,7 @@
 """One contract for every store, and what only the durable one can show."""
 
 import asyncio
+import dataclasses
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from gateway.store import MemoryStore, SqliteStore, Store, StoredEnd, StoredRequ
 from qlm_core.errors import QlmError
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
+from qlm_core.outcome import ShedReason
 
 
 def request(id: str, *, arrived_at: float = 1.0, key: str = "") -> StoredRequest:
@@ -88,6 +90,25 @@ async def test_an_idempotency_key_names_one_request(store: Store) -> None:
     assert await store.add(request("d")) == "d"
     await store.end(end("a"))
     assert await store.add(request("e", key="k")) == "a"
+
+
+def shed(id: str, reason: ShedReason) -> StoredEnd:
+    ended = end(id)
+    record = dataclasses.replace(ended.record, phase=Phase.SHED, reason=reason.value)
+    return replace(ended, record=record, answer=b"")
+
+
+@pytest.mark.parametrize("reason", ShedReason)
+async def test_an_end_that_says_come_back_frees_the_key(store: Store, reason: ShedReason) -> None:
+    await store.add(request("a", key="k"))
+    await store.end(shed("a", reason))
+    freed = reason is not ShedReason.TTL_EXPIRED
+    assert await store.add(request("b", key="k")) == ("b" if freed else "a")
+    # It is still found by its id, and its own end leaves the key to its new owner.
+    found = await store.find(RequestId("a"))
+    assert found == (replace(request("a", key="k"), body=b""), shed("a", reason))
+    assert await store.sweep(ended_before=3.0) == 1
+    assert await store.add(request("c", key="k")) == ("b" if freed else "c")
 
 
 async def test_sweeping_takes_old_ends_only(store: Store) -> None:

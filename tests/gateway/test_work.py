@@ -17,6 +17,7 @@ from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core import messages as m
 from qlm_core.model import Phase, RequestId
+from qlm_core.outcome import ShedReason
 from tests.gateway.peers import Agent, Solver, config, ended, fleet, running, solving, soon
 from tests.gateway.test_grpc import Client, collect, new, text_of
 from tests.gateway.test_http import CHAT, client, post
@@ -289,6 +290,29 @@ async def test_a_draining_gateway_finishes_what_runs_and_keeps_what_is_durable()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await watch
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("again", ["http", "grpc"])
+async def test_a_key_of_a_request_that_was_shed_can_be_used_again(again: str) -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub:
+        url = f"{it.url}/v1/chat/completions"
+        key = {"idempotency-key": "k"}
+        it.solver.on_arrival = lambda id: it.solver.orders.put(
+            m.ShedOrder(id, ShedReason.SATURATED)
+        )
+        status, _, headers = await post(url, CHAT, key)
+        assert status == 429
+        it.solver.on_arrival = it.agent.pull
+        it.agent.answer("ran")
+        if again == "http":
+            status, answer, _ = await post(url, CHAT, key)
+            assert (status, answer["choices"][0]["message"]["content"]) == (200, "ran")
+        submit = pb.SubmitRequest(request=new(idempotency_key="k"))
+        assert text_of(await collect(stub.Submit(submit))) == "ran"
+        assert len(it.agent.payloads) == 1
+        # The shed one is still known by its id.
+        shed = pb.GetRequestRequest(id=headers["x-qlm-request-id"])  # type: ignore[index, call-overload]
+        assert (await stub.GetRequest(shed)).ended.phase == types_pb2.PHASE_SHED
 
 
 async def test_too_much_output_fails_its_request() -> None:

@@ -95,7 +95,8 @@ class ClientServiceServicer(object):
     def Submit(self, request, context):
         """Submits a request and streams its output. The first reply is `accepted`, sent once the request is durable; the
         last is `ended`. Closing the stream does not cancel the request; CancelRequest does. A lost stream is taken
-        up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission.
+        up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission,
+        unless that was shed because the queue was saturated or no instance was there: then it submits anew.
         A deadline on the call bounds the watching, not the request.
         RESOURCE_EXHAUSTED with `retry-after-s` in the trailing metadata when the queue is full. NOT_FOUND for an
         unknown model.

@@ -40,7 +40,8 @@ class ClientServiceStub:
     Submit: _grpc.UnaryStreamMultiCallable[_client_service_pb2.SubmitRequest, _client_service_pb2.SubmitResponse]
     """Submits a request and streams its output. The first reply is `accepted`, sent once the request is durable; the
     last is `ended`. Closing the stream does not cancel the request; CancelRequest does. A lost stream is taken
-    up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission.
+    up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission,
+    unless that was shed because the queue was saturated or no instance was there: then it submits anew.
     A deadline on the call bounds the watching, not the request.
     RESOURCE_EXHAUSTED with `retry-after-s` in the trailing metadata when the queue is full. NOT_FOUND for an
     unknown model.
@@ -80,7 +81,8 @@ class ClientServiceAsyncStub(ClientServiceStub):
     Submit: _aio.UnaryStreamMultiCallable[_client_service_pb2.SubmitRequest, _client_service_pb2.SubmitResponse]  # type: ignore[assignment]
     """Submits a request and streams its output. The first reply is `accepted`, sent once the request is durable; the
     last is `ended`. Closing the stream does not cancel the request; CancelRequest does. A lost stream is taken
-    up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission.
+    up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission,
+    unless that was shed because the queue was saturated or no instance was there: then it submits anew.
     A deadline on the call bounds the watching, not the request.
     RESOURCE_EXHAUSTED with `retry-after-s` in the trailing metadata when the queue is full. NOT_FOUND for an
     unknown model.
@@ -123,7 +125,8 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_client_service_pb2.SubmitResponse], _abc.AsyncIterator[_client_service_pb2.SubmitResponse]]:
         """Submits a request and streams its output. The first reply is `accepted`, sent once the request is durable; the
         last is `ended`. Closing the stream does not cancel the request; CancelRequest does. A lost stream is taken
-        up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission.
+        up again with WatchRequest. Idempotent by `idempotency_key`: a repeated key attaches to the first submission,
+        unless that was shed because the queue was saturated or no instance was there: then it submits anew.
         A deadline on the call bounds the watching, not the request.
         RESOURCE_EXHAUSTED with `retry-after-s` in the trailing metadata when the queue is full. NOT_FOUND for an
         unknown model.
