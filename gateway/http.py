@@ -264,14 +264,20 @@ class _Streamed(_Exchange):
             events = b"".join([openai.event(output.data) for output in outputs])
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
             outputs = await follower.take()
-        record = await asyncio.shield(self._live.ended)
-        problem = self._problem(record)
-        last = b""
-        if problem is not None:
-            last = openai.event(problem.body())
-        elif self._include_usage:
-            last = openai.event(self._live.usage_chunk(record))
+        last = await self._last()
         await self._send({"type": "http.response.body", "body": last + openai.DONE_EVENT})
+
+    async def _last(self) -> bytes:
+        """What follows the output: an error, or the usage where it was asked for, or nothing."""
+        try:
+            record = await asyncio.shield(self._live.ended)
+        except Unavailable as error:
+            # The status line is long out, so that this gateway stops can only be said here.
+            return openai.event(openai.problem_of(error).body())
+        problem = self._problem(record)
+        if problem is not None:
+            return openai.event(problem.body())
+        return openai.event(self._live.usage_chunk(record)) if self._include_usage else b""
 
 
 # --------------------------------------------------------------------------- HTTP in small

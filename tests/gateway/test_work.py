@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 
@@ -290,6 +291,23 @@ async def test_a_draining_gateway_finishes_what_runs_and_keeps_what_is_durable()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await watch
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_durable_stream_is_told_of_the_drain_before_its_end() -> None:
+    async with fleet() as it:
+        asked = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+        it.agent.on_payload = lambda payload: it.agent.say(payload, "begun")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(
+                f"{it.url}/v1/chat/completions", json=asked, headers={"x-qlm-durable": "true"}
+            ) as answer,
+        ):
+            await answer.content.readuntil(b"\n\n")
+            await it.gateway.driver.drain()
+            events = (await answer.text()).split("\n\n")
+        assert json.loads(events[0].removeprefix("data: "))["error"]["code"] == "unavailable"
+        assert events[1:] == ["data: [DONE]", ""]
 
 
 @pytest.mark.parametrize("again", ["http", "grpc"])
