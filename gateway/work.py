@@ -20,11 +20,13 @@ from qlm_core.messages import (
     Chunk,
     Payload,
     Pull,
+    Refused,
     WorkEvent,
     WorkHello,
     WorkOrder,
 )
 from qlm_core.model import AgentId
+from qlm_core.outcome import PullRefusal
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ Context = grpc.aio.ServicerContext[pb.WorkRequest, pb.WorkResponse]
 ORDERS_MAX = 100_000
 # Payloads are the large orders; a message is closed when they reach this share of its limit.
 _MESSAGE_SHARE = 0.5
+# More than an order takes in a message beside its texts.
+_ORDER_BYTES = 128
 
 
 class WorkServicer(pb_grpc.WorkServiceServicer):
@@ -41,6 +45,7 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
 
     def __init__(self, driver: Driver, *, message_bytes_max: int) -> None:
         self._driver = driver
+        self._message_bytes_max = message_bytes_max
         self._order_bytes_max = int(message_bytes_max * _MESSAGE_SHARE)
         self._streams: dict[AgentId, _Stream] = {}
 
@@ -52,13 +57,29 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
         reader = asyncio.create_task(stream.read(request_iterator))
         try:
             while orders := await stream.orders.take():
-                for batch in _batches(orders, self._order_bytes_max):
+                sendable = [self._sendable(order) for order in orders]
+                for batch in _batches(sendable, self._order_bytes_max):
                     yield wire.work_orders_to_wire(batch)
             if stream.refusal is not None:
                 await context.abort(*stream.refusal)
         finally:
             stream.close()
             reader.cancel()
+
+    def _sendable(self, order: WorkOrder) -> WorkOrder:
+        """The order, or a refusal in place of a payload that no message holds.
+
+        Sent, it would break the stream with all that runs on it. Instead its request fails, alone.
+        """
+        size, limit = _weight(order), self._message_bytes_max
+        if not isinstance(order, Payload) or size <= limit:
+            return order
+        reason = (
+            f"with its output so far it takes {size} bytes, more than "
+            f"gateway.limits.message_bytes_max ({limit}); raise that and message_bytes_max of the agents"
+        )
+        self._driver.handle(lg.FailAsked(order.id, reason))
+        return Refused(order.id, PullRefusal.DONE)
 
     def close(self) -> None:
         """End all streams; agents dial again and come back to the next start of this gateway."""
@@ -151,12 +172,18 @@ def _batches(orders: list[WorkOrder], bytes_max: int) -> list[list[WorkOrder]]:
     batches: list[list[WorkOrder]] = [[]]
     size = 0
     for order in orders:
-        weight = 64
-        if isinstance(order, Payload):
-            weight += len(order.body) + len(order.resume_text.encode())
+        weight = _weight(order)
         if batches[-1] and size + weight > bytes_max:
             batches.append([])
             size = 0
         batches[-1].append(order)
         size += weight
     return batches
+
+
+def _weight(order: WorkOrder) -> int:
+    """At most this many bytes of a message."""
+    if not isinstance(order, Payload):
+        return _ORDER_BYTES
+    texts = len(order.resume_text.encode()) + len(order.model.encode())
+    return _ORDER_BYTES + len(order.body) + texts

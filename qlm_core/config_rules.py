@@ -81,6 +81,8 @@ _MOST = {
 # Far beyond any use, and so small that products of several numbers stay finite.
 _MOST_SECONDS = 1e9
 _MOST_OTHERWISE = 1e18
+# More than a message to an agent holds beside the body of a request and its output so far.
+_MESSAGE_REST_BYTES = 65_536
 
 
 def check(config: Config) -> None:
@@ -95,6 +97,7 @@ def check(config: Config) -> None:
     _check_tiers(config)
     _check_agents(config)
     check_numbers(config, "")
+    _check_message_sizes(config)
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
     for path, address in (
@@ -182,6 +185,23 @@ def _check_agents(config: Config) -> None:
         if agent.metrics_listen:
             parse_address(agent.metrics_listen, f"{where}.metrics_listen")
         _check_engine(agent, where)
+
+
+def _check_message_sizes(config: Config) -> None:
+    # What is too large for a message breaks an agent's stream, with every request on it.
+    limits = config.gateway.limits
+    needed = limits.body_bytes_max + limits.stored_output_bytes_max + _MESSAGE_REST_BYTES
+    sizes = {"gateway.limits.message_bytes_max": limits.message_bytes_max}
+    for index, agent in enumerate(config.agents):
+        sizes[f"agents[{index}].message_bytes_max"] = agent.message_bytes_max
+    for path, size in sizes.items():
+        if size < needed:
+            raise ConfigError(
+                f"{path}: {size} is too small for a request of gateway.limits.body_bytes_max "
+                f"({limits.body_bytes_max}) with output of stored_output_bytes_max "
+                f"({limits.stored_output_bytes_max}). Raise message_bytes_max of the gateway and "
+                f"of every agent to at least {needed}."
+            )
 
 
 def _check_engine(agent: AgentConfig, where: str) -> None:

@@ -18,8 +18,19 @@ from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core import messages as m
 from qlm_core.model import Phase, RequestId
-from qlm_core.outcome import ShedReason
-from tests.gateway.peers import Agent, Solver, config, ended, fleet, running, solving, soon
+from qlm_core.outcome import PullRefusal, ShedReason
+from tests.gateway.peers import (
+    WAIT_S,
+    Agent,
+    Solver,
+    config,
+    ended,
+    fleet,
+    running,
+    solving,
+    soon,
+)
+from tests.gateway.test_grpc import CHAT as NEW_BODY
 from tests.gateway.test_grpc import Client, collect, new, text_of
 from tests.gateway.test_http import CHAT, client, post
 
@@ -339,6 +350,38 @@ async def test_too_much_output_fails_its_request() -> None:
         status, answer, _ = await post(f"{it.url}/v1/chat/completions", CHAT)
         assert status == 502
         assert "stored_output_bytes_max" in answer["error"]["message"]
+
+
+async def test_a_payload_that_no_message_holds_fails_alone(tmp_path: Path) -> None:
+    store = {"kind": "sqlite", "path": str(tmp_path / "q.sqlite")}
+    body = json.dumps(json.loads(NEW_BODY) | {"image": "x" * 100_000}).encode()
+    async with running(config(store=store)) as (_, at), Client(at.grpc) as stub:
+        large = await stub.Enqueue(pb.EnqueueRequest(request=new(body_json=body)))
+        small = await stub.Enqueue(pb.EnqueueRequest(request=new()))
+    # The limits were lowered since it was stored.
+    limits = {
+        "body_bytes_max": 1000,
+        "stored_output_bytes_max": 1000,
+        "message_bytes_max": 80_000,
+    }
+    async with (
+        running(config(store=store, limits=limits)) as (_, at),
+        Client(at.grpc) as stub,
+        Agent(at.grpc) as agent,
+    ):
+        agent.answer("fine")
+        agent.send(m.Pull((RequestId(large.accepted.id), RequestId(small.accepted.id))))
+        async with asyncio.timeout(WAIT_S):
+            watched = [
+                await collect(stub.WatchRequest(pb.WatchRequestRequest(id=reply.accepted.id)))
+                for reply in (large, small)
+            ]
+        assert watched[0][-1].ended.phase == types_pb2.PHASE_FAILED
+        assert "gateway.limits.message_bytes_max (80000)" in watched[0][-1].ended.reason
+        assert text_of(watched[1]) == "fine"
+        assert [payload.id for payload in agent.payloads] == [small.accepted.id]
+        assert m.Refused(RequestId(large.accepted.id), PullRefusal.DONE) in agent.orders
+        assert agent.status is None
 
 
 async def test_a_port_in_use_is_one_clear_error() -> None:
