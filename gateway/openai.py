@@ -202,7 +202,7 @@ def _join(whole: Json, part: Json) -> None:
         if value is None:
             whole.setdefault(key, None)
         elif key == "tool_calls":
-            _join_calls(whole.setdefault(key, []), value)
+            whole[key] = _join_calls(whole.get(key) or [], value)
         elif isinstance(value, str) and key not in _WHOLE:
             whole[key] = (whole.get(key) or "") + value
         elif isinstance(value, list):
@@ -215,14 +215,17 @@ def _join(whole: Json, part: Json) -> None:
             whole[key] = value
 
 
-def _join_calls(whole: list[Json], parts: list[Json]) -> None:
+def _join_calls(whole: list[Json], parts: list[Json]) -> list[Json]:
     for part in parts:
-        index = part.get("index", len(whole))
+        index = part.get("index")
+        if index is None:
+            index = len(whole)
         call = next((call for call in whole if call["index"] == index), None)
         if call is None:
             call = {"index": index}
             whole.append(call)
         _join(call, part)
+    return whole
 
 
 def strip_roles(data: bytes) -> bytes:

@@ -72,13 +72,30 @@ async def test_the_openai_client_completes_from_a_thread() -> None:
         assert await asyncio.to_thread(work) == ("abc", "abc")
 
 
-async def test_tool_calls_are_put_together() -> None:
-    deltas: list[dict[str, Any]] = [
-        {"role": "assistant", "content": None},
-        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f"}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+CALLS: list[dict[str, Any]] = [
+    {"role": "assistant", "content": None},
+    {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f"}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+]
+
+
+def with_nulls(delta: dict[str, Any]) -> dict[str, Any]:
+    """As servers write it that name every field."""
+    calls = [
+        {"id": None, "type": None}
+        | call
+        | {"function": {"name": None, "arguments": None} | call["function"]}
+        for call in delta.get("tool_calls", ())
     ]
+    named = {"role": None, "content": None, "function_call": None, "tool_calls": calls or None}
+    return named | {key: value for key, value in delta.items() if key != "tool_calls"}
+
+
+@pytest.mark.parametrize(
+    "deltas", [CALLS, [with_nulls(delta) for delta in [*CALLS, {}]]], ids=["bare", "with nulls"]
+)
+async def test_tool_calls_are_put_together(deltas: list[dict[str, Any]]) -> None:
     async with fleet() as it:
 
         def call(payload: m.Payload) -> None:
@@ -100,6 +117,7 @@ async def test_tool_calls_are_put_together() -> None:
             whole = await api.chat.completions.create(**CHAT)  # type: ignore[arg-type]
         message = whole.choices[0].message
         assert message.tool_calls is not None
+        assert [call.id for call in message.tool_calls] == ["c1"]
         assert message.tool_calls[0].function.name == "f"  # type: ignore[union-attr]
         assert json.loads(message.tool_calls[0].function.arguments) == {"a": 1}  # type: ignore[union-attr]
         assert whole.choices[0].finish_reason == "tool_calls"
