@@ -17,7 +17,7 @@ from qlm_core.config import Config, ModelConfig
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
 from qlm_core.resume import resumable
-from qlm_core.tokens import is_token_ids, output_limit, prompt_tokens
+from qlm_core.tokens import completion_prompts, is_token_ids, output_limit, prompt_tokens
 
 Json = dict[str, Any]
 
@@ -247,7 +247,7 @@ def _object(body: bytes) -> Json:
 
 
 def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
-    """Tokens of the prompt, after checking that there is one and that it can fit."""
+    """Tokens of the prompt, or of all prompts, after checking that there is one and that each can fit."""
     field = "messages" if chat else "prompt"
     prompt = fields.get(field)
     if prompt is None:
@@ -262,8 +262,16 @@ def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
         raise InvalidRequest(field, "empty", f"Give a {field} with content.", code="empty_prompt")
     if isinstance(prompt, list) and not chat:
         _check_prompts(prompt)
-    tokens = prompt_tokens(fields, chat=chat)
-    exact = not chat and is_token_ids(prompt)
+    total = 0
+    for index, part in enumerate([prompt] if chat else completion_prompts(prompt)):
+        name = field if part is prompt else f"{field}[{index}]"
+        tokens = prompt_tokens({field: part}, chat=chat)
+        _check_length(name, tokens, model_len, exact=not chat and is_token_ids(part))
+        total += tokens
+    return total
+
+
+def _check_length(field: str, tokens: int, model_len: int, *, exact: bool) -> None:
     if tokens > model_len * (1.0 if exact else ESTIMATE_SLACK):
         about = "" if exact else "about "
         raise InvalidRequest(
@@ -272,7 +280,6 @@ def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
             "Shorten it or use a model with a longer context.",
             code="context_length_exceeded",
         )
-    return tokens
 
 
 def _check_messages(messages: object) -> None:

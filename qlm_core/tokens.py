@@ -43,6 +43,11 @@ def output_limit(body: Mapping[str, Any], *, chat: bool) -> int | None:
     return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
 
 
+def completion_prompts(prompt: object) -> Sequence[object]:
+    """The prompts in a completion's `prompt`; each is a sequence of its own to an engine."""
+    return prompt if isinstance(prompt, list) and not is_token_ids(prompt) else [prompt]
+
+
 def is_token_ids(prompt: object) -> bool:
     """Whether a completion prompt is one list of token ids."""
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], int)
