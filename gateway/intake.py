@@ -28,6 +28,8 @@ NAME_BYTES_MAX = 256
 ESTIMATE_SLACK = 1.25
 
 _decode = msgspec.json.Decoder().decode
+_decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class Draft:
     """A request that may be accepted.
 
     Attributes:
+        body: the client's; a completion that names no limit on output has OpenAI's default added.
+        max_output_tokens: the limit in the body, or the model's length where there is none.
         service_tier: the tier to report in the answer.
     """
 
@@ -107,6 +111,8 @@ class Intake:
         name, model_len = self._model(fields.get("model") if model is None else model)
         prompt = _prompt(fields, chat=chat, model_len=model_len)
         output = _output(fields, chat=chat)
+        if not chat and fields.get("max_tokens") is None:
+            body = _with_max_tokens(body, output)
         stream = _flag(fields, "stream")
         options = fields.get("stream_options")
         if options is not None and not isinstance(options, dict):
@@ -119,7 +125,8 @@ class Intake:
             slo_class=slo_class,
             slo=slo,
             prompt_tokens=prompt,
-            max_output_tokens=max(1, model_len - prompt) if output is None else output,
+            # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
+            max_output_tokens=model_len if output is None else output,
             tenant=_tenant(fields, wish),
             service_tier=tier,
             ttl_s=self._ttl(wish),
@@ -326,6 +333,13 @@ def _output(fields: Json, *, chat: bool) -> int | None:
                 name, f"must be a whole number of at least 1, not {value!r:.40}", "Correct it."
             )
     return output_limit(fields, chat=chat)
+
+
+def _with_max_tokens(body: bytes, limit: int | None) -> bytes:
+    """A body that says how much output it asks for: engines differ in what they take none or null to mean."""
+    fields = _decode_shallow(body)
+    fields["max_tokens"] = msgspec.Raw(_encode(limit))
+    return _encode(fields)
 
 
 def _flag(fields: Json, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What becomes of a body: its sizes."""
+"""What becomes of a body: its sizes, its limit on output, and what the engine gets."""
 
 import json
 from typing import Any
@@ -8,6 +8,8 @@ import pytest
 from gateway.intake import Draft, Intake, Wish
 from qlm_core.errors import InvalidRequest
 from tests.gateway.peers import config
+
+MODEL_LEN = 1000
 
 
 def draft(body: dict[str, Any], *, chat: bool = False) -> Draft:
@@ -34,3 +36,30 @@ def test_a_prompt_that_cannot_fit_is_named(prompt: object, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         draft({"prompt": prompt})
     assert (caught.value.field, caught.value.code) == (field, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("said", [{}, {"max_tokens": None}])
+def test_a_completion_without_a_limit_asks_the_engine_for_the_default(said: dict[str, Any]) -> None:
+    body = {"prompt": "é", "top_k": 7, "seed": None, "temperature": 0.30}
+    made = draft(body | said)
+    assert made.max_output_tokens == 16
+    assert json.loads(made.body) == {"model": "tiny", "max_tokens": 16} | body
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_limit_is_passed_on_as_the_client_wrote_it(chat: bool) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", "max_tokens": 3}
+    made = draft(body, chat=chat)
+    assert made.max_output_tokens == 3
+    assert made.body == json.dumps({"model": "tiny"} | body).encode()
+
+
+@pytest.mark.parametrize("said", [{}, {"max_tokens": None}])
+@pytest.mark.parametrize("prompt_bytes", [4, 4_800])
+def test_only_the_models_length_limits_a_chat_that_names_no_limit(
+    said: dict[str, Any], prompt_bytes: int
+) -> None:
+    messages = [{"role": "user", "content": "x" * prompt_bytes}]
+    made = draft({"messages": messages} | said, chat=True)
+    assert made.max_output_tokens == MODEL_LEN
+    assert made.body == json.dumps({"model": "tiny", "messages": messages} | said).encode()

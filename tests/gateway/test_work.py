@@ -66,6 +66,25 @@ async def test_an_evicted_stream_goes_on_where_it_stopped() -> None:
         assert parts[-1].usage.prompt_tokens == 5
 
 
+async def test_an_evicted_answer_without_a_limit_goes_on_however_long_its_prompt_seems() -> None:
+    async with fleet() as it:
+        # About 1200 tokens by its size, in a model of 1000; the engine counts fewer and takes it.
+        long = {"model": "tiny", "messages": [{"role": "user", "content": "    " * 1200}]}
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", long))
+        first = await it.agent.payload()
+        it.agent.say(first, "one ", "two ")
+        it.agent.send(evict(first))
+        await soon(lambda: it.solver.heard(m.Returned))
+        it.agent.pull(first.id)
+        second = await it.agent.payload(1)
+        assert (second.resume_text, second.produced_tokens) == ("one two ", 2)
+        assert "max_tokens" not in json.loads(second.body)
+        it.agent.say(second, "three", finish="stop")
+        _, answer, _ = await asked
+        choice = answer["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("one two three", "stop")
+
+
 async def _chat_stream(api: Any) -> list[Any]:
     stream = await api.chat.completions.create(
         **CHAT, stream=True, stream_options={"include_usage": True}
