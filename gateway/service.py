@@ -21,6 +21,7 @@ from gateway.grpc_client import ClientServicer
 from gateway.http import HttpApp
 from gateway.intake import Intake
 from gateway.metrics import Metrics
+from gateway.open_files import make_room
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
 from gateway.work import WorkServicer
@@ -55,6 +56,7 @@ async def serve(config: Config, *, ready: Callable[[Addresses], None] | None = N
     Raises:
         QlmError: it cannot start (port in use, store not to be opened).
     """
+    make_room(config.gateway.limits.connections_max)
     gateway = Gateway(config)
     try:
         addresses = await gateway.start()
