@@ -186,8 +186,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
 
     @_answering
     async def EstimateWait(self, request: pb.EstimateWaitRequest) -> pb.EstimateWaitResponse:
-        if request.model not in self.desk.intake.models():
-            raise UnknownModel(request.model[:KEY_BYTES_MAX], tuple(self.desk.intake.models()))
+        lengths = self.desk.intake.models()
+        if request.model not in lengths:
+            raise UnknownModel(request.model[:KEY_BYTES_MAX], tuple(lengths))
         slo_class, slo = self.desk.intake.targets(_wish(request))
         now_s = self.desk.now_s
         meta = RequestMeta(
@@ -197,7 +198,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             slo_class=slo_class,
             slo=slo,
             prompt_tokens=max(1, request.prompt_tokens),
-            max_output_tokens=max(1, request.max_output_tokens),
+            max_output_tokens=request.max_output_tokens or lengths[request.model],
             arrival_s=now_s,
         )
         estimate = await self.desk.solver.estimate(meta, now_s=now_s)

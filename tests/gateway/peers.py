@@ -65,6 +65,7 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
         self.orders: Outbox[m.GatewayOrder] = Outbox(limit=100_000)
         self.estimate = Estimate(mean_s=1.5, p50_s=1.0, p90_s=2.0, p99_s=3.0)
         self.estimates = False
+        self.asked: list[Any] = []
         self.on_arrival: Callable[[RequestId], None] = lambda id: None
 
     async def GatewaySession(
@@ -97,6 +98,7 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
         return session_pb.ExplainResponse(explanation_json=body)
 
     async def Estimate(self, request: Any, context: Any) -> session_pb.EstimateResponse:
+        self.asked.append(request)
         given = types_pb2.WaitEstimate(mean_s=1, p50_s=1, p90_s=2, p99_s=3)
         return session_pb.EstimateResponse(estimate=given)
 

@@ -155,6 +155,8 @@ async def test_questions_go_to_the_solver() -> None:
         estimate = await stub.EstimateWait(question)
         assert (estimate.estimate.p90_s, estimate.feasible) == (2.0, False)
         assert (await stub.EstimateWait(pb.EstimateWaitRequest(model="tiny"))).feasible
+        await stub.EstimateWait(pb.EstimateWaitRequest(model="tiny", max_output_tokens=7))
+        assert [one.request.max_output_tokens for one in it.solver.asked] == [1000, 1000, 7]
         assert (await stub.ViewQueues(pb.ViewQueuesRequest())).view_json == b'{"queues": []}'
 
 

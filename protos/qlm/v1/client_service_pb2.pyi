@@ -523,6 +523,7 @@ class EstimateWaitRequest(_message.Message):
     slo_class: _builtins.str
     prompt_tokens: _builtins.int
     max_output_tokens: _builtins.int
+    """0: no limit but the model's length."""
     @_builtins.property
     def slo(self) -> _types_pb2.Slo: ...
     def __init__(
