@@ -11,7 +11,7 @@ for one of such rests, so that nothing that can still be late waits for what can
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from math import frexp, inf
 from typing import NamedTuple
@@ -177,6 +177,11 @@ class RequestGroup:
     def _take(self, id: RequestId) -> RequestMeta | None:
         found = self._waiting.pop(id, None)
         return found if found is not None else self._returned.pop(id, None)
+
+
+def waiting_groups(groups: Iterable[RequestGroup]) -> list[RequestGroup]:
+    """Those with members that wait: few of the tens of thousands that a large busy fleet runs, so asked without a call each."""
+    return [group for group in groups if group._waiting or group._returned]
 
 
 # Where requests came back from an engine, and what is left of them.

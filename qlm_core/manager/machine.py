@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qlm_core.config import SolverConfig
-from qlm_core.grouping import Grouper, GroupKey, RequestGroup
+from qlm_core.grouping import Grouper, GroupKey, RequestGroup, waiting_groups
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import (
     AgentJoined,
@@ -488,7 +488,7 @@ class Manager:
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
-        for group in [one for one in self.groups.values() if one.fresh > 1]:
+        for group in [one for one in waiting_groups(self.groups.values()) if one.fresh > 1]:
             home = self.agents.get(group.home) if group.home is not None else None
             if home is None or group.waiting < 2 * self._group_size(group.key):
                 continue

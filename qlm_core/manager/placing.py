@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from qlm_core.grouping import RequestGroup
+from qlm_core.grouping import RequestGroup, waiting_groups
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.snapshot import room
@@ -32,7 +32,8 @@ def plannable(
     groups: Mapping[GroupId, RequestGroup], roster: Roster
 ) -> tuple[list[RequestGroup], list[Agent]]:
     """Groups with waiting members that some usable agent serves, and the usable agents, in stable order."""
-    return [group for group in groups.values() if roster.can_take(group)], roster.agents
+    waiting = waiting_groups(groups.values())
+    return [group for group in waiting if roster.can_take(group)], roster.agents
 
 
 def homeless(
