@@ -59,8 +59,9 @@ class GroupKey(NamedTuple):
     @property
     def kind(self) -> tuple[object, ...]:
         """What is learned of together: targets within a power of two. Clients may name any, and none comes twice."""
-        targets = frexp(self.ttft_s)[1], self.e2e_s < inf
-        return self.model, self.slo_class, self.first_only, *targets, *self[-2:]
+        power = frexp(self.ttft_s)[1]
+        targets = power, self.first_only, self.e2e_s < inf
+        return self.model, self.slo_class, targets, self.prompt_scale, self.limit_scale
 
     @property
     def presses(self) -> bool:

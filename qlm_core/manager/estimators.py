@@ -224,11 +224,11 @@ class Estimators:
         of_profile = self._rates.get(id(profile))
         if of_profile is None:
             of_profile = self._rates[id(profile)] = profile, {}
-        if key is not None:
-            key = self._kinds.get(key.kind, key)
         found = of_profile[1].get(key)
         if found is None:
-            found = of_profile[1][key] = self._rate(profile, key)
+            first = key if key is None else self._kinds.get(key.kind, key)
+            found = of_profile[1].get(first) or self._rate(profile, first)
+            of_profile[1][first] = of_profile[1][key] = found
         return found
 
     def first_token_s(

@@ -27,6 +27,7 @@ _PACE_S_MIN = 1e-6
 """Prompts cost nothing where a throughput is all that is known of an engine."""
 
 _SERVED_MIN = 1e-9
+"""Requests a second, where none of the engines serves the model any more."""
 
 Agents = Mapping[AgentId, Agent]
 Groups = Mapping[GroupId, RequestGroup]
