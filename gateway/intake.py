@@ -16,7 +16,7 @@ import msgspec
 from qlm_core.config import Config, ModelConfig
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
-from qlm_core.resume import resumable
+from qlm_core.resume import Resume, resume_of
 from qlm_core.tokens import completion_prompts, is_token_ids, output_limit, prompt_tokens
 
 Json = dict[str, Any]
@@ -68,9 +68,10 @@ class Draft:
     tenant: str
     service_tier: str
     ttl_s: float
-    resumable: bool
+    resume: Resume
     stream: bool
     include_usage: bool
+    running_usage: bool
 
 
 class Intake:
@@ -130,9 +131,12 @@ class Intake:
             tenant=_tenant(fields, wish),
             service_tier=tier,
             ttl_s=self._ttl(wish),
-            resumable=resumable(fields, chat=chat),
+            resume=resume_of(fields, chat=chat),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
+            running_usage=bool(
+                options and options.get("include_usage") and options.get("continuous_usage_stats")
+            ),
         )
 
     def targets(self, wish: Wish) -> tuple[str, Slo]:
