@@ -27,7 +27,6 @@ from agents.engines.requests import (
     COMPLETIONS,
     Abilities,
     CannotContinue,
-    Prepared,
     asked_whole,
     prepare,
 )
@@ -258,6 +257,7 @@ class Connection:
             "Content-Type": "application/json",
             "X-Request-Id": f"{job.id}-{job.attempt}",
         }
+        reader = Reader(job, prepared.reading)
         first_s = self._patience.first_s * (_WHOLE_SILENCES if prepared.reading.whole else 1.0)
         try:
             async with asyncio.timeout(first_s or None) as limit:
@@ -267,17 +267,19 @@ class Connection:
                     headers=headers,
                     allow_redirects=False,
                 ) as response:
-                    return await self._read(job, prepared, response, limit)
+                    return await self._read(job, reader, response, limit)
         except TimeoutError:
             if not limit.expired():
                 raise
+            if reader.over:
+                return reader.end()
             log.warning("engine is silent", extra={"id": job.id})
             return JobLost(job.id, job.attempt, "the engine fell silent", answered=True)
 
     async def _read(
         self,
         job: Payload,
-        prepared: Prepared,
+        reader: Reader,
         response: aiohttp.ClientResponse,
         limit: asyncio.Timeout,
     ) -> End:
@@ -285,12 +287,11 @@ class Connection:
         rest_s = rest_of(response.headers.get("Retry-After"))
         if response.status != 200:
             answer = await response.content.read(_ERROR_BYTES_MAX)
-            return self._fault(job, prepared, said_by(response.status, answer), rest_s)
+            return self._fault(job, reader, said_by(response.status, answer), rest_s)
         # Not every server does as it is asked.
-        whole = response.content_type == "application/json"
-        reader = Reader(job, replace(prepared.reading, whole=whole))
+        reader.whole = response.content_type == "application/json"
         try:
-            if whole:
+            if reader.whole:
                 await self._whole(job, reader, response)
             else:
                 await self._stream(reader, response, limit)
@@ -298,15 +299,11 @@ class Connection:
             return (
                 reader.failed(error)
                 if reader.over
-                else self._fault(job, prepared, error.said, rest_s)
+                else self._fault(job, reader, error.said, rest_s)
             )
         except Unreadable as error:
             log.warning("unreadable answer", extra={"id": job.id, "reason": str(error)})
             return reader.failed(error)
-        except TimeoutError:
-            if reader.over:
-                return reader.end()
-            raise
         except (OSError, aiohttp.ClientError) as error:
             return reader.failed(error)
         return reader.end()
@@ -365,15 +362,13 @@ class Connection:
             limit.reschedule(now_s + next_s if next_s else None)
         return now_s
 
-    def _fault(self, job: Payload, prepared: Prepared, said: Said, rest_s: float) -> End:
+    def _fault(self, job: Payload, reader: Reader, said: Said, rest_s: float) -> End:
         """What an error means, and a word of it in the log; its own words may quote a prompt."""
-        if prepared.reading.resumed_by is not ResumedBy.NOTHING and (
-            said.status == 400 and _CONTEXT_IS_FULL in said.text
-        ):
+        resumed_by = reader.resumed_by
+        full = said.status == 400 and _CONTEXT_IS_FULL in said.text
+        if full and resumed_by is not ResumedBy.NOTHING:
             # The context was full when the attempt before was broken off: nothing is missing but the word.
-            return JobDone(
-                job.id, job.attempt, "length", 0, 0, resumed_by=prepared.reading.resumed_by
-            )
+            return JobDone(job.id, job.attempt, "length", 0, 0, resumed_by=resumed_by)
         event = fault_of(job, said, rest_s=rest_s)
         extra = {"id": job.id, "status": said.status}
         if not isinstance(event, JobLost):

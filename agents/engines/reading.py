@@ -71,10 +71,12 @@ class Reader:
 
     Attributes:
         begun: whether output has come.
+        whole: whether the answer comes in one piece.
     """
 
     def __init__(self, job: Payload, reading: Reading) -> None:
         self.begun = False
+        self.whole = reading.whole
         self._job = job
         self._reading = reading
         self._finished: dict[int, str] = {}
@@ -89,6 +91,11 @@ class Reader:
         self._prompt_ids: tuple[int, ...] = ()
         self._closing: Json = {}
         self._latest_usage: Json | None = None
+
+    @property
+    def resumed_by(self) -> ResumedBy:
+        """From what the job goes on."""
+        return self._reading.resumed_by
 
     @property
     def over(self) -> bool:
@@ -186,7 +193,7 @@ class Reader:
             kept.append(self._presented(piece))
         if not kept:
             return []
-        if reading.whole and usage is not None:
+        if self.whole and usage is not None:
             tokens = usage.get("completion_tokens", tokens)
         event.pop("id", None)
         if reading.keeps_usage and usage is not None:
@@ -197,7 +204,7 @@ class Reader:
         told = self._told(ids) if reading.exact else None
         fresh = self._fresh(tokens)
         id, attempt = self._job.id, self._job.attempt
-        return [JobOutput(id, attempt, encode(event), fresh, plain, told, reading.whole)]
+        return [JobOutput(id, attempt, encode(event), fresh, plain, told, self.whole)]
 
     def _piece(self, choice: Any, usage: Json | None) -> Piece | None:
         """One choice of an event; None for one that has nothing to say. Raises Unreadable."""
@@ -248,7 +255,7 @@ class Reader:
         before = self._counted.get(index, 0)
         if ids:
             now = before + len(ids)
-        elif usage is not None and "completion_tokens" in usage and not self._reading.whole:
+        elif usage is not None and "completion_tokens" in usage and not self.whole:
             now = max(before, usage["completion_tokens"])
         else:
             now = before + carries

@@ -189,8 +189,8 @@ async def _continued_from_ids(
     body: _Body, job: Payload, served: str, helper: Helper, able: Abilities
 ) -> Prepared:
     ids = list(job.resume_ids)
-    again = await _broken_end(ids, served, helper)
-    again = min(again, job.produced_tokens)
+    most = min(_BROKEN_TOKENS_MAX, job.produced_tokens)
+    again = await _broken_end(ids, served, helper, most=most)
     del ids[len(ids) - again :]
     top = _number(body, "top_logprobs") or 0
     reading = replace(
@@ -219,18 +219,18 @@ async def _continued_from_ids(
     return Prepared(COMPLETIONS, _encode(body), reading)
 
 
-async def _broken_end(ids: list[int], served: str, helper: Helper) -> int:
+async def _broken_end(ids: list[int], served: str, helper: Helper, *, most: int) -> int:
     """How many tokens at the end stand for part of a character only.
 
     From there an engine would not know where the text of the next token begins. They had no text yet, so they are produced
     again.
     """
-    for dropped in range(min(_BROKEN_TOKENS_MAX, len(ids) - 1)):
+    for dropped in range(most):
         end = len(ids) - dropped
         text = await helper.detokenize(served, ids[max(0, end - _TAIL_TOKENS) : end])
         if text is None or not text.endswith("\ufffd"):
             return dropped
-    return 0
+    return most
 
 
 # --------------------------------------------------------------------------- how to read

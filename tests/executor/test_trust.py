@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlm_core.executor import Drain, EngineReady, JobLost, JobRefused
+from qlm_core.messages import ReturnReason
 from qlm_core.model import ModelName, RequestId
 from tests.executor.world import World, group, profile, refs, world
 
@@ -119,3 +120,43 @@ def test_while_it_pauses_an_engine_is_not_reported_ready() -> None:
     assert w.reports[-1].state.ready is False
     w.at(4.5)
     assert w.reports[-1].state.ready is True
+
+
+def error(w: World, id: str) -> None:
+    w.tell(JobLost(RequestId(id), w.attempts[id], "HTTP 500", answered=True))
+
+
+def test_a_request_that_is_answered_with_an_error_among_others_is_what_is_wrong() -> None:
+    w = busy()
+    error(w, "1-0")
+    assert w.reasons == {"1-0": ReturnReason.ENGINE_ERROR}
+    # The engine is trusted as before.
+    assert len(w.pulled) == 5
+    # So it is each time that the engine worked in between.
+    w.produce("1-1", 1)
+    error(w, "1-2")
+    assert w.reasons["1-2"] is ReturnReason.ENGINE_ERROR
+    assert len(w.pulled) == 6
+
+
+def test_an_engine_that_answers_one_request_after_the_other_with_errors_is_not_trusted() -> None:
+    w = busy()
+    for id in ("1-0", "1-1", "1-2"):
+        error(w, id)
+    assert w.reasons == {
+        "1-0": ReturnReason.ENGINE_ERROR,
+        "1-1": ReturnReason.ENGINE_LOST,
+        "1-2": ReturnReason.ENGINE_LOST,
+    }
+    assert len(w.pulled) == 5
+
+
+def test_a_request_stays_the_suspect_when_it_comes_again() -> None:
+    w = busy(waiting=0)
+    for id in ("1-1", "1-2", "1-3"):
+        w.finish(id)
+    for _ in range(2):
+        error(w, "1-0")
+        assert w.reasons["1-0"] is ReturnReason.ENGINE_ERROR
+        w.queue(group(1), add=refs(1, 1))
+        w.grant()

@@ -1,0 +1,59 @@
+"""An engine that says that it is full is not asked again for each request, and loses nobody an attempt."""
+
+from __future__ import annotations
+
+from qlm_core.executor import JobTurnedAway
+from qlm_core.messages import ReturnReason
+from qlm_core.model import RequestId
+from tests.executor.test_trust import busy
+from tests.executor.world import World
+
+
+def turn_away(w: World, id: str, rest_s: float = 0.0) -> None:
+    w.tell(JobTurnedAway(RequestId(id), w.attempts[id], "HTTP 429", rest_s))
+
+
+def rests(w: World) -> dict[str, float]:
+    return {back.id: back.rest_s for back in w.returned}
+
+
+def test_one_request_rests_as_long_as_told_and_others_go_on() -> None:
+    w = busy()
+    turn_away(w, "1-0", 90.0)
+    assert w.reasons == {"1-0": ReturnReason.TURNED_AWAY}
+    assert rests(w) == {"1-0": 90.0}
+    assert len(w.pulled) == 5
+
+
+def test_one_that_is_told_no_time_rests_a_little() -> None:
+    w = busy()
+    turn_away(w, "1-0")
+    assert rests(w)["1-0"] > 0.0
+
+
+def test_a_second_one_in_a_row_means_that_the_engine_is_full() -> None:
+    w = busy()
+    turn_away(w, "1-0")
+    w.grant()
+    turn_away(w, "1-4")
+    # Three run; a fourth is not tried before the pause is over.
+    assert len(w.running) == 3
+    assert len(w.pulled) == 5
+    w.at(0.6)
+    assert len(w.pulled) == 6
+    w.grant()
+    turn_away(w, "1-5")
+    # It is still full: the pause is longer now.
+    w.at(1.3)
+    assert len(w.pulled) == 6
+    w.at(1.7)
+    assert len(w.pulled) == 7
+
+
+def test_what_ends_or_begins_shows_that_there_is_room() -> None:
+    w = busy()
+    turn_away(w, "1-0")
+    w.grant()
+    turn_away(w, "1-4")
+    w.finish("1-1")
+    assert len(w.pulled) > 5
