@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -36,7 +37,8 @@ _OPENAI_OWNERS = ("openai", "openai-internal", "system")
 
 class _Model(msgspec.Struct):
     id: str
-    owned_by: str = ""
+    owned_by: Any = ""
+    max_model_len: Any = 0
 
 
 class _Models(msgspec.Struct):
@@ -253,12 +255,17 @@ class OpenAIEngine:
 
     async def _learn(self, models: list[_Model]) -> None:
         """Find out what the server can do, from whose it says that its models are."""
-        owner = next((model.owned_by for model in models if model.id == self._served), "")
+        model = next((model for model in models if model.id == self._served), _Model(""))
+        owner = model.owned_by
         dialect = self._dialect
         if dialect == "auto":
             dialect = "vllm" if owner == "vllm" else "openai" if owner in _OPENAI_OWNERS else "auto"
         connection = self._connection
-        able = Abilities(ids=dialect == "vllm", running_counts=dialect != "openai")
+        able = Abilities(
+            ids=dialect == "vllm",
+            running_counts=dialect != "openai",
+            context_tokens=model.max_model_len if isinstance(model.max_model_len, int) else 0,
+        )
         if able.ids and not connection.able.shapes:
             connection.able = able
             await connection.learn_shapes(self._model, timeout_s=_LEARN_S)

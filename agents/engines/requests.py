@@ -31,7 +31,7 @@ _message = msgspec.json.Decoder(_Body)
 _text = msgspec.json.Decoder(str)
 _encode = msgspec.json.Encoder().encode
 
-_TRUE, _FALSE, _NULL = msgspec.Raw(b"true"), msgspec.Raw(b"false"), msgspec.Raw(b"null")
+_TRUE, _FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # What servers answer only whole, or more fully so. Options of a stream that is not wanted are theirs to refuse.
 _WHOLE_ONLY = ("prompt_logprobs", "use_beam_search", "kv_transfer_params", "stream_options")
@@ -88,6 +88,8 @@ class Abilities:
         running_counts: it counts tokens as it streams, or does not mind being asked to.
         shapes: by endpoint, what its whole answers have beside output, as far as it is known.
         fingerprint: its `system_fingerprint`, "" while not known.
+        context_tokens: prompt and output together, 0 while not known.
+        output_tokens_max: its own limit on output where the client names none, 0 for the context alone.
     """
 
     ids: bool = False
@@ -95,6 +97,8 @@ class Abilities:
     running_counts: bool = True
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     fingerprint: str = ""
+    context_tokens: int = 0
+    output_tokens_max: int = 0
 
     def shape(self, path: str, choices: int) -> bytes:
         """What an answer of so many choices has beside output, as a chunk; empty where that is not known."""
@@ -165,7 +169,7 @@ async def prepare(
 async def _continued(
     body: _Body, job: Payload, served: str, helper: Helper, able: Abilities
 ) -> Prepared:
-    if job.resume_ids and able.ids and (not job.chat or plain_chat(_fields(body))):
+    if job.resume_ids and able.ids and (not job.chat or _completes(body, able)):
         return await _continued_from_ids(body, job, served, helper, able)
     if _flag(body, "logprobs") or _flag(body, "return_token_ids"):
         raise CannotContinue(
@@ -204,7 +208,9 @@ async def _continued_from_ids(
     )
     _reduce_limits(body, job, job.produced_tokens - again)
     if job.chat:
-        limit = next((body[name] for name in reversed(_LIMITS) if _flag(body, name)), _NULL)
+        limit = next((body[name] for name in reversed(_LIMITS) if _flag(body, name)), None)
+        if limit is None:
+            limit = msgspec.Raw(_encode(_room(len(ids), job.produced_tokens - again, able)))
         wants_logprobs = _flag(body, "logprobs")
         for name in _OF_CHATS_ALONE:
             body.pop(name, None)
@@ -217,6 +223,20 @@ async def _continued_from_ids(
     _stream(body, able)
     body["return_token_ids"] = _TRUE
     return Prepared(COMPLETIONS, _encode(body), reading)
+
+
+def _completes(body: _Body, able: Abilities) -> bool:
+    """Whether a completion can continue a chat, which must name a limit where the chat need not."""
+    limited = any(_flag(body, name) for name in _LIMITS)
+    return (limited or able.context_tokens > 0) and plain_chat(_fields(body))
+
+
+def _room(ids: int, produced_tokens: int, able: Abilities) -> int:
+    """The limit that a server sets itself to a chat without one, for what is left of it."""
+    room = able.context_tokens - ids
+    if able.output_tokens_max:
+        room = min(room, able.output_tokens_max - produced_tokens)
+    return max(1, room)
 
 
 async def _broken_end(ids: list[int], served: str, helper: Helper, *, most: int) -> int:

@@ -82,7 +82,7 @@ class Server:
             served={model: model},
             patience=patience,
             event_bytes_max=event_bytes_max,
-            able=Abilities(ids=True),
+            able=Abilities(ids=True, context_tokens=settings.max_model_len),
         )
         self._section = section
         self._settings = settings

@@ -83,9 +83,15 @@ async def test_a_chat_goes_on_as_a_completion_of_its_ids_without_what_went_into_
     assert prepared.reading.as_chat
 
 
-async def test_a_chat_without_a_limit_goes_on_without_one():
-    body, _ = await continued(CHAT)
-    assert body["max_tokens"] is None
+async def test_a_chat_without_a_limit_goes_on_as_far_as_the_server_would_have_let_it():
+    body, _ = await continued(CHAT, Abilities(ids=True, context_tokens=50))
+    assert body["max_tokens"] == 45
+    body, _ = await continued(CHAT, Abilities(ids=True, context_tokens=50, output_tokens_max=20))
+    assert body["max_tokens"] == 17
+    # Where that is not known, its text goes on without a limit.
+    body, prepared = await continued(CHAT, Abilities(ids=True))
+    assert prepared.path == CHATS
+    assert "max_tokens" not in body
 
 
 async def test_what_says_how_a_prompt_is_divided_is_of_no_use_for_ids():
