@@ -1,12 +1,15 @@
 """What a client asked for, checked and completed: model, targets, sizes.
 
 Both front doors bring a body and a `Wish` here and get a `Draft` or an `InvalidRequest` that names the field and the
-remedy. Only what the gateway itself needs is checked; other fields of the body reach the engine unread.
+remedy. Only what the gateway itself needs is checked; other fields of the body reach the engine unread, and what an
+engine may accept is left to the engine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +17,30 @@ from typing import Any
 import msgspec
 
 from qlm_core.config import Config, ModelConfig
-from qlm_core.errors import InvalidRequest, UnknownModel
+from qlm_core.errors import ContextExceeded, InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
 from qlm_core.resume import resumable
-from qlm_core.tokens import completion_prompts, is_token_ids, output_limit, prompt_tokens
+from qlm_core.tokens import (
+    COMPLETION_DEFAULT_LIMIT,
+    chat_texts,
+    completion_prompts,
+    is_token_ids,
+    prompt_tokens,
+)
 
 Json = dict[str, Any]
 
 EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
-# A text's token count is an estimate. It must exceed the model's length by this much before a prompt is refused here;
-# in between the engine, which counts exactly, decides.
-ESTIMATE_SLACK = 1.25
+# No tokenizer puts more bytes than this into a token, white space apart. The longest entries of the vocabularies in
+# use are runs of one character, 128 bytes in those of GPT-4, Llama 3 and Qwen; this is eight times as much. White space
+# is counted as a blank a run, since some tokenizers make one of it first. So a text that exceeds this cannot fit; of any
+# other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
+BYTES_PER_TOKEN_MAX = 1024
+LIMIT_MAX = 2**31 - 1
+# How the answer is delivered; the same answer may be fetched either way.
+_DELIVERY = ("model", "stream", "stream_options")
+_BLANKS = re.compile(r"\s+")
 
 _decode = msgspec.json.Decoder().decode
 _decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -38,6 +53,7 @@ class Wish:
 
     Attributes:
         ttl_s: how long it may wait and run at most; it can only shorten the configured time.
+        trace: headers of the client's trace, for the engine.
     """
 
     slo_class: str = ""
@@ -46,6 +62,7 @@ class Wish:
     e2e_s: float | None = None
     ttl_s: float | None = None
     tenant: str = ""
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +71,10 @@ class Draft:
 
     Attributes:
         body: the client's; a completion that names no limit on output has OpenAI's default added.
-        max_output_tokens: the limit in the body, or the model's length where there is none.
+        prompt_tokens: estimated for text, and never more than the model's length for each prompt.
+        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none.
         service_tier: the tier to report in the answer.
+        fingerprint: a digest of what is asked for, "" unless one was wanted.
     """
 
     chat: bool
@@ -71,6 +90,8 @@ class Draft:
     resumable: bool
     stream: bool
     include_usage: bool
+    trace: tuple[tuple[str, str], ...] = ()
+    fingerprint: str = ""
 
 
 class Intake:
@@ -93,8 +114,20 @@ class Intake:
             lengths.setdefault(name, ModelConfig().max_model_len)
         return lengths
 
-    def draft(self, body: bytes, *, chat: bool, wish: Wish, model: str | None = None) -> Draft:
-        """Check a body and complete it. `model` overrides the body's.
+    def draft(
+        self,
+        body: bytes,
+        *,
+        chat: bool,
+        wish: Wish,
+        model: str | None = None,
+        keyed: bool = False,
+    ) -> Draft:
+        """Check a body and complete it.
+
+        Args:
+            model: overrides the body's.
+            keyed: whether it comes under an idempotency key, which belongs to its content.
 
         Raises:
             InvalidRequest: naming the field and the remedy. UnknownModel for a model not served.
@@ -110,9 +143,13 @@ class Intake:
         fields = _object(body)
         name, model_len = self._model(fields.get("model") if model is None else model)
         prompt = _prompt(fields, chat=chat, model_len=model_len)
-        output = _output(fields, chat=chat)
-        if not chat and fields.get("max_tokens") is None:
-            body = _with_max_tokens(body, output)
+        limits = _limits(fields, chat=chat)
+        output = next(iter(limits.values()), None)
+        if any(
+            fields.get(key) != limit or isinstance(fields[key], float)
+            for key, limit in limits.items()
+        ):
+            body = _with(body, limits)
         stream = _flag(fields, "stream")
         options = fields.get("stream_options")
         if options is not None and not isinstance(options, dict):
@@ -126,13 +163,15 @@ class Intake:
             slo=slo,
             prompt_tokens=prompt,
             # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
-            max_output_tokens=model_len if output is None else output,
+            max_output_tokens=model_len if output is None else min(max(1, output), LIMIT_MAX),
             tenant=_tenant(fields, wish),
             service_tier=tier,
             ttl_s=self._ttl(wish),
             resumable=resumable(fields, chat=chat),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
+            trace=wish.trace,
+            fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
         )
 
     def targets(self, wish: Wish) -> tuple[str, Slo]:
@@ -254,39 +293,53 @@ def _object(body: bytes) -> Json:
 
 
 def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
-    """Tokens of the prompt, or of all prompts, after checking that there is one and that each can fit."""
+    """Tokens of the prompt, or of all prompts, after checking that there is one and that each may fit."""
     field = "messages" if chat else "prompt"
     prompt = fields.get(field)
     if prompt is None:
+        if not chat and fields.get("prompt_embeds") is not None:
+            return 1
         raise InvalidRequest(field, "missing", f"Give {field}.", code="missing_field")
+    # A prompt that the engine is told to cut fits whatever its length.
+    cut = fields.get("truncate_prompt_tokens") is not None
     if chat:
         _check_messages(prompt)
-    elif not isinstance(prompt, str | list):
-        raise InvalidRequest(
-            field, "must be text or a list of token ids", f"Correct {field}.", code="invalid_type"
-        )
-    if not prompt:
-        raise InvalidRequest(field, "empty", f"Give a {field} with content.", code="empty_prompt")
-    if isinstance(prompt, list) and not chat:
-        _check_prompts(prompt)
+        if not (cut or "chat_template" in fields):
+            _check_questions(prompt, model_len)
+        return min(prompt_tokens(fields, chat=True), model_len)
+    _check_prompts(prompt)
     total = 0
-    for index, part in enumerate([prompt] if chat else completion_prompts(prompt)):
-        name = field if part is prompt else f"{field}[{index}]"
-        tokens = prompt_tokens({field: part}, chat=chat)
-        _check_length(name, tokens, model_len, exact=not chat and is_token_ids(part))
-        total += tokens
-    return total
+    for index, part in enumerate(completion_prompts(prompt)):
+        if not cut:
+            _check_length("prompt" if part is prompt else f"prompt[{index}]", part, model_len)
+        # What is too long by our estimate and runs all the same takes no more room than there is.
+        total += min(prompt_tokens({"prompt": part}, chat=False), model_len)
+    return max(1, total)
 
 
-def _check_length(field: str, tokens: int, model_len: int, *, exact: bool) -> None:
-    if tokens > model_len * (1.0 if exact else ESTIMATE_SLACK):
-        about = "" if exact else "about "
-        raise InvalidRequest(
-            field,
-            f"{about}{tokens} tokens, more than the model's {model_len}",
-            "Shorten it or use a model with a longer context.",
-            code="context_length_exceeded",
-        )
+def _check_length(field: str, part: object, model_len: int) -> None:
+    if isinstance(part, str):
+        _check_text(field, part, model_len)
+    elif is_token_ids(part) and len(part) > model_len:  # type: ignore[arg-type]
+        raise ContextExceeded(field, model_len, f"{len(part)} tokens")  # type: ignore[arg-type]
+
+
+def _check_text(field: str, text: str, model_len: int) -> None:
+    bytes_max = model_len * BYTES_PER_TOKEN_MAX
+    if 4 * len(text) <= bytes_max:
+        return
+    size = len(_BLANKS.sub(" ", text).encode("utf-8", "surrogatepass"))
+    if size > bytes_max:
+        found = f"{size} bytes, more than any tokenizer puts into so few tokens"
+        raise ContextExceeded(field, model_len, found)
+
+
+def _check_questions(messages: list[Json], model_len: int) -> None:
+    """What the user said reaches the model; a template may leave out parts of other messages, such as earlier thoughts."""
+    for message in messages:
+        if message["role"] == "user":
+            for text in chat_texts([message]):
+                _check_text("messages", text, model_len)
 
 
 def _check_messages(messages: object) -> None:
@@ -300,46 +353,63 @@ def _check_messages(messages: object) -> None:
                 'Write {"role": "user", "content": "..."}.',
                 code="invalid_type",
             )
-    if messages and not any(
-        message.get("content") or message.get("tool_calls") for message in messages
-    ):
-        raise InvalidRequest(
-            "messages", "empty", "Give a message with content.", code="empty_prompt"
-        )
 
 
-def _check_prompts(prompt: list[Any]) -> None:
-    """Token ids, or a list of prompts; ids are counted exactly, so they must be ids throughout."""
-    kinds = {type(part) for part in prompt}
-    if kinds == {int}:
+def _check_prompts(prompt: object) -> None:
+    """Text, token ids, or a list of these; ids are counted exactly, so they must be ids throughout."""
+    if isinstance(prompt, str):
         return
-    if kinds - {str, list} or "" in prompt or [] in prompt:
+    if not isinstance(prompt, list):
+        raise InvalidRequest(
+            "prompt", "must be text or a list of token ids", "Correct prompt.", code="invalid_type"
+        )
+    kinds = {type(part) for part in prompt}
+    if kinds != {int} and kinds - {str, list}:
         raise InvalidRequest(
             "prompt",
-            "must be text, token ids, or a list of these without empty ones",
+            "must be text, token ids, or a list of these",
             "Correct prompt.",
             code="invalid_type",
         )
 
 
-def _output(fields: Json, *, chat: bool) -> int | None:
+def _limits(fields: Json, *, chat: bool) -> dict[str, int]:
+    """The limits on output that the engine is to get, the one that counts first; none where the client gave none.
+
+    A completion without a limit gets the one that OpenAI's API has then: engines differ in what they take none or null
+    to mean. A completion may ask for nothing but its echo.
+    """
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
+    least = 1 if chat else 0
+    limits = {}
     for name in names:
         value = fields.get(name)
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise InvalidRequest(
-                name, f"must be a whole number of at least 1, not {value!r:.40}", "Correct it."
+                name,
+                f"must be a whole number of at least {least}, not {value!r:.40}",
+                "Correct it.",
             )
-    return output_limit(fields, chat=chat)
+        limits[name] = value
+    return limits if limits or chat else {"max_tokens": COMPLETION_DEFAULT_LIMIT}
 
 
-def _with_max_tokens(body: bytes, limit: int | None) -> bytes:
-    """A body that says how much output it asks for: engines differ in what they take none or null to mean."""
+def _with(body: bytes, limits: dict[str, int]) -> bytes:
+    """A body with these limits, and everything else as it was."""
     fields = _decode_shallow(body)
-    fields["max_tokens"] = msgspec.Raw(_encode(limit))
+    fields.update((name, msgspec.Raw(_encode(limit))) for name, limit in limits.items())
     return _encode(fields)
+
+
+def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
+    """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
+    asked = {key: value for key, value in fields.items() if key not in _DELIVERY}
+    said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def _flag(fields: Json, name: str) -> bool:
@@ -350,9 +420,15 @@ def _flag(fields: Json, name: str) -> bool:
 
 
 def _tenant(fields: Json, wish: Wish) -> str:
-    tenant = wish.tenant or fields.get("safety_identifier") or fields.get("user") or ""
-    if not isinstance(tenant, str) or len(tenant.encode()) > NAME_BYTES_MAX:
+    if len(wish.tenant.encode()) > NAME_BYTES_MAX:
         raise InvalidRequest(
             "tenant", f"must be text of at most {NAME_BYTES_MAX} bytes", "Use a shorter name."
         )
-    return tenant
+    if wish.tenant:
+        return wish.tenant
+    # These two are OpenAI's, and what else may be in them is the engine's to say.
+    for name in ("safety_identifier", "user"):
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")
+    return ""

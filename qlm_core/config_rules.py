@@ -100,6 +100,7 @@ def check(config: Config) -> None:
     _check_message_sizes(config)
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
+    _check_door(config)
     for path, address in (
         ("solver.listen", config.solver.listen),
         ("gateway.http_listen", config.gateway.http_listen),
@@ -185,6 +186,28 @@ def _check_agents(config: Config) -> None:
         if agent.metrics_listen:
             parse_address(agent.metrics_listen, f"{where}.metrics_listen")
         _check_engine(agent, where)
+
+
+def _check_door(config: Config) -> None:
+    for index, key in enumerate(config.gateway.api_keys):
+        path = f"gateway.api_keys[{index}]"
+        # A variable that is set to nothing would otherwise be a key that everybody knows.
+        if not key.strip():
+            raise ConfigError(f"{path}: empty. Give a key, or remove it to let everybody in.")
+        if key != key.strip() or not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"{path}: has characters that no header carries, or blanks around it. Use printable ASCII."
+            )
+    for index, origin in enumerate(config.gateway.cors_origins):
+        if origin != "*" and not _is_origin(origin):
+            raise ConfigError(
+                f"gateway.cors_origins[{index}]: {origin!r} is no origin. Write scheme and host, and "
+                'the port if there is one, such as https://chat.example.com, or "*" for all.'
+            )
+
+
+def _is_origin(text: str) -> bool:
+    return _is_url(text) and text == "{0.scheme}://{0.netloc}".format(urlsplit(text)).lower()
 
 
 def _check_message_sizes(config: Config) -> None:

@@ -18,11 +18,13 @@ _TIED = (
     "guided_json",
     "guided_regex",
     "logprobs",
+    "prompt_embeds",
     "prompt_logprobs",
     "return_token_ids",
     "structured_outputs",
     "suffix",
     "top_logprobs",
+    "truncate_prompt_tokens",
     "use_beam_search",
 )
 
