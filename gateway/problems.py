@@ -146,12 +146,12 @@ _SHED = {
 # TGI. Clients shorten the conversation when they see the code, so it is given only where the words leave no doubt.
 _TOO_LONG = re.compile(
     r"context_length_exceeded"
-    r"|maximum (context|model) length"
+    r"|maximum (context|model|input|sequence) length"
     r"|longer than the (model's|maximum) (context|model) length"
     r"|exceeds? (the |model's |the model's )?(available|maximum|max|allowed)[a-z ]*"
     r"(context|model|sequence)[ _](size|length|len|window)"
     r"|exceeds? (the )?(max_model_len|context (window|length|size))"
-    r"|`inputs` tokens \+ `max_new_tokens` must be",
+    r"|`inputs` (tokens \+ `max_new_tokens` must be|must have less than)",
     re.IGNORECASE,
 )
 
