@@ -15,7 +15,7 @@ from gateway import headers as hd
 from gateway import openai
 from gateway.desk import Desk
 from gateway.intake import Wish
-from gateway.keys import ApiKeys
+from gateway.keys import KEY_BYTES_MAX, ApiKeys
 from gateway.live import Follower, Live
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
@@ -34,7 +34,6 @@ from qlm_core.errors import (
 from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
 
-KEY_BYTES_MAX = 256
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 

@@ -40,6 +40,8 @@ _REQUEST_ID_BYTES_MAX = 128
 # W3C Trace Context; the second is nothing without the first.
 _TRACE = ("traceparent", "tracestate")
 _TRACE_BYTES_MAX = 512
+# Refusals that leave the rest of the body where it is.
+_UNREAD = ("body_too_large", "body_too_slow", "unsupported_content_encoding")
 # What a browser's script may read of an answer, beside what it may read always.
 EXPOSED = (
     b"x-request-id",
@@ -150,7 +152,7 @@ def problem(problem: Problem) -> RawHeaders:
         told.append((b"allow", problem.allow.encode()))
     if problem.dropped:
         told.append((b"x-llm-d-request-dropped-reason", problem.dropped.encode()))
-    if problem.code in ("body_too_large", "body_too_slow"):
+    if problem.code in _UNREAD:
         # The rest of the body is not wanted on this connection.
         told.append((b"connection", b"close"))
     if problem.status == 401:

@@ -18,7 +18,7 @@ from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up
 from gateway.cors import Cors
 from gateway.desk import Desk
 from gateway.exchange import SSE, Streamed, Whole
-from gateway.keys import ApiKeys
+from gateway.keys import KEY_BYTES_MAX, ApiKeys
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.routes import Route
@@ -143,8 +143,20 @@ class HttpApp:
     async def _generate(
         self, chat: bool, owner: str, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
+        coding = hd.text(headers, b"content-encoding").lower()
+        if coding not in ("", "identity"):
+            raise InvalidRequest(
+                "content-encoding",
+                f"{coding[:32]!r} cannot be read here",
+                "Send the body as it is.",
+                code="unsupported_content_encoding",
+            )
         body = await self._body(headers, receive)
         key = hd.text(headers, b"idempotency-key")
+        if len(key) > KEY_BYTES_MAX:
+            raise InvalidRequest(
+                "idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
+            )
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
         draft = self._desk.intake.draft(body, chat=chat, wish=hd.wish(headers), keyed=bool(key))
         patience_s = hd.patience_s(headers)

@@ -9,42 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from gateway import body as bd
+from gateway.body import LIMIT_MAX, Json
 from qlm_core.config import Config, ModelConfig
-from qlm_core.errors import ContextExceeded, InvalidRequest, UnknownModel
+from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
 from qlm_core.resume import resumable
-from qlm_core.tokens import (
-    COMPLETION_DEFAULT_LIMIT,
-    chat_texts,
-    completion_prompts,
-    is_token_ids,
-    prompt_tokens,
-)
-
-Json = dict[str, Any]
 
 EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
-# No tokenizer puts more bytes than this into a token, white space apart. The longest entries of the vocabularies in
-# use are runs of one character, 128 bytes in those of GPT-4, Llama 3 and Qwen; this is eight times as much. White space
-# is counted as a blank a run, since some tokenizers make one of it first. So a text that exceeds this cannot fit; of any
-# other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
-BYTES_PER_TOKEN_MAX = 1024
-LIMIT_MAX = 2**31 - 1
 # How the answer is delivered; the same answer may be fetched either way.
 _DELIVERY = ("model", "stream", "stream_options")
-_BLANKS = re.compile(r"\s+")
-
-_decode = msgspec.json.Decoder().decode
-_decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,17 +122,15 @@ class Intake:
                 "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
                 code="body_too_large",
             )
-        fields = _object(body)
+        # Some clients on Windows begin with it, and engines overlook it.
+        body = body.removeprefix(_BYTE_ORDER_MARK)
+        fields = bd.parse(body)
         name, model_len = self._model(fields.get("model") if model is None else model)
-        prompt = _prompt(fields, chat=chat, model_len=model_len)
-        limits = _limits(fields, chat=chat)
-        output = next(iter(limits.values()), None)
-        if any(
-            fields.get(key) != limit or isinstance(fields[key], float)
-            for key, limit in limits.items()
-        ):
-            body = _with(body, limits)
-        stream = _flag(fields, "stream")
+        # The length of a model that only agents know is a guess, by which nothing is refused.
+        known_len = model_len if name in self._config.models else None
+        prompt = bd.measure_prompt(fields, chat=chat, model_len=known_len)
+        body, output = bd.with_limits(body, fields, chat=chat)
+        stream = bd.flag(fields, "stream")
         options = fields.get("stream_options")
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
@@ -277,146 +257,11 @@ def explicit_class(ttft_s: float) -> str:
     return f"{EXPLICIT}-{2.0 ** max(-6, math.floor(math.log2(ttft_s))):g}s"
 
 
-# --------------------------------------------------------------------------- fields of the body
-
-
-def _object(body: bytes) -> Json:
-    try:
-        fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            "body", f"not valid JSON ({error})", "Send a JSON object.", code="invalid_json"
-        ) from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest("body", "not a JSON object", "Send one.", code="invalid_json")
-    return fields
-
-
-def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
-    """Tokens of the prompt, or of all prompts, after checking that there is one and that each may fit."""
-    field = "messages" if chat else "prompt"
-    prompt = fields.get(field)
-    if prompt is None:
-        if not chat and fields.get("prompt_embeds") is not None:
-            return 1
-        raise InvalidRequest(field, "missing", f"Give {field}.", code="missing_field")
-    # A prompt that the engine is told to cut fits whatever its length.
-    cut = fields.get("truncate_prompt_tokens") is not None
-    if chat:
-        _check_messages(prompt)
-        if not (cut or "chat_template" in fields):
-            _check_questions(prompt, model_len)
-        return min(prompt_tokens(fields, chat=True), model_len)
-    _check_prompts(prompt)
-    total = 0
-    for index, part in enumerate(completion_prompts(prompt)):
-        if not cut:
-            _check_length("prompt" if part is prompt else f"prompt[{index}]", part, model_len)
-        # What is too long by our estimate and runs all the same takes no more room than there is.
-        total += min(prompt_tokens({"prompt": part}, chat=False), model_len)
-    return max(1, total)
-
-
-def _check_length(field: str, part: object, model_len: int) -> None:
-    if isinstance(part, str):
-        _check_text(field, part, model_len)
-    elif is_token_ids(part) and len(part) > model_len:  # type: ignore[arg-type]
-        raise ContextExceeded(field, model_len, f"{len(part)} tokens")  # type: ignore[arg-type]
-
-
-def _check_text(field: str, text: str, model_len: int) -> None:
-    bytes_max = model_len * BYTES_PER_TOKEN_MAX
-    if 4 * len(text) <= bytes_max:
-        return
-    size = len(_BLANKS.sub(" ", text).encode("utf-8", "surrogatepass"))
-    if size > bytes_max:
-        found = f"{size} bytes, more than any tokenizer puts into so few tokens"
-        raise ContextExceeded(field, model_len, found)
-
-
-def _check_questions(messages: list[Json], model_len: int) -> None:
-    """What the user said reaches the model; a template may leave out parts of other messages, such as earlier thoughts."""
-    for message in messages:
-        if message["role"] == "user":
-            for text in chat_texts([message]):
-                _check_text("messages", text, model_len)
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list):
-        raise InvalidRequest("messages", "must be a list", "Give messages.", code="invalid_type")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(
-                f"messages[{index}]",
-                "must be an object with a role",
-                'Write {"role": "user", "content": "..."}.',
-                code="invalid_type",
-            )
-
-
-def _check_prompts(prompt: object) -> None:
-    """Text, token ids, or a list of these; ids are counted exactly, so they must be ids throughout."""
-    if isinstance(prompt, str):
-        return
-    if not isinstance(prompt, list):
-        raise InvalidRequest(
-            "prompt", "must be text or a list of token ids", "Correct prompt.", code="invalid_type"
-        )
-    kinds = {type(part) for part in prompt}
-    if kinds != {int} and kinds - {str, list}:
-        raise InvalidRequest(
-            "prompt",
-            "must be text, token ids, or a list of these",
-            "Correct prompt.",
-            code="invalid_type",
-        )
-
-
-def _limits(fields: Json, *, chat: bool) -> dict[str, int]:
-    """The limits on output that the engine is to get, the one that counts first; none where the client gave none.
-
-    A completion without a limit gets the one that OpenAI's API has then: engines differ in what they take none or null
-    to mean. A completion may ask for nothing but its echo.
-    """
-    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    least = 1 if chat else 0
-    limits = {}
-    for name in names:
-        value = fields.get(name)
-        if value is None:
-            continue
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-            raise InvalidRequest(
-                name,
-                f"must be a whole number of at least {least}, not {value!r:.40}",
-                "Correct it.",
-            )
-        limits[name] = value
-    return limits if limits or chat else {"max_tokens": COMPLETION_DEFAULT_LIMIT}
-
-
-def _with(body: bytes, limits: dict[str, int]) -> bytes:
-    """A body with these limits, and everything else as it was."""
-    fields = _decode_shallow(body)
-    fields.update((name, msgspec.Raw(_encode(limit))) for name, limit in limits.items())
-    return _encode(fields)
-
-
 def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
     """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
     asked = {key: value for key, value in fields.items() if key not in _DELIVERY}
     said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
-
-
-def _flag(fields: Json, name: str) -> bool:
-    value = fields.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise InvalidRequest(name, "must be true or false", "Correct it.", code="invalid_type")
 
 
 def _tenant(fields: Json, wish: Wish) -> str:

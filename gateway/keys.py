@@ -10,6 +10,8 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
+# Of an idempotency key.
+KEY_BYTES_MAX = 256
 _SCHEME = "bearer"
 
 

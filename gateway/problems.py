@@ -65,7 +65,11 @@ UNAUTHORIZED = Problem(
     code="invalid_api_key",
 )
 
-_STATUS_OF_CODE = {"body_too_large": 413, "body_too_slow": 408}
+_STATUS_OF_CODE = {
+    "body_too_large": 413,
+    "body_too_slow": 408,
+    "unsupported_content_encoding": 415,
+}
 
 
 def problem_of(error: Exception) -> Problem:

@@ -231,7 +231,8 @@ def test_a_door_that_would_not_close_or_open_is_refused(
 
 
 def test_origins_and_keys_as_they_should_be_are_accepted() -> None:
-    origins = ["https://chat.example.com", "http://localhost:3000", "*"]
+    origins = ["https://chat.example.com", "http://localhost:3000", "http://[::1]:80", "*"]
+    origins += ["app://obsidian.md", "chrome-extension://abcdefgh"]
     text = yaml.safe_dump({"gateway": {"cors_origins": origins, "api_keys": ["${KEY}"]}})
     config = config_file.parse(text, environ={"KEY": "k1"})
     assert config.gateway.cors_origins == tuple(origins)

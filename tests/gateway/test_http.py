@@ -251,13 +251,16 @@ async def test_rubbish_is_not_json(body: bytes) -> None:
         ({"x-llm-d-inference-ttl": "5 apples"}, "x-llm-d-inference-ttl"),
         ({"x-qlm-durable": "maybe"}, "x-qlm-durable"),
         ({"x-qlm-tenant": "t" * 300}, "tenant"),
+        ({"idempotency-key": "k" * 300}, "idempotency-key"),
+        ({"content-encoding": "zstd"}, "content-encoding"),
     ],
 )
 async def test_bad_headers_are_told_what_to_mend(headers: dict[str, str], param: str) -> None:
     async with running(config()) as (_, at):
         url = f"http://{at.http}/v1/chat/completions"
         status, answer, _ = await post(url, CHAT, headers)
-        assert (status, answer["error"]["param"]) == (400, param)
+        expected = 415 if param == "content-encoding" else 400
+        assert (status, answer["error"]["param"]) == (expected, param)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.intake import Draft, Intake, Wish
 from qlm_core.errors import ContextExceeded, InvalidRequest
+from qlm_core.model import ModelName
 from tests.gateway.peers import config
 
 MODEL_LEN = 1000
@@ -108,6 +109,18 @@ def test_a_limit_that_is_written_as_a_fraction_is_a_whole_number_to_the_engine()
             draft({"prompt": "x", "max_tokens": value})
     with pytest.raises(InvalidRequest, match="max_tokens: must be a whole number of at least 1"):
         draft({"messages": [], "max_tokens": 0}, chat=True)
+
+
+def test_nothing_is_refused_by_a_length_that_nobody_told() -> None:
+    intake = Intake(config(), lambda: (ModelName("announced"),))
+    body = json.dumps({"model": "announced", "prompt": [1] * 20_000}).encode()
+    assert intake.draft(body, chat=False, wish=Wish()).prompt_tokens == 20_000
+
+
+def test_a_byte_order_mark_is_overlooked() -> None:
+    body = b'{"model": "tiny", "prompt": "x", "max_tokens": 3}'
+    intake = Intake(config(), lambda: ())
+    assert intake.draft(b"\xef\xbb\xbf" + body, chat=False, wish=Wish()).body == body
 
 
 def fingerprint(body: str, *, chat: bool = False, **wish: Any) -> str:
