@@ -109,6 +109,9 @@ def _check_questions(messages: list[Json], model_len: int) -> None:
 def _check_messages(messages: object) -> None:
     if not isinstance(messages, list):
         raise InvalidRequest("messages", "must be a list", "Give messages.", code="invalid_type")
+    if not messages:
+        # OpenAI's API refuses it, and what renders chats for engines breaks on it.
+        raise InvalidRequest("messages", "empty", "Give a message.", code="empty_prompt")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise InvalidRequest(

@@ -139,6 +139,13 @@ async def test_tool_calls_are_put_together(deltas: list[dict[str, Any]]) -> None
         ),
         (
             "chat/completions",
+            {"model": "tiny", "messages": []},
+            400,
+            "messages",
+            "empty_prompt",
+        ),
+        (
+            "chat/completions",
             {"model": "tiny", "messages": [{"content": "x"}]},
             400,
             "messages[0]",

@@ -84,7 +84,6 @@ def test_only_what_surely_reaches_the_model_is_measured() -> None:
         (False, {"prompt": "x", "user": 7, "safety_identifier": None}),
         (False, {"prompt": "x", "user": "ü" * 300}),
         (False, {"prompt": "x", "max_tokens": 2**40}),
-        (True, {"messages": []}),
         (True, {"messages": [{"role": "user", "content": ""}]}),
         (True, {"messages": [{"role": "user", "name": "x"}]}),
         (True, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
@@ -108,7 +107,7 @@ def test_a_limit_that_is_written_as_a_fraction_is_a_whole_number_to_the_engine()
         with pytest.raises(InvalidRequest, match="max_tokens: must be a whole number"):
             draft({"prompt": "x", "max_tokens": value})
     with pytest.raises(InvalidRequest, match="max_tokens: must be a whole number of at least 1"):
-        draft({"messages": [], "max_tokens": 0}, chat=True)
+        draft({"messages": [{"role": "user"}], "max_tokens": 0}, chat=True)
 
 
 def test_nothing_is_refused_by_a_length_that_nobody_told() -> None:
@@ -144,7 +143,7 @@ def test_a_fingerprint_is_of_what_is_asked_for() -> None:
         fingerprint('{"model": "other", "prompt": "x", "seed": 1}'),
         fingerprint(same[0], slo_class="batch-1"),
         fingerprint(same[0], ttft_s=3.0),
-        fingerprint('{"model": "tiny", "prompt": "x", "messages": [], "seed": 1}', chat=True),
+        fingerprint('{"model": "tiny", "prompt": "x", "messages": [{"role": "user"}]}', chat=True),
     ]
     assert len({plain, *other}) == len(other) + 1
     assert draft({"prompt": "x"}).fingerprint == ""
