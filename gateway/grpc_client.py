@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import islice
@@ -71,7 +72,9 @@ async def _abort(desk: Desk, context: Context, error: QlmError) -> None:
     code = getattr(error, "code", None)
     desk.metrics.refused(code if isinstance(code, str) else status_of(error).name.lower())
     if isinstance(error, QueueFull):
-        context.set_trailing_metadata((("retry-after-s", str(max(1, round(error.retry_after_s)))),))
+        context.set_trailing_metadata(
+            (("retry-after-s", str(max(1, math.ceil(error.retry_after_s)))),)
+        )
     await context.abort(status_of(error), str(error))
 
 

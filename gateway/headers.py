@@ -145,7 +145,8 @@ def problem(problem: Problem) -> RawHeaders:
     """What headers say of an error."""
     told: RawHeaders = []
     if problem.retry_after_s is not None:
-        told.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_s))))
+        # Never too early by a fraction.
+        told.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_s))))
     if problem.should_retry is not None:
         told.append((b"x-should-retry", b"true" if problem.should_retry else b"false"))
     if problem.allow:

@@ -44,7 +44,7 @@ _BELOW = {
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),
 }
 
-# Parts of OpenAI's API that are not here, by the beginning of their path, and what serves instead.
+# Parts of OpenAI's API and its relatives' that are not here, by the beginning of their path, and what serves instead.
 _ELSEWHERE = {
     "/v1/responses": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/assistants": "Use POST /v1/chat/completions, with the whole conversation in messages.",
@@ -97,7 +97,7 @@ def nothing_at(path: str) -> str:
     said = f"path: there is nothing at {path[:128]}"
     for prefix, advice in _ELSEWHERE.items():
         if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-            return f"{said}: this part of OpenAI's API is not served here. {advice}"
+            return f"{said}, which is not served here. {advice}"
     for base in ("/v1", ""):
         fixed = f"/v1{path.removeprefix('/v1')}" if base == "" else path.removeprefix(base)
         if fixed != path and find(fixed) is not None:

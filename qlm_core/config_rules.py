@@ -84,6 +84,7 @@ _MOST_SECONDS = 1e9
 _MOST_OTHERWISE = 1e18
 # More than a message to an agent holds beside the body of a request and its output so far.
 _MESSAGE_REST_BYTES = 65_536
+_LEAST_HEARTBEAT_S = 0.001
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._~%-]+(:[0-9]{1,5})?|[a-z]+://\[[0-9a-f:]+\](:[0-9]{1,5})?"
 )
@@ -202,6 +203,11 @@ def _check_door(config: Config) -> None:
             raise ConfigError(
                 f"{path}: has characters that no header carries, or blanks around it. Use printable ASCII."
             )
+    if 0 < config.gateway.heartbeat_s < _LEAST_HEARTBEAT_S:
+        raise ConfigError(
+            f"gateway.heartbeat_s: must be 0 for none, or at least {_LEAST_HEARTBEAT_S:g}, not "
+            f"{_plain(config.gateway.heartbeat_s)}."
+        )
     for index, origin in enumerate(config.gateway.cors_origins):
         if origin != "*" and not _is_origin(origin):
             raise ConfigError(

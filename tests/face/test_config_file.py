@@ -219,6 +219,7 @@ def test_the_command_reports_one_line_and_status_2(
         ({"cors_origins": ["chat.example.com"]}, r"gateway\.cors_origins\[0\]: .* is no origin"),
         ({"cors_origins": ["*", "https://x.org/"]}, r"gateway\.cors_origins\[1\]: .* is no origin"),
         ({"cors_origins": ["https://X.org"]}, r"gateway\.cors_origins\[0\]: .* is no origin"),
+        ({"heartbeat_s": 1e-5}, r"gateway\.heartbeat_s: must be 0 for none, or at least 0\.001"),
         ({"heartbeat_s": -1}, r"gateway\.heartbeat_s: must be a finite number of at least 0"),
     ],
 )

@@ -177,6 +177,7 @@ async def test_a_stream_with_signs_of_life_can_wait_for_longer() -> None:
         it.solver.on_arrival = lambda id: None
         async with client(it, timeout=600.0) as api:
             stream = await api.chat.completions.create(**STREAM)
+            await soon(lambda: it.solver.heard(m.Arrived))
             it.agent.answer("x")
             it.agent.pull(it.solver.heard(m.Arrived)[0].request.id)
             assert [part async for part in stream]
