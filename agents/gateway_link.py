@@ -12,10 +12,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import grpc
-import msgspec
 
 from agents.driver import Driver, Run
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
@@ -35,7 +33,6 @@ from qlm_core.messages import (
     WorkHello,
 )
 from qlm_core.model import AgentId, GatewayId, RequestId
-from qlm_core.resume import resumable
 
 log = logging.getLogger("qlm.agent")
 
@@ -46,6 +43,11 @@ _Outgoing = Chunk | Pull | _End
 # Ends that a broken stream may have swallowed: the newest ones sent within this time.
 _REPEATED_S = 10.0
 _REPEATED_MAX = 2048
+# A message is closed when its chunks reach this share of its limit.
+_MESSAGE_SHARE = 0.5
+# More than an event takes in a message beside its texts, and than a token id does.
+_EVENT_BYTES = 128
+_ID_BYTES = 5
 # A gateway has this long to end its side once the agent has sent all.
 _HANG_UP_S = 2.0
 
@@ -143,6 +145,10 @@ class GatewayLink:
                     task = asyncio.current_task()
                     if self._closing or (task is not None and task.cancelling()):
                         raise
+                except Exception as error:  # a link that ends for good makes the agent useless
+                    kind = type(error).__name__
+                    said = {"gateway": self.gateway, "reason": kind}
+                    log.error("gateway link failed; dialling again", extra=said)
                 finally:
                     if self.connected and not taken_over:
                         backoff.reset()
@@ -157,15 +163,25 @@ class GatewayLink:
             await call.write(wire.work_to_wire([hello, *repeated]))
             self._joined()
             writer = asyncio.create_task(self._write(call))
+            # An agent that reads and cannot write would look well and be mute.
+            writer.add_done_callback(lambda done: self._written(done, call))
             try:
                 await self._read(call)
             finally:
                 writer.cancel()
                 await asyncio.wait([writer])
-                if not writer.cancelled() and writer.exception() is not None:
-                    log.debug("writer ended", extra={"reason": repr(writer.exception())})
         finally:
             call.cancel()
+
+    def _written(self, writer: asyncio.Task[None], call: _WorkCall) -> None:
+        """The writer has ended. A broken stream tells its reader too; of anything else nobody else would know."""
+        error = None if writer.cancelled() else writer.exception()
+        if error is None:
+            return
+        call.cancel()
+        if not isinstance(error, grpc.aio.AioRpcError | asyncio.InvalidStateError):
+            kind = type(error).__name__
+            log.error("writer failed", extra={"gateway": self.gateway, "reason": kind})
 
     def _hello(self) -> tuple[WorkHello, list[_End]]:
         """What is still here of this gateway's, and the ends to repeat."""
@@ -188,14 +204,18 @@ class GatewayLink:
         async for message in call:
             for order in wire.work_orders_from_wire(message):
                 if isinstance(order, Payload):
-                    self._driver.post(Granted(self.gateway, order, _resumable(order)))
+                    evictable = self._driver.engine.evictable(order)
+                    self._driver.post(Granted(self.gateway, order, evictable))
                 else:
                     self._driver.post(order)
 
     async def _write(self, call: _WorkCall) -> None:
+        bytes_max = int(self._agent.message_bytes_max * _MESSAGE_SHARE)
         while events := await self._outbox.take():
+            # All count as sent: what a breaking stream swallows is then missed on the other side.
             self._count(events)
-            await call.write(wire.work_to_wire(events))
+            for batch in _batches(events, bytes_max):
+                await call.write(wire.work_to_wire(batch))
         if self._closing:
             await call.done_writing()
         else:
@@ -252,12 +272,29 @@ class GatewayLink:
         return Outbox(limit=self._agent.backlog_events_max)
 
 
-def _resumable(job: Payload) -> bool:
-    """Whether a job could be continued elsewhere; one with an unreadable body ends at the engine anyway."""
-    try:
-        return resumable(msgspec.json.decode(job.body, type=dict[str, Any]), chat=job.chat)
-    except msgspec.MsgspecError:
-        return False
+def _batches(events: list[_Outgoing], bytes_max: int) -> list[list[_Outgoing]]:
+    """Split events so that no message becomes too large to send."""
+    batches: list[list[_Outgoing]] = [[]]
+    size = 0
+    for event in events:
+        weight = _weight(event)
+        if batches[-1] and size + weight > bytes_max:
+            batches.append([])
+            size = 0
+        batches[-1].append(event)
+        size += weight
+    return batches
+
+
+def _weight(event: _Outgoing) -> int:
+    """At most this many bytes of a message, but for what a pull asks for."""
+    if isinstance(event, Chunk):
+        ids = event.ids
+        told = 0 if ids is None else len(ids.output) + len(ids.prompt)
+        return _EVENT_BYTES + len(event.data) + _ID_BYTES * told
+    if isinstance(event, AttemptEnded):
+        return _EVENT_BYTES + len(event.closing) + 4 * len(event.error)
+    return _EVENT_BYTES
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from gateway import openai
+from gateway.answer import Json, usage_of
 from gateway.driver import Driver
 from gateway.intake import Intake
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.openai import Json
 from gateway.solver_link import SolverLink
 from qlm_core.config import Config
 from qlm_core.errors import NotFound, Unavailable, UnknownModel
@@ -136,7 +136,7 @@ def end_json(record: EndRecord) -> Json:
         "phase": record.phase.value,
         "reason": record.reason,
         "error": record.error,
-        "usage": openai.usage_of(record),
+        "usage": usage_of(record),
         "queue_s": record.queue_s,
         "ttft_s": record.ttft_s,
         "tpot_s": record.tpot_s,
@@ -144,6 +144,7 @@ def end_json(record: EndRecord) -> Json:
         "attained": record.attained,
         "attempts": record.attempts,
         "evictions": record.evictions,
+        "resumed_by": record.resumed_by.value,
         "estimate": record.estimate,
     }
 

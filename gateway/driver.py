@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,19 +17,19 @@ from typing import Any
 
 import msgspec
 
+from gateway.answer import BadChunkError
 from gateway.intake import Draft
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.openai import BadChunkError
 from gateway.store import Kept, Store, StoredEnd, StoredRequest, StoreError
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import KeyReused, NotFound, QlmError, QueueFull, Unavailable
-from qlm_core.messages import GatewayFact, Payload, Refused, Revoked, WorkOrder
+from qlm_core.messages import GatewayFact, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
 from qlm_core.outcome import FinishReason, ShedReason
-from qlm_core.resume import resumable
+from qlm_core.resume import Resume, resume_of
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +39,6 @@ STARTS_MAX = 1 << 15
 STORE_RETRY_S = 1.0
 SWEEP_PERIOD_S = 60.0
 RETRY_AFTER_S_MAX = 300.0
-
-# What only shows in chunks that carry more than text; a cheap sign that makes us look closer.
-_BEYOND_TEXT = re.compile(rb'"(?:tool_calls"|function_call"|reasoning|refusal")')
 
 
 class Driver:
@@ -103,7 +99,7 @@ class Driver:
         )
         restored = await self._store.open_requests()
         for request in restored:
-            self._enter(request, durable=True, watched=False, resumable=_text_only(request))
+            self._enter(request, durable=True, watched=False, resume=_resume_of(request))
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
         self._spawn(self._sweep())
@@ -170,8 +166,8 @@ class Driver:
             request,
             durable=False,
             watched=watched,
-            resumable=draft.resumable,
-            include_usage=draft.include_usage,
+            resume=draft.resume,
+            running_usage=draft.running_usage,
         )
 
     async def submit_durable(
@@ -200,8 +196,8 @@ class Driver:
                 request,
                 durable=True,
                 watched=watched,
-                resumable=draft.resumable,
-                include_usage=draft.include_usage,
+                resume=draft.resume,
+                running_usage=draft.running_usage,
             )
         return kept
 
@@ -266,13 +262,13 @@ class Driver:
         *,
         durable: bool,
         watched: bool,
-        resumable: bool,
-        include_usage: bool = False,
+        resume: Resume,
+        running_usage: bool = False,
     ) -> Live:
         live = Live(
             request,
             durable=durable,
-            include_usage=include_usage,
+            running_usage=running_usage,
             backlog_max=self._config.limits.stream_backlog_chunks_max,
         )
         self._live[request.id] = live
@@ -293,7 +289,7 @@ class Driver:
             lg.Submitted(
                 request=meta,
                 durable=durable,
-                resumable=resumable,
+                resume=resume,
                 watched=watched,
                 expires_s=now_s + (request.expires_at - unix),
             )
@@ -318,25 +314,12 @@ class Driver:
             orders.put(order)
 
     def _grant(self, effect: lg.Grant) -> None:
-        live = self._live[effect.id]
         try:
-            text = live.continue_after() if effect.produced_tokens else ""
+            payload = self._live[effect.id].payload(effect.attempt, effect.produced_tokens)
         except BadChunkError as error:
             self.handle(lg.FailAsked(effect.id, str(error)))
             return
-        request = live.request
-        self._order(
-            effect.agent,
-            Payload(
-                id=effect.id,
-                attempt=effect.attempt,
-                model=request.model,
-                chat=request.chat,
-                body=request.body,
-                resume_text=text,
-                produced_tokens=effect.produced_tokens,
-            ),
-        )
+        self._order(effect.agent, payload)
 
     def _refuse(self, effect: lg.Refuse) -> None:
         self._order(effect.agent, Refused(effect.id, effect.reason))
@@ -348,9 +331,7 @@ class Driver:
         chunk = effect.chunk
         live = self._live[chunk.id]
         try:
-            live.add(chunk.data, chunk.tokens)
-            if _BEYOND_TEXT.search(chunk.data) and not live.is_text_only:
-                self.handle(lg.OutputPinned(chunk.id))
+            live.add(chunk)
         except BadChunkError as error:
             self.handle(lg.FailAsked(chunk.id, str(error)))
             return
@@ -455,5 +436,5 @@ class Driver:
         return task
 
 
-def _text_only(request: StoredRequest) -> bool:
-    return resumable(msgspec.json.decode(request.body), chat=request.chat)
+def _resume_of(request: StoredRequest) -> Resume:
+    return resume_of(msgspec.json.decode(request.body), chat=request.chat)

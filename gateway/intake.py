@@ -20,7 +20,7 @@ from gateway.body import LIMIT_MAX, Json
 from qlm_core.config import Config, ModelConfig
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
-from qlm_core.resume import resumable
+from qlm_core.resume import Resume, resume_of
 
 EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
@@ -69,9 +69,10 @@ class Draft:
     tenant: str
     service_tier: str
     ttl_s: float
-    resumable: bool
+    resume: Resume
     stream: bool
     include_usage: bool
+    running_usage: bool
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
 
@@ -147,9 +148,12 @@ class Intake:
             tenant=_tenant(fields, wish),
             service_tier=tier,
             ttl_s=self._ttl(wish),
-            resumable=resumable(fields, chat=chat),
+            resume=resume_of(fields, chat=chat),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
+            running_usage=bool(
+                options and options.get("include_usage") and options.get("continuous_usage_stats")
+            ),
             trace=wish.trace,
             fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
         )

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway import openai
+from gateway.answer import Answer
 from gateway.store import StoredRequest
+from gateway.trail import Trail
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
+from qlm_core.messages import Chunk, Payload
 from qlm_core.model import Estimate
 
 FOLD_BYTES = 65_536
@@ -83,12 +86,12 @@ class Live:
     __slots__ = (
         "_answer",
         "_backlog_max",
-        "_continued",
         "_folded_bytes",
         "_followers",
         "_framer",
         "_raw",
         "_raw_bytes",
+        "_trail",
         "durable",
         "ended",
         "estimate",
@@ -98,7 +101,7 @@ class Live:
     )
 
     def __init__(
-        self, request: StoredRequest, *, durable: bool, include_usage: bool, backlog_max: int
+        self, request: StoredRequest, *, durable: bool, running_usage: bool, backlog_max: int
     ) -> None:
         self.request = request
         self.durable = durable
@@ -112,23 +115,22 @@ class Live:
             created=int(request.arrived_at),
             model=request.model,
             service_tier=request.service_tier,
-            usage=include_usage,
+            running_usage=running_usage,
         )
         self._followers: list[Follower] = []
-        self._answer = openai.Answer(chat=request.chat)
+        self._answer = Answer(chat=request.chat)
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
-        self._continued = False
+        self._trail = Trail()
         self._backlog_max = backlog_max
 
     # ---------------------------------------------------------------- output
 
-    def add(self, data: bytes, tokens: int) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Keep a chunk and pass it on. Raises BadChunkError."""
-        if self._continued:
-            data = openai.strip_roles(data)
-            if not data:
-                return
+        if chunk.ids is not None:
+            self._trail.add(chunk.ids)
+        data = chunk.data
         framed = self._framer.frame(data) if self._followers else b""
         self._raw.append(data)
         self._raw_bytes += len(data)
@@ -137,25 +139,32 @@ class Live:
             self._folded_bytes = len(self._answer.chunk())
         if framed:
             for follower in self._followers:
-                follower.put(Output(framed, tokens))
+                follower.put(Output(framed, chunk.tokens))
 
-    def continue_after(self) -> str:
-        """The text so far; what comes next is a continued attempt's. Raises BadChunkError."""
+    def payload(self, attempt: int, produced_tokens: int) -> Payload:
+        """What an agent gets that is to run the request, or to go on with it. Raises BadChunkError."""
+        request = self.request
+        if not produced_tokens:
+            return Payload(request.id, attempt, request.model, request.chat, request.body)
         self._fold()
-        self._continued = True
-        return self._answer.text
+        return Payload(
+            id=request.id,
+            attempt=attempt,
+            model=request.model,
+            chat=request.chat,
+            body=request.body,
+            resume_text=self._answer.text,
+            produced_tokens=produced_tokens,
+            resume_ids=self._trail.upto(produced_tokens),
+            text_offset_chars=self._answer.text_offset_chars,
+        )
 
     def drop_output(self) -> None:
         """Forget the output so far."""
         self._raw = []
         self._raw_bytes = self._folded_bytes = 0
-        self._answer = openai.Answer(chat=self.request.chat)
-
-    @property
-    def is_text_only(self) -> bool:
-        """Whether the output so far can be continued from its text."""
-        self._fold()
-        return self._answer.is_text_only
+        self._answer = Answer(chat=self.request.chat)
+        self._trail.clear()
 
     @property
     def output_bytes(self) -> int:
@@ -184,7 +193,7 @@ class Live:
         """Several chunks as one."""
         if len(outputs) == 1:
             return outputs[0]
-        answer = openai.Answer(chat=self.request.chat)
+        answer = Answer(chat=self.request.chat)
         for output in outputs:
             answer.fold(output.data)
         tokens = sum(output.tokens for output in outputs)

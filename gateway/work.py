@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncIterator
 
 import grpc
@@ -36,8 +37,9 @@ Context = grpc.aio.ServicerContext[pb.WorkRequest, pb.WorkResponse]
 ORDERS_MAX = 100_000
 # Payloads are the large orders; a message is closed when they reach this share of its limit.
 _MESSAGE_SHARE = 0.5
-# More than an order takes in a message beside its texts.
+# More than an order takes in a message beside its texts, and than a token id does.
 _ORDER_BYTES = 128
+_ID_BYTES = 5
 
 
 class WorkServicer(pb_grpc.WorkServiceServicer):
@@ -105,7 +107,7 @@ class _Stream:
                 for event in wire.work_from_wire(message):
                     if self._closed:
                         return
-                    self._take(event)
+                    self._take_alone(event)
         except wire.WireError as error:
             self.refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
@@ -128,6 +130,21 @@ class _Stream:
             del self._streams[agent]
             self._driver.disconnect(agent, self.orders)
             log.info("agent disconnected", extra={"agent": agent})
+
+    def _take_alone(self, event: WorkEvent) -> None:
+        """Take an event; what goes wrong with it ends its request, never the stream that others share."""
+        try:
+            self._take(event)
+        except Exception as error:
+            id = event.id if isinstance(event, Chunk | AttemptEnded | AttemptReturned) else None
+            # The message may quote what an engine wrote.
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
+            reason = f"{type(error).__name__} in {place}"
+            log.error("work event failed", extra={"request": id, "reason": reason})
+            if id is not None:
+                reason = "the gateway could not handle what its engine sent"
+                self._driver.handle(lg.FailAsked(id, reason))
 
     def _take(self, event: WorkEvent) -> None:
         agent = self._agent
@@ -186,4 +203,5 @@ def _weight(order: WorkOrder) -> int:
     if not isinstance(order, Payload):
         return _ORDER_BYTES
     texts = len(order.resume_text.encode()) + len(order.model.encode())
-    return _ORDER_BYTES + len(order.body) + texts
+    texts += sum(len(name) + len(text) + 8 for name, text in order.headers)
+    return _ORDER_BYTES + len(order.body) + texts + _ID_BYTES * len(order.resume_ids)

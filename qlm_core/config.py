@@ -19,6 +19,7 @@ from qlm_core.model import Slo, SloClass
 BackendName = Literal["auto", "gurobi", "highs", "pulp", "cpsat", "search", "greedy"]
 FormulationName = Literal["paths", "slot", "arc", "block"]
 EngineKind = Literal["sim", "openai", "vllm"]
+Dialect = Literal["auto", "vllm", "openai"]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +104,7 @@ class SolverLimits(Section, frozen=True, kw_only=True):
     waiting_requests_max: int = 500_000
     agents_max: int = 2_000
     gateways_max: int = 64
-    message_bytes_max: int = 16_777_216
+    message_bytes_max: int = 67_108_864
 
 
 class SolverConfig(Section, frozen=True, kw_only=True):
@@ -143,11 +144,11 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     body_bytes_max: int = 8_388_608
     body_s_max: float = 60.0
     open_requests_max: int = 100_000
-    stored_output_bytes_max: int = 4_194_304
+    stored_output_bytes_max: int = 33_554_432
     connections_max: int = 20_000
     slo_ttft_s_max: float = 604_800.0
     stream_backlog_chunks_max: int = 4_096
-    message_bytes_max: int = 16_777_216
+    message_bytes_max: int = 67_108_864
 
 
 class GatewayConfig(Section, frozen=True, kw_only=True):
@@ -183,6 +184,7 @@ class OpenAIEngineConfig(Section, frozen=True, kw_only=True):
 
     base_url: str = ""
     api_key: str = ""
+    dialect: Dialect = "auto"
     max_num_seqs: int = 64
     kv_cache_tokens: int = 200_000
     health_path: str = "/health"
@@ -205,9 +207,15 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
-    """Which engine the agent wraps; only the section of that kind is read."""
+    """Which engine the agent wraps; only the section of that kind is read.
+
+    silence_first_s_max: a request without output for so long is taken from its server and tried again; 0: never.
+    silence_s_max: likewise between two outputs.
+    """
 
     kind: EngineKind = "sim"
+    silence_first_s_max: float = 600.0
+    silence_s_max: float = 120.0
     sim: SimEngineConfig = SimEngineConfig()
     openai: OpenAIEngineConfig = OpenAIEngineConfig()
     vllm: VllmEngineConfig = VllmEngineConfig()
@@ -252,7 +260,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     report_interval_s: float = 0.25
     reconnect_s_max: float = 2.0
     drain_s: float = 30.0
-    message_bytes_max: int = 16_777_216
+    message_bytes_max: int = 67_108_864
     host_memory_bytes: int = 137_438_953_472
     gateway_grace_s: float = 30.0
     backlog_events_max: int = 200_000

@@ -25,6 +25,7 @@ from qlm_core.model import (
 )
 from qlm_core.outcome import PullRefusal, ShedReason
 from qlm_core.profile import EngineProfile
+from qlm_core.resume import ResumedBy
 
 # --------------------------------------------------------------------------- gateway → solver
 
@@ -184,13 +185,38 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids as an engine tells them.
+
+    Attributes:
+        position: how many output tokens of the request come before `output`. Ids from there on that were told earlier
+            are void: their engine had not yet turned them into text.
+        prompt: ids of the prompt, once in each attempt that did not begin with ids.
+    """
+
+    position: int
+    output: tuple[int, ...]
+    prompt: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """Output of an attempt: an OpenAI chunk object as JSON, and the output tokens in it."""
+    """Output of an attempt: an OpenAI chunk object as JSON, and the output tokens in it.
+
+    Attributes:
+        tokens: output tokens whose text is in this chunk or in an earlier one, each counted once.
+        plain: whether this is nothing but text, which another engine can continue.
+        ids: the token ids behind it; None where the engine does not tell them.
+        whole: it is all of the answer, so when its first token was made is not known.
+    """
 
     id: RequestId
     attempt: int
     data: bytes
     tokens: int
+    plain: bool = True
+    ids: TokenIds | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +224,8 @@ class AttemptEnded:
     """The engine finished an attempt. Token counts are of this attempt alone.
 
     With `finish_reason` "error" the engine refused the request for good; `error` says why and
-    `error_status` is its HTTP status, 0 if none.
+    `error_status` is its HTTP status, 0 if none. `closing` is the engine's last word beside the output as a JSON
+    object, usage in its own words included; empty where there was none.
     """
 
     id: RequestId
@@ -208,23 +235,39 @@ class AttemptEnded:
     output_tokens: int = 0
     error: str = ""
     error_status: int = 0
+    closing: bytes = b""
+    resumed_by: ResumedBy = ResumedBy.NOTHING
 
 
 class ReturnReason(Enum):
-    """Why an attempt stopped before its end."""
+    """Why an attempt stopped before its end.
+
+    EVICTED: it gave way. DRAINING: the agent leaves. TURNED_AWAY: the engine had no room for it. None of these says
+    anything against the request. ENGINE_LOST: the engine failed. ENGINE_ERROR: the engine answered this request with
+    an error while it serves others.
+    """
 
     EVICTED = "evicted"
     ENGINE_LOST = "engine-lost"
     DRAINING = "draining"
+    TURNED_AWAY = "turned-away"
+    ENGINE_ERROR = "engine-error"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptReturned:
-    """An attempt stopped before its end; the request waits again."""
+    """An attempt stopped before its end; the request waits again.
+
+    Attributes:
+        detail: what happened, in the engine's words where it had any.
+        rest_s: how long the request is not to be tried again, as the engine asked.
+    """
 
     id: RequestId
     attempt: int
     reason: ReturnReason
+    detail: str = ""
+    rest_s: float = 0.0
 
 
 WorkEvent = WorkHello | Pull | Chunk | AttemptEnded | AttemptReturned
@@ -232,7 +275,14 @@ WorkEvent = WorkHello | Pull | Chunk | AttemptEnded | AttemptReturned
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A request to run: the client's body, and what earlier attempts already produced."""
+    """A request to run: the client's body, and what earlier attempts already produced.
+
+    Attributes:
+        resume_text: the text so far.
+        resume_ids: the ids of the prompt and of all output so far; empty where they are not known.
+        text_offset_chars: where the next token's text begins, as an engine counts that in its log-probabilities.
+        headers: of the client's, to be passed on to the engine.
+    """
 
     id: RequestId
     attempt: int
@@ -241,6 +291,9 @@ class Payload:
     body: bytes
     resume_text: str = ""
     produced_tokens: int = 0
+    resume_ids: tuple[int, ...] = ()
+    text_offset_chars: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

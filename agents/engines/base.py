@@ -3,8 +3,8 @@
 An engine is one serving instance: it can keep one model awake and run a batch of jobs on it. It decides nothing. Its
 owner calls it from one event loop and hears back through one listener, on the same loop; calls never block and never
 raise for what may happen in operation (a crash, a refusal): that arrives as an event. A job's events come in order
-and end with exactly one of `JobDone`, `JobRefused` or `JobLost`; after `abort` returns, no further event of that job
-comes. The events are the executor's own (`qlm_core.executor.events`).
+and end with exactly one of `JobDone`, `JobRefused`, `JobLost` or `JobTurnedAway`; after `abort` returns, no further
+event of that job comes. The events are the executor's own (`qlm_core.executor.events`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ class Engine(Protocol):
     def submit(self, job: Payload, priority: int = 0) -> None:
         """Run a job of the awake model, lower priorities first where the engine can tell.
 
-        A resumed job continues after `resume_text`.
+        A resumed job continues after what earlier attempts produced: from `resume_ids` where the engine can and they are
+        known, else after `resume_text`.
+        """
+
+    def evictable(self, job: Payload) -> bool:
+        """Whether a job, once begun here, could be continued elsewhere as if nothing had happened, as far as this
+        engine's answers allow.
         """
 
     def abort(self, id: RequestId, attempt: int) -> None:

@@ -1,8 +1,8 @@
-"""The request path to one OpenAI-compatible server: jobs out, their streams back.
+"""The request path to one OpenAI-compatible server: jobs out, their answers back.
 
-Every job streams, whatever its client asked for; chunk objects pass on as they come, without `id` and usage. A job is
-over only when the server has named a finish reason: a server that crashes may well end its stream with `[DONE]`. A
-job is aborted by closing its connection.
+What to ask is `requests`' business, what an answer means `reading`'s; here are the sockets. A job is aborted by closing its
+connection. Each attempt has a request id of its own at the server, which may not have let go of an earlier one yet. A
+server that falls silent in the middle of an answer loses the job after a limit.
 """
 
 from __future__ import annotations
@@ -10,44 +10,75 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.requests import CannotContinue, prepare
+from agents.engines.events import DONE, Events
+from agents.engines.faults import EngineError, Said, fault_of, rest_of, said_by, said_in
+from agents.engines.lenient_json import Unreadable, read
+from agents.engines.reading import End, Reader, whole_as_chunk
+from agents.engines.requests import (
+    CHATS,
+    COMPLETIONS,
+    Abilities,
+    CannotContinue,
+    Prepared,
+    asked_whole,
+    prepare,
+)
+from agents.engines.shapes import Shape, learn
+from qlm_core.config import EngineConfig
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
+from qlm_core.resume import Resume, ResumedBy, exact_from_ids, resume_of
 
 log = logging.getLogger("qlm.engine")
 
-# Statuses at which the same request may well succeed later or elsewhere; a 401 is about our key, not its client's.
-_RETRIED = (401, 408, 409, 425, 429)
-_ERROR_CHARS_MAX = 2000
-_EVENT_BYTES_MAX = 4_194_304
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+_ERROR_BYTES_MAX = 65_536
+# What a server still has to say after an answer is over must come within this time.
+_CLOSING_S = 1.0
+# An answer that is asked for whole is silent until it is there.
+_WHOLE_SILENCES = 10.0
+_HELP_TIMEOUT_S = 10.0
+_CONTEXT_IS_FULL = "maximum context length"
 
 
 class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
-_Parts = dict[str, msgspec.Raw]
-_parts = msgspec.json.Decoder(_Parts)
-_choices = msgspec.json.Decoder(list[_Choice])
-_usage = msgspec.json.Decoder(_Usage | None)
+class _Prompt(msgspec.Struct):
+    prompt: str
+
+
+_body = msgspec.json.Decoder(dict[str, Any])
 _tokens = msgspec.json.Decoder(_Tokens)
+_prompt = msgspec.json.Decoder(_Prompt)
 _encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a server may be silent before a job on it is given up; 0 for as long as it likes.
+
+    Attributes:
+        first_s: before the first output.
+        next_s: between two outputs.
+    """
+
+    first_s: float = 0.0
+    next_s: float = 0.0
+
+
+def patience_of(engine: EngineConfig) -> Patience:
+    """What the configuration says of it."""
+    return Patience(first_s=engine.silence_first_s_max, next_s=engine.silence_s_max)
 
 
 class Connection:
@@ -56,6 +87,10 @@ class Connection:
     Args:
         base_url: scheme, host and port, without /v1.
         served: the server's name for each of our models.
+        event_bytes_max: longest event of a stream, and longest whole answer.
+
+    Attributes:
+        able: what the server can do; its owner sets it as that becomes known.
     """
 
     def __init__(
@@ -65,9 +100,15 @@ class Connection:
         served: dict[ModelName, str],
         api_key: str = "",
         connect_timeout_s: float = 5.0,
+        patience: Patience | None = None,
+        event_bytes_max: int = 16_777_216,
+        able: Abilities | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.able = able or Abilities()
         self._served = served
+        self._patience = patience or Patience()
+        self._event_bytes_max = event_bytes_max
         # Streams pass on as they come, so they must come as they are.
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
@@ -120,6 +161,21 @@ class Connection:
         for event in lost:
             self._tell(event)
 
+    def evictable(self, job: Payload) -> bool:
+        """Whether a job could go on elsewhere as well as this server's answers allow.
+
+        Where they tell token ids that means: as if nothing had happened.
+        """
+        try:
+            body = _body.decode(job.body)
+        except (msgspec.MsgspecError, RecursionError):
+            return False  # it ends at the engine anyway
+        if not body.get("stream") and asked_whole(body, self.able, chat=job.chat):
+            return False
+        if self.able.ids:
+            return exact_from_ids(body, chat=job.chat)
+        return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
+
     async def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """GET a path of the server. Raises OSError, asyncio.TimeoutError or aiohttp.ClientError."""
         return await self._call("GET", path, None, timeout_s)
@@ -135,7 +191,28 @@ class Connection:
             status, answer = await self.post("/v1/completions", body, timeout_s=timeout_s)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
             return f"no answer: {error!r}"
-        return "" if status == 200 else f"HTTP {status}: {_error_text(answer)}"
+        return "" if status == 200 else f"HTTP {status}: {said_by(status, answer).text}"
+
+    async def learn_shapes(self, model: ModelName, *, timeout_s: float) -> None:
+        """Find out what the server's whole answers look like, by a token of each endpoint."""
+        asked: dict[str, dict[str, Any]] = {
+            COMPLETIONS: {"prompt": "a"},
+            CHATS: {"messages": [{"role": "user", "content": "a"}]},
+        }
+        shapes: dict[str, Shape] = {}
+        fingerprint, parses = "", False
+        for path, said in asked.items():
+            body = {"model": self._served[model], "max_tokens": 1, "temperature": 0, **said}
+            try:
+                status, answer = await self.post(path, body, timeout_s=timeout_s)
+                if status == 200:
+                    shape = shapes[path] = learn(answer)
+                    fingerprint, parses = shape.fingerprint, parses or shape.reasons
+            except (OSError, TimeoutError, aiohttp.ClientError):
+                return
+            except (Unreadable, KeyError, TypeError, IndexError, AttributeError):
+                log.warning("an endpoint answers strangely", extra={"path": path})
+        self.able = replace(self.able, shapes=shapes, fingerprint=fingerprint, parses_chats=parses)
 
     # ------------------------------------------------------------------- one job
 
@@ -153,15 +230,12 @@ class Connection:
             return response.status, await response.read()
 
     async def _run(self, job: Payload, priority: int | None) -> None:
-        event: JobDone | JobRefused | JobLost = JobLost(job.id, job.attempt)
+        event: End = JobLost(job.id, job.attempt, "the agent failed")
         try:
-            event = await self._stream(job, priority)
+            event = await self._answer(job, priority)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            log.warning("job lost", extra={"id": job.id, "reason": repr(error)})
-        except CannotContinue as error:
-            log.warning("job lost", extra={"id": job.id, "reason": str(error)})
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("job lost", extra={"id": job.id, "reason": f"unreadable chunk: {error}"})
+            words = f"no connection to the engine ({type(error).__name__})"
+            event = JobLost(job.id, job.attempt, words)
         except Exception as error:  # whatever went wrong, a job ends
             log.error("job lost", extra={"id": job.id, "reason": _kind_and_place(error)})
         known = self._tasks.get(job.id)
@@ -169,48 +243,153 @@ class Connection:
             del self._tasks[job.id]
             self._tell(event)
 
-    async def _stream(self, job: Payload, priority: int | None) -> JobDone | JobRefused | JobLost:
+    async def _answer(self, job: Payload, priority: int | None) -> End:
         assert self._http is not None, "not open"
         try:
             served = self._served[job.model]
-            prepared = await prepare(job, served, self._tokenize, priority=priority)
-        except (msgspec.MsgspecError, ValueError) as error:
+            prepared = await prepare(job, served, self, self.able, priority=priority)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             return JobRefused(job.id, job.attempt, 400, f"body: {error}")
-        async with self._http.post(
-            self.base_url + prepared.path,
-            data=prepared.body,
-            headers={"Content-Type": "application/json", "X-Request-Id": job.id},
-        ) as response:
-            if response.status != 200:
-                answer = await response.content.read(65_536)
-                return _refusal(job, response.status, answer)
-            return await self._relay(job, response.content)
+        except CannotContinue as error:
+            log.warning("job cannot go on here", extra={"id": job.id, "reason": str(error)})
+            return JobLost(job.id, job.attempt, str(error), answered=True)
+        headers = {
+            **dict(job.headers),
+            "Content-Type": "application/json",
+            "X-Request-Id": f"{job.id}-{job.attempt}",
+        }
+        first_s = self._patience.first_s * (_WHOLE_SILENCES if prepared.reading.whole else 1.0)
+        try:
+            async with asyncio.timeout(first_s or None) as limit:
+                async with self._http.post(
+                    self.base_url + prepared.path,
+                    data=prepared.body,
+                    headers=headers,
+                    allow_redirects=False,
+                ) as response:
+                    return await self._read(job, prepared, response, limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            log.warning("engine is silent", extra={"id": job.id})
+            return JobLost(job.id, job.attempt, "the engine fell silent", answered=True)
 
-    async def _relay(self, job: Payload, content: aiohttp.StreamReader) -> JobDone | JobLost:
-        """Pass the stream on, event by event; the end is an end only with a finish reason."""
-        relay = _Relay(job)
-        rest = b""
-        async for data, _ in content.iter_chunks():
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > _EVENT_BYTES_MAX:
-                log.warning("endless event in a stream", extra={"id": job.id})
-                return JobLost(job.id, job.attempt)
-            for line in lines:
-                if not line.startswith(b"data:"):
-                    continue
-                event = line[5:].strip()
-                if event == b"[DONE]":
-                    return relay.end()
-                output = relay.take(event)
-                if relay.broken:
-                    return JobLost(job.id, job.attempt)
-                if output is not None:
-                    self._tell(output)
-        return relay.end()
+    async def _read(
+        self,
+        job: Payload,
+        prepared: Prepared,
+        response: aiohttp.ClientResponse,
+        limit: asyncio.Timeout,
+    ) -> End:
+        """The answer, whatever it is."""
+        rest_s = rest_of(response.headers.get("Retry-After"))
+        if response.status != 200:
+            answer = await response.content.read(_ERROR_BYTES_MAX)
+            return self._fault(job, prepared, said_by(response.status, answer), rest_s)
+        # Not every server does as it is asked.
+        whole = response.content_type == "application/json"
+        reader = Reader(job, replace(prepared.reading, whole=whole))
+        try:
+            if whole:
+                await self._whole(job, reader, response)
+            else:
+                await self._stream(reader, response, limit)
+        except EngineError as error:
+            return (
+                reader.failed(error)
+                if reader.over
+                else self._fault(job, prepared, error.said, rest_s)
+            )
+        except Unreadable as error:
+            log.warning("unreadable answer", extra={"id": job.id, "reason": str(error)})
+            return reader.failed(error)
+        except TimeoutError:
+            if reader.over:
+                return reader.end()
+            raise
+        except (OSError, aiohttp.ClientError) as error:
+            return reader.failed(error)
+        return reader.end()
 
-    async def _tokenize(self, model: str, text: str) -> list[int]:
-        body = {"model": model, "prompt": text, "add_special_tokens": False}
-        status, answer = await self.post("/tokenize", body, timeout_s=10.0)
+    async def _whole(self, job: Payload, reader: Reader, response: aiohttp.ClientResponse) -> None:
+        """An answer in one piece."""
+        parts: list[bytes] = []
+        size = 0
+        async for data, _ in response.content.iter_chunks():
+            parts.append(data)
+            size += len(data)
+            if size > self._event_bytes_max:
+                raise Unreadable(f"an answer of more than {self._event_bytes_max} bytes")
+        for event in whole_as_chunk(b"".join(parts), chat=job.chat):
+            self._pass_on(reader.take(event))
+
+    async def _stream(
+        self, reader: Reader, response: aiohttp.ClientResponse, limit: asyncio.Timeout
+    ) -> None:
+        """Pass a stream on, event by event, until the server ends it or has nothing more to say."""
+        loop = asyncio.get_running_loop()
+        events = Events(self._event_bytes_max)
+        self._pass_on(reader.opening())
+        heard_s = -inf
+        async for data, _ in response.content.iter_chunks():
+            for event in events.feed(data):
+                if event.data == DONE:
+                    return
+                self._take(reader, event.data, error=event.error)
+                heard_s = self._be_patient(reader, limit, heard_s, loop.time())
+        for event in events.finish():
+            if event.data == DONE:
+                return
+            self._take(reader, event.data, error=event.error)
+
+    def _take(self, reader: Reader, data: bytes, *, error: bool) -> None:
+        if error and not reader.over:
+            said = read(data)
+            said = said if isinstance(said, dict) else {"message": str(said)}
+            raise EngineError(said_in(said) or said_in({"error": said}) or Said(500, "an error"))
+        self._pass_on(reader.take(data))
+
+    def _be_patient(
+        self, reader: Reader, limit: asyncio.Timeout, heard_s: float, now_s: float
+    ) -> float:
+        """Move the limit on silence on; returns the time that it counts from.
+
+        That may be a little in the past: setting a timer for each token costs more than the token.
+        """
+        next_s = self._patience.next_s
+        if reader.over:
+            limit.reschedule(now_s + _CLOSING_S)
+        elif not reader.begun or now_s < heard_s + next_s / 8:
+            return heard_s
+        else:
+            limit.reschedule(now_s + next_s if next_s else None)
+        return now_s
+
+    def _fault(self, job: Payload, prepared: Prepared, said: Said, rest_s: float) -> End:
+        """What an error means, and a word of it in the log; its own words may quote a prompt."""
+        if prepared.reading.resumed_by is not ResumedBy.NOTHING and (
+            said.status == 400 and _CONTEXT_IS_FULL in said.text
+        ):
+            # The context was full when the attempt before was broken off: nothing is missing but the word.
+            return JobDone(
+                job.id, job.attempt, "length", 0, 0, resumed_by=prepared.reading.resumed_by
+            )
+        event = fault_of(job, said, rest_s=rest_s)
+        extra = {"id": job.id, "status": said.status}
+        if not isinstance(event, JobLost):
+            log.info("engine refused", extra=extra)
+        elif event.answered:
+            log.warning("engine error", extra=extra)
+        else:
+            log.error("engine denies access, or is not there", extra=extra)
+        return event
+
+    # ------------------------------------------------------------------- help with tokens
+
+    async def tokenize(self, served: str, text: str) -> list[int]:
+        """The ids of a text. Raises CannotContinue."""
+        body = {"model": served, "prompt": text, "add_special_tokens": False}
+        status, answer = await self.post("/tokenize", body, timeout_s=_HELP_TIMEOUT_S)
         try:
             tokens = _tokens.decode(answer).tokens if status == 200 else []
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -223,9 +402,22 @@ class Connection:
             )
         return tokens
 
+    async def detokenize(self, served: str, ids: list[int]) -> str | None:
+        """The text of ids; None where the server does not say."""
+        body = {"model": served, "tokens": ids}
+        status, answer = await self.post("/detokenize", body, timeout_s=_HELP_TIMEOUT_S)
+        try:
+            return _prompt.decode(answer).prompt if status == 200 else None
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+
     # ------------------------------------------------------------------- bookkeeping
 
-    def _tell(self, event: JobOutput | JobDone | JobRefused | JobLost) -> None:
+    def _pass_on(self, outputs: list[JobOutput]) -> None:
+        for output in outputs:
+            self._tell(output)
+
+    def _tell(self, event: JobOutput | End) -> None:
         if self._listener is not None:
             self._listener(event)
 
@@ -242,86 +434,7 @@ class Connection:
             task.add_done_callback(lambda done: self._ended.pop(done, None))
 
 
-class _Relay:
-    """Turns the events of one stream into job events."""
-
-    def __init__(self, job: Payload) -> None:
-        self.broken = False
-        self._job = job
-        self._resumed = job.produced_tokens > 0
-        self._finish_reason = ""
-        self._prompt_tokens = 0
-        # Tokens of each choice so far, and of all of them in the server's last word.
-        self._counted: dict[int, int] = {}
-        self._output_tokens = 0
-
-    def take(self, event: bytes) -> JobOutput | None:
-        """One chunk object; None if there is nothing to pass on."""
-        parts = _parts.decode(event)
-        if "error" in parts:
-            log.warning("engine error in a stream", extra={"id": self._job.id})
-            self.broken = True
-            return None
-        raw = parts.pop("usage", None)
-        usage: _Usage | None = _usage.decode(raw) if raw is not None else None
-        if usage is not None:
-            self._prompt_tokens = usage.prompt_tokens
-        choices = _choices.decode(parts["choices"]) if "choices" in parts else []
-        if not choices:
-            if usage is not None:
-                self._output_tokens = usage.completion_tokens
-            return None
-        for choice in choices:
-            if choice.finish_reason is not None:
-                self._finish_reason = choice.finish_reason
-        fresh = self._count(choices[0].index, usage)
-        if self._resumed and not fresh and not self._finish_reason and b'"role"' in event:
-            return None
-        parts.pop("id", None)
-        return JobOutput(self._job.id, self._job.attempt, _encode(parts), fresh)
-
-    def _count(self, choice: int, usage: _Usage | None) -> int:
-        """Tokens since the last count of a choice, since running counts are of one choice each.
-
-        Where the server does not count as it goes, a chunk counts as a token.
-        """
-        before = self._counted.get(choice, 0)
-        self._counted[choice] = before + 1 if usage is None else usage.completion_tokens
-        return max(0, self._counted[choice] - before)
-
-    def end(self) -> JobDone | JobLost:
-        """The stream is over."""
-        job = self._job
-        if not self._finish_reason or self._finish_reason in ("abort", "error"):
-            return JobLost(job.id, job.attempt)
-        output = self._output_tokens or sum(self._counted.values())
-        return JobDone(job.id, job.attempt, self._finish_reason, self._prompt_tokens, output)
-
-
-def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:
-    """What an HTTP error means: a client's fault is final, a server's is not."""
-    text = _error_text(answer)
-    if 400 <= status < 500 and status not in _RETRIED:
-        return JobRefused(job.id, job.attempt, status, text)
-    log.warning("engine refused", extra={"id": job.id, "status": status})
-    return JobLost(job.id, job.attempt)
-
-
 def _kind_and_place(error: Exception) -> str:
     """What an unexpected error is and where it came from; its message is left out, for it may quote a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} in " + " > ".join(f"{f.name}:{f.lineno}" for f in frames)
-
-
-def _error_text(answer: bytes) -> str:
-    """The message of an OpenAI error body, or the body itself."""
-    try:
-        body = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        body = None
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        message = error.get("message") if isinstance(error, dict) else error
-        if isinstance(message, str):
-            return message[:_ERROR_CHARS_MAX]
-    return answer.decode("utf-8", "replace")[:_ERROR_CHARS_MAX]

@@ -13,7 +13,8 @@ import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.connection import Connection
+from agents.engines.connection import Connection, patience_of
+from agents.engines.requests import Abilities
 from agents.streams import Backoff
 from qlm_core.config import AgentConfig, Config
 from qlm_core.errors import QlmError
@@ -28,10 +29,14 @@ _PROBE_S = 1.0
 _PROBES_LOST = 3
 _MODELS_PATH = "/v1/models"
 _MODELS_NAMED_MAX = 5
+_LEARN_S = 10.0
+# Whose models are served by OpenAI itself, which refuses fields that it does not know.
+_OPENAI_OWNERS = ("openai", "openai-internal", "system")
 
 
 class _Model(msgspec.Struct):
     id: str
+    owned_by: str = ""
 
 
 class _Models(msgspec.Struct):
@@ -102,7 +107,10 @@ class OpenAIEngine:
             served={self._model: self._served},
             api_key=section.api_key,
             connect_timeout_s=section.connect_timeout_s,
+            patience=patience_of(agent.engine),
+            event_bytes_max=agent.message_bytes_max // 2,
         )
+        self._dialect = section.dialect
         self._profile = assumed_profile(
             self._model,
             agent.gpu,
@@ -142,6 +150,10 @@ class OpenAIEngine:
     def submit(self, job: Payload, priority: int = 0) -> None:  # noqa: ARG002
         """Run a job. Its priority is kept back: not every server has a use for it, and some refuse it."""
         self._connection.submit(job)
+
+    def evictable(self, job: Payload) -> bool:
+        """As the server's answers allow."""
+        return self._connection.evictable(job)
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Close a job's connection, which frees it at the server."""
@@ -225,10 +237,12 @@ class OpenAIEngine:
         if status >= 500:
             return self._absent(f"HTTP {status} at {_MODELS_PATH}")
         try:
-            names = [model.id for model in _models.decode(body).data] if status == 200 else None
+            models = _models.decode(body).data if status == 200 else None
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            names = None
-        if names is None or self._served in names:
+            models = None
+        await self._learn(models or [])
+        names = [model.id for model in models or []]
+        if models is None or self._served in names:
             return None
         known = ", ".join(names[:_MODELS_NAMED_MAX]) + (", ..." * (len(names) > _MODELS_NAMED_MAX))
         return _Trouble(
@@ -236,6 +250,20 @@ class OpenAIEngine:
             text=f"{self._connection.base_url} does not serve {self._served!r} "
             f"(it serves: {known or 'nothing'}). Set this to the server's name for the model.",
         )
+
+    async def _learn(self, models: list[_Model]) -> None:
+        """Find out what the server can do, from whose it says that its models are."""
+        owner = next((model.owned_by for model in models if model.id == self._served), "")
+        dialect = self._dialect
+        if dialect == "auto":
+            dialect = "vllm" if owner == "vllm" else "openai" if owner in _OPENAI_OWNERS else "auto"
+        connection = self._connection
+        able = Abilities(ids=dialect == "vllm", running_counts=dialect != "openai")
+        if able.ids and not connection.able.shapes:
+            connection.able = able
+            await connection.learn_shapes(self._model, timeout_s=_LEARN_S)
+        elif not able.ids:
+            connection.able = able
 
     async def _get(self, path: str) -> tuple[int, bytes] | _Trouble:
         """Status and body, or what is wrong whatever the path."""

@@ -25,6 +25,7 @@ from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
 from qlm_core.profile import EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
+from qlm_core.resume import Resume, resume_of
 from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
 
 __all__ = ["SimEngine", "sampled_output_tokens", "scaled", "token_text"]
@@ -126,6 +127,14 @@ class SimEngine:
             self._later(JobRefused(job.id, job.attempt, 400, str(error)))
             return
         self._schedule()
+
+    def evictable(self, job: Payload) -> bool:
+        """Whether a job can go on elsewhere from its text."""
+        try:
+            body = msgspec.json.decode(job.body, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return False  # it ends here anyway
+        return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Take a job off the engine."""

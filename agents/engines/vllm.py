@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 
 from agents.engines.base import Listener
+from agents.engines.connection import patience_of
 from agents.engines.openai import assumed_profile
 from agents.engines.tiers import Tiers
 from agents.engines.vllm_server import Health, Server, ServerError
@@ -53,6 +54,8 @@ class VllmEngine:
                 port=self._section.port_base + index,
                 agent=agent.name,
                 can_sleep=agent.gpu != CPU,
+                patience=patience_of(agent.engine),
+                event_bytes_max=agent.message_bytes_max // 2,
             )
             for index, model in enumerate(agent.models)
         }
@@ -108,6 +111,10 @@ class VllmEngine:
     def submit(self, job: Payload, priority: int = 0) -> None:
         """Run a job of the awake model."""
         self._servers[job.model].connection.submit(job, priority)
+
+    def evictable(self, job: Payload) -> bool:
+        """Whether token ids continue it exactly."""
+        return self._servers[job.model].connection.evictable(job)
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Close a job's connection, which frees its memory within an iteration or two."""

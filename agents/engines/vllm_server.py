@@ -24,7 +24,8 @@ import aiohttp
 
 from agents.engines import tether
 from agents.engines.base import Listener
-from agents.engines.connection import Connection
+from agents.engines.connection import Connection, Patience
+from agents.engines.requests import Abilities
 from qlm_core.config import ModelConfig, VllmEngineConfig
 from qlm_core.errors import QlmError
 from qlm_core.model import ModelName
@@ -71,10 +72,18 @@ class Server:
         port: int,
         agent: str,
         can_sleep: bool,
+        patience: Patience,
+        event_bytes_max: int,
     ) -> None:
         self.model = model
         self.cold_s = self.sleep_s = self.wake_s = 0.0
-        self.connection = Connection(f"http://127.0.0.1:{port}", served={model: model})
+        self.connection = Connection(
+            f"http://127.0.0.1:{port}",
+            served={model: model},
+            patience=patience,
+            event_bytes_max=event_bytes_max,
+            able=Abilities(ids=True),
+        )
         self._section = section
         self._settings = settings
         self._port = port
@@ -135,6 +144,7 @@ class Server:
             await self.stop()
             raise
         await self._probe()
+        await self.connection.learn_shapes(self.model, timeout_s=_PROBE_TIMEOUT_S)
         self.cold_s = time.monotonic() - begun_s
 
     async def stop(self) -> None:

@@ -10,6 +10,7 @@ from protos.wire.values import WireError
 from qlm_core import messages as m
 from qlm_core.model import AgentId, ModelName, RequestId
 from qlm_core.outcome import PullRefusal
+from qlm_core.resume import ResumedBy
 
 _REFUSAL_TO_WIRE = {
     reason: work_pb.PullRefusal.Value(f"PULL_REFUSAL_{reason.name}") for reason in PullRefusal
@@ -23,6 +24,14 @@ _RETURN_TO_WIRE = {
 _RETURN_FROM_WIRE: dict[int, m.ReturnReason] = {
     number: reason for reason, number in _RETURN_TO_WIRE.items()
 }
+_RESUMED_TO_WIRE = {
+    ResumedBy.NOTHING: work_pb.RESUMED_BY_UNSPECIFIED,
+    ResumedBy.IDS: work_pb.RESUMED_BY_TOKEN_IDS,
+    ResumedBy.TEXT: work_pb.RESUMED_BY_TEXT,
+}
+_RESUMED_FROM_WIRE: dict[int, ResumedBy] = {
+    number: resumed_by for resumed_by, number in _RESUMED_TO_WIRE.items()
+}
 
 
 def work_to_wire(events: Iterable[m.WorkEvent]) -> work_pb.WorkRequest:
@@ -32,8 +41,16 @@ def work_to_wire(events: Iterable[m.WorkEvent]) -> work_pb.WorkRequest:
 
 def _work_event_to_wire(event: m.WorkEvent) -> work_pb.WorkEvent:
     match event:
-        case m.Chunk(id, attempt, data, tokens):
-            chunk = work_pb.Chunk(id=id, attempt=attempt, chunk_json=data, tokens=tokens)
+        case m.Chunk():
+            chunk = work_pb.Chunk(
+                id=event.id,
+                attempt=event.attempt,
+                chunk_json=event.data,
+                tokens=event.tokens,
+                beyond_text=not event.plain,
+                ids=None if event.ids is None else _ids_to_wire(event.ids),
+                whole=event.whole,
+            )
             return work_pb.WorkEvent(chunk=chunk)
         case m.Pull(ids):
             return work_pb.WorkEvent(pull=work_pb.Pull(ids=ids))
@@ -47,11 +64,17 @@ def _work_event_to_wire(event: m.WorkEvent) -> work_pb.WorkEvent:
                 ),
                 error=event.error,
                 error_status=event.error_status,
+                closing_json=event.closing,
+                resumed_by=_RESUMED_TO_WIRE[event.resumed_by],
             )
             return work_pb.WorkEvent(ended=ended)
-        case m.AttemptReturned(id, attempt, reason):
+        case m.AttemptReturned():
             returned = work_pb.AttemptReturned(
-                id=id, attempt=attempt, reason=_RETURN_TO_WIRE[reason]
+                id=event.id,
+                attempt=event.attempt,
+                reason=_RETURN_TO_WIRE[event.reason],
+                detail=event.detail,
+                rest_s=event.rest_s,
             )
             return work_pb.WorkEvent(returned=returned)
         case m.WorkHello(agent, running):
@@ -75,7 +98,15 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
     match event.WhichOneof("kind"):
         case "chunk":
             chunk = event.chunk
-            return m.Chunk(RequestId(chunk.id), chunk.attempt, chunk.chunk_json, chunk.tokens)
+            return m.Chunk(
+                RequestId(chunk.id),
+                chunk.attempt,
+                chunk.chunk_json,
+                chunk.tokens,
+                not chunk.beyond_text,
+                _ids_from_wire(chunk.ids) if chunk.HasField("ids") else None,
+                chunk.whole,
+            )
         case "pull":
             return m.Pull(tuple(RequestId(id) for id in event.pull.ids))
         case "ended":
@@ -88,13 +119,17 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
                 output_tokens=ended.usage.output_tokens,
                 error=ended.error,
                 error_status=ended.error_status,
+                closing=ended.closing_json,
+                resumed_by=_RESUMED_FROM_WIRE.get(ended.resumed_by, ResumedBy.NOTHING),
             )
         case "returned":
             returned = event.returned
             reason = _RETURN_FROM_WIRE.get(returned.reason)
             if reason is None:
                 raise WireError(f"events.returned.reason: {returned.reason} is not a known reason")
-            return m.AttemptReturned(RequestId(returned.id), returned.attempt, reason)
+            return m.AttemptReturned(
+                RequestId(returned.id), returned.attempt, reason, returned.detail, returned.rest_s
+            )
         case "hello":
             hello = event.hello
             return m.WorkHello(
@@ -106,6 +141,14 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
             )
         case _:
             raise WireError("events: an event without a kind")
+
+
+def _ids_to_wire(ids: m.TokenIds) -> work_pb.TokenIds:
+    return work_pb.TokenIds(position=ids.position, output=ids.output, prompt=ids.prompt)
+
+
+def _ids_from_wire(ids: work_pb.TokenIds) -> m.TokenIds:
+    return m.TokenIds(ids.position, tuple(ids.output), tuple(ids.prompt))
 
 
 def work_orders_to_wire(orders: Iterable[m.WorkOrder]) -> work_pb.WorkResponse:
@@ -124,6 +167,9 @@ def _work_order_to_wire(order: m.WorkOrder) -> work_pb.WorkOrder:
                 body_json=order.body,
                 resume_text=order.resume_text,
                 produced_tokens=order.produced_tokens,
+                resume_ids=order.resume_ids,
+                text_offset_chars=order.text_offset_chars,
+                headers=[work_pb.Header(name=name, value=text) for name, text in order.headers],
             )
             return work_pb.WorkOrder(payload=payload)
         case m.Refused(id, reason):
@@ -147,6 +193,9 @@ def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder
                     body=payload.body_json,
                     resume_text=payload.resume_text,
                     produced_tokens=payload.produced_tokens,
+                    resume_ids=tuple(payload.resume_ids),
+                    text_offset_chars=payload.text_offset_chars,
+                    headers=tuple((header.name, header.value) for header in payload.headers),
                 )
             case "refused":
                 reason = _REFUSAL_FROM_WIRE.get(order.refused.reason)

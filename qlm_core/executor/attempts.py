@@ -12,8 +12,9 @@ from math import inf
 
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor.batch import Batch, InFlight, expected_output
-from qlm_core.executor.events import Abort, Effect, Send, Submit
+from qlm_core.executor.events import Abort, Effect, JobLost, JobTurnedAway, Send, Submit
 from qlm_core.executor.pace import Pace
+from qlm_core.executor.room import Room
 from qlm_core.executor.states import AttemptState
 from qlm_core.executor.trust import Trust
 from qlm_core.executor.window import Window
@@ -38,6 +39,7 @@ class Attempts:
         self.window = Window()
         self.pace = Pace()
         self.trust = Trust()
+        self.room = Room()
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self._evictions_max = config.evictions_max
@@ -85,6 +87,7 @@ class Attempts:
         """A running request has produced so many more tokens; whether the engine had been doubted."""
         if not item.produced:
             self.pace.read(item.resident_tokens, resumed=item.begun)
+            self.room.worked()
         self.batch.grow(item, tokens)
         self.pace.produce(tokens)
         return self.trust.worked()
@@ -95,26 +98,61 @@ class Attempts:
         if item is None or item.attempt != ended.attempt:
             return False
         self.trust.worked()
+        self.room.worked()
         self._leave(item, AttemptState.ENDED)
         self._evictions.pop(ended.id, None)
         self.effects.append(Send(item.ref.gateway, ended))
         return True
 
-    def lose(self, id: RequestId, attempt: int) -> bool:
+    def admits(self, in_flight: int) -> bool:
+        """Whether the engine is to get one more request beside so many: it works, and has not said that it is full."""
+        now_s = self.now_s
+        return self.trust.admits(in_flight, now_s=now_s) and self.room.admits(
+            in_flight, now_s=now_s
+        )
+
+    def lose(self, lost: JobLost) -> bool:
         """The engine has lost an attempt; False if it is none of ours."""
-        item = self.batch.running.get(id)
-        if item is None or item.attempt != attempt:
+        item = self.batch.running.get(lost.id)
+        if item is None or item.attempt != lost.attempt:
             return False
-        self.trust.lost(self.now_s)
-        self.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
+        if lost.answered and self.trust.blames(lost.id):
+            reason = ReturnReason.ENGINE_ERROR
+        else:
+            self.trust.lost(self.now_s)
+            reason = ReturnReason.ENGINE_LOST
+        self.give_back(item, reason, on_engine=False, detail=lost.reason)
         return True
 
-    def give_back(self, item: InFlight, reason: ReturnReason, *, on_engine: bool = True) -> None:
+    def turned_away(self, event: JobTurnedAway) -> bool:
+        """The engine has no room for an attempt; False if it is none of ours."""
+        item = self.batch.running.get(event.id)
+        if item is None or item.attempt != event.attempt:
+            return False
+        rest_s = max(event.rest_s, self.room.turned_away(len(self.batch.running) - 1, self.now_s))
+        self.give_back(
+            item,
+            ReturnReason.TURNED_AWAY,
+            on_engine=False,
+            detail=event.reason,
+            rest_s=rest_s,
+        )
+        return True
+
+    def give_back(
+        self,
+        item: InFlight,
+        reason: ReturnReason,
+        *,
+        on_engine: bool = True,
+        detail: str = "",
+        rest_s: float = 0.0,
+    ) -> None:
         """Return an attempt to its gateway; `on_engine` says whether the engine still has it."""
         if on_engine and item.state is AttemptState.RUNNING:
             self.effects.append(Abort(item.ref.id, item.attempt))
         self._leave(item, AttemptState.RETURNED)
-        returned = AttemptReturned(item.ref.id, item.attempt, reason)
+        returned = AttemptReturned(item.ref.id, item.attempt, reason, detail, rest_s)
         self.effects.append(Send(item.ref.gateway, returned))
 
     def may_evict(self, item: InFlight) -> bool:

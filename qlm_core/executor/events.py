@@ -19,6 +19,7 @@ from qlm_core.messages import (
     Revoked,
 )
 from qlm_core.model import GatewayId, InstanceState, ModelName, ModelTier, RequestId
+from qlm_core.resume import ResumedBy
 
 # --------------------------------------------------------------------------- events of an engine
 
@@ -31,7 +32,8 @@ JobOutput = Chunk
 class JobDone:
     """A job finished. Token counts are of this job alone, as the engine counts them.
 
-    What earlier attempts produced is part of a continued job's prompt, so `prompt_tokens` has it too.
+    What earlier attempts produced is part of a continued job's prompt, so `prompt_tokens` has it too. `closing` is the
+    engine's last word beside the output, as in `AttemptEnded`.
     """
 
     id: RequestId
@@ -39,6 +41,8 @@ class JobDone:
     finish_reason: str
     prompt_tokens: int
     output_tokens: int
+    closing: bytes = b""
+    resumed_by: ResumedBy = ResumedBy.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,27 @@ class JobRefused:
 
 @dataclass(frozen=True, slots=True)
 class JobLost:
-    """The engine went away under a running job; the job can be tried again."""
+    """The engine gave a job up or went away under it; the job can be tried again.
+
+    Attributes:
+        reason: what happened, in the engine's words where it had any.
+        answered: the engine said so in an answer to this job, so the job may be the cause as well as the engine.
+    """
 
     id: RequestId
     attempt: int
+    reason: str = ""
+    answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobTurnedAway:
+    """The engine has no room for a job now; it asks for `rest_s` before the next try, 0 if it names no time."""
+
+    id: RequestId
+    attempt: int
+    reason: str = ""
+    rest_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +103,16 @@ class SwapFailed:
     reason: str
 
 
-EngineEvent = JobOutput | JobDone | JobRefused | JobLost | EngineReady | EngineDown | SwapFailed
+EngineEvent = (
+    JobOutput
+    | JobDone
+    | JobRefused
+    | JobLost
+    | JobTurnedAway
+    | EngineReady
+    | EngineDown
+    | SwapFailed
+)
 
 # --------------------------------------------------------------------------- events of the driver
 
@@ -116,11 +146,14 @@ class Wakeup:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A gateway answered a pull with the request to run; see `qlm_core.resume` for `resumable`."""
+    """A gateway answered a pull with the request to run.
+
+    `evictable` says whether it could be continued elsewhere as if nothing had happened, as far as its engine can tell.
+    """
 
     gateway: GatewayId
     job: Payload
-    resumable: bool = True
+    evictable: bool = True
 
 
 Event = (

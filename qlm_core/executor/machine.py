@@ -104,6 +104,7 @@ class Executor:
             e.JobDone: self._on_done,
             e.JobRefused: self._on_job_refused,
             e.JobLost: self._on_job_lost,
+            e.JobTurnedAway: self._on_job_turned_away,
             e.EngineReady: self._on_ready,
             e.EngineDown: self._on_down,
             e.SwapFailed: self._on_swap_failed,
@@ -140,6 +141,7 @@ class Executor:
         if self.state is _S.SERVING:
             due_s = min(due_s, self._hold_s, self._relief_s if self._starved else inf)
             due_s = min(due_s, self._attempts.trust.wakeup_s(self._now_s))
+            due_s = min(due_s, self._attempts.room.wakeup_s(self._now_s))
         elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
             due_s = min(due_s, self._empty_by_s)
         elif self.state is _S.LEAVING:
@@ -201,7 +203,7 @@ class Executor:
         if item is None or item.state is not AttemptState.PULLING:
             item = self._attempts.ask(ref, job.model)
         self.batch.hold(item, job)
-        item.evictable = event.resumable
+        item.evictable = event.evictable
         if self.state in (_S.DOWN, _S.SWAPPING):
             self._attempts.give_back(item, ReturnReason.ENGINE_LOST)
         elif self.state in (_S.LEAVING, _S.GONE):
@@ -245,9 +247,10 @@ class Executor:
 
     def _on_output(self, event: e.JobOutput) -> bool:
         item = self.batch.running.get(event.id)
-        if item is not None and item.attempt == event.attempt:
-            return self._attempts.grow(item, event.tokens)
-        return False
+        if item is None or item.attempt != event.attempt:
+            return False
+        item.evictable &= event.plain
+        return self._attempts.grow(item, event.tokens)
 
     def _on_done(self, event: e.JobDone) -> bool:
         return self._attempts.end(
@@ -257,6 +260,8 @@ class Executor:
                 finish_reason=event.finish_reason,
                 prompt_tokens=event.prompt_tokens,
                 output_tokens=event.output_tokens,
+                closing=event.closing,
+                resumed_by=event.resumed_by,
             )
         )
 
@@ -272,7 +277,10 @@ class Executor:
         )
 
     def _on_job_lost(self, event: e.JobLost) -> bool:
-        return self._attempts.lose(event.id, event.attempt)
+        return self._attempts.lose(event)
+
+    def _on_job_turned_away(self, event: e.JobTurnedAway) -> bool:
+        return self._attempts.turned_away(event)
 
     def _on_ready(self, event: e.EngineReady) -> bool:
         profile = self._profiles[event.awake]
@@ -390,7 +398,7 @@ class Executor:
             group = self._head()
             if group is None or group.model != self._awake:
                 break
-            if not self._attempts.trust.admits(len(batch), now_s=self._now_s):
+            if not self._attempts.admits(len(batch)):
                 break
             group, ref = self.window.next(group, self._attempts.pauses_until_s(group.slo_class))
             ahead = len(batch.pulling) + len(batch.held)
@@ -412,8 +420,7 @@ class Executor:
             if item.model != self._awake:
                 self._attempts.give_back(item, ReturnReason.EVICTED)
                 continue
-            trusted = self._attempts.trust.admits(len(batch.running), now_s=self._now_s)
-            if not trusted or not batch.can_start(item):
+            if not self._attempts.admits(len(batch.running)) or not batch.can_start(item):
                 break
             self._attempts.start(item)
 

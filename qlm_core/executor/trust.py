@@ -4,11 +4,16 @@ An engine may say that it is healthy and lose whatever it is given: its server r
 request one of its attempts (`gateway.attempts_max`), and a whole queue would be through with them in a second. So a loss ends the
 supply for a while, which doubles with each further one; then a few requests are tried, until an output of the engine shows it
 to work. They are more than one, so that a single request that no engine can bear does not keep the others from showing that.
+
+An engine that answers one request with an error and serves the others is not at fault. So of what is lost by an answer, the
+first request since the engine last worked is what is blamed; another one in a row is one too many, and the engine is.
 """
 
 from __future__ import annotations
 
 from math import inf
+
+from qlm_core.model import RequestId
 
 _PAUSE_S_MIN = 1.0
 _PAUSE_S_MAX = 10.0
@@ -18,11 +23,18 @@ _TRIED = 2
 class Trust:
     """The trust in one engine: whole, until it loses something."""
 
-    __slots__ = ("_pause_s", "_until_s")
+    __slots__ = ("_blamed", "_pause_s", "_until_s")
 
     def __init__(self) -> None:
+        self._blamed: RequestId | None = None
         self._pause_s = 0.0
         self._until_s = -inf
+
+    def blames(self, id: RequestId) -> bool:
+        """Whether a request that the engine answered with an error is what is wrong, rather than the engine."""
+        if self._blamed is None and not self._pause_s:
+            self._blamed = id
+        return self._blamed == id
 
     def lost(self, now_s: float) -> None:
         """The engine has lost an attempt. What goes down together counts once."""
@@ -32,6 +44,7 @@ class Trust:
 
     def worked(self) -> bool:
         """The engine has answered; whether that was in doubt."""
+        self._blamed = None
         doubted = self._pause_s > 0.0
         if doubted:
             self._pause_s, self._until_s = 0.0, -inf

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qlm_core.messages import Chunk, GatewayFact
 from qlm_core.model import AgentId, Estimate, Phase, RequestId
 from qlm_core.outcome import PullRefusal
+from qlm_core.resume import ResumedBy
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class EndRecord:
         tpot_s: mean seconds per token after the first; None below two tokens.
         attained: it finished and met every target.
         attempts: how often it was handed to an agent.
+        closing: the engine's last word beside the output, as a JSON object; empty if there was none.
+        resumed_by: from what its last attempt went on.
     """
 
     phase: Phase
@@ -97,6 +100,8 @@ class EndRecord:
     attempts: int
     evictions: int
     estimate: Estimate | None
+    closing: bytes = b""
+    resumed_by: ResumedBy = ResumedBy.NOTHING
 
 
 @dataclass(frozen=True, slots=True)

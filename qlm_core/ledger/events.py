@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qlm_core.messages import Attempt, AttemptEnded, AttemptReturned, Chunk
 from qlm_core.model import AgentId, Estimate, RequestId, RequestMeta
 from qlm_core.outcome import ShedReason
+from qlm_core.resume import Resume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,14 +16,14 @@ class Submitted:
 
     Attributes:
         durable: the store holds it; its end must be stored too.
-        resumable: it can be continued from the text it produced (`qlm_core.resume`).
+        resume: from what it can be continued (`qlm_core.resume`).
         watched: its output goes to a client as it comes.
         expires_s: when its time to live is over, on the ledger's clock.
     """
 
     request: RequestMeta
     durable: bool = False
-    resumable: bool = True
+    resume: Resume = Resume.FROM_TEXT
     watched: bool = False
     expires_s: float
 
@@ -113,13 +114,6 @@ class OutputWatched:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputPinned:
-    """The request produced something that another engine cannot continue (a tool call)."""
-
-    id: RequestId
-
-
-@dataclass(frozen=True, slots=True)
 class SolverConnected:
     """A solver session opened; it knows nothing yet."""
 
@@ -142,7 +136,6 @@ Event = (
     | ShedOrdered
     | EstimateCame
     | OutputWatched
-    | OutputPinned
     | SolverConnected
     | Woken
 )

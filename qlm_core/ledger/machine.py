@@ -5,7 +5,9 @@ attempt at a time; attempts are numbered, upwards only, and whatever arrives und
 agent than the row's is refused, output with a revocation. What an agent holds when its stream breaks stays its own
 for a grace period: it goes on if the agent comes back in time and both sides count the same chunks, else it waits
 again. An attempt that stops early continues from what was produced if it can; starts over if nobody has seen
-output of it; and fails otherwise. Lost attempts are bounded, evictions are not.
+output of it; and fails otherwise. Lost attempts are bounded, and more tightly those that an engine answers with an error
+while it serves others: then the request is what is wrong. Evictions are not bounded, nor is being turned away by an engine
+without room, after which a request rests before it waits again.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ from qlm_core.messages import (
 )
 from qlm_core.model import AgentId, Phase, RequestId
 from qlm_core.outcome import FinishReason, PullRefusal, ShedReason
+from qlm_core.resume import Resume
 
+# A request fails when engines that serve others have answered it with this many errors.
+_ERRORS_MAX = 3
+# It rests this long after the first of them, and twice as long after the next: a server may be about to restart.
+_ERROR_REST_S = 1.0
 # Ended ids that are still told apart from unknown ones when an agent asks for them.
 _ENDED_IDS_KEPT = 4096
 
@@ -66,6 +73,7 @@ class Ledger:
         self._held: dict[AgentId, dict[RequestId, None]] = {}
         self._missing: dict[AgentId, float] = {}
         self._expiries: list[tuple[float, int, RequestId]] = []
+        self._resting: list[tuple[float, int, RequestId]] = []
         self._ended_ids: dict[RequestId, None] = {}
         self._numbers = 0
         self._now_s = float("-inf")
@@ -83,7 +91,6 @@ class Ledger:
             ev.ShedOrdered: self._shed_ordered,
             ev.EstimateCame: self._estimate_came,
             ev.OutputWatched: self._output_watched,
-            ev.OutputPinned: self._output_pinned,
             ev.SolverConnected: self._solver_connected,
             ev.Woken: self._woken,
         }
@@ -100,6 +107,7 @@ class Ledger:
     def wakeup_s(self) -> float | None:
         """When to send `Woken`, if ever."""
         due = [*self._missing.values(), *(expiry for expiry, _, _ in self._expiries[:1])]
+        due += [until_s for until_s, _, _ in self._resting[:1]]
         return min(due, default=None)
 
     def row(self, id: RequestId) -> Row | None:
@@ -128,7 +136,7 @@ class Ledger:
             meta=meta,
             number=self._numbers,
             durable=event.durable,
-            resumable=event.resumable,
+            resume=event.resume,
             watched=event.watched,
             expires_s=event.expires_s,
             attempt=self._first_attempt - 1,
@@ -159,20 +167,16 @@ class Ledger:
             row.watched = True
         return []
 
-    def _output_pinned(self, event: ev.OutputPinned) -> list[Effect]:
-        row = self._rows.get(event.id)
-        if row is not None:
-            row.resumable = False
-        return []
-
     # ---------------------------------------------------------------- solver
 
     def _solver_connected(self, event: ev.SolverConnected) -> list[Effect]:  # noqa: ARG002
         effects: list[Effect] = []
         for row in self._rows.values():
             effects.append(Tell(Arrived(replace(row.meta, produced_tokens=row.output_tokens))))
-            if row.agent is not None:
-                effects.append(Tell(Pulled(row.meta.id, row.agent)))
+            # For the solver, who rests is still where it came from: nobody is to be sent for it.
+            away = row.agent if row.rest_until_s is None else row.rested_by
+            if away is not None:
+                effects.append(Tell(Pulled(row.meta.id, away)))
         effects.append(Tell(AnnounceDone()))
         return effects
 
@@ -198,7 +202,7 @@ class Ledger:
                 done = id in self._ended_ids
                 reason = PullRefusal.DONE if done else PullRefusal.UNKNOWN
                 effects.append(Refuse(event.agent, id, reason))
-            elif not self._move(row, Step.GRANT):
+            elif row.rest_until_s is not None or not self._move(row, Step.GRANT):
                 effects.append(Refuse(event.agent, id, PullRefusal.TAKEN))
             else:
                 effects += self._grant(row, event.agent)
@@ -220,12 +224,15 @@ class Ledger:
         if row is None or row.attempt != chunk.attempt or row.agent != event.agent:
             return [Revoke(event.agent, chunk.id, chunk.attempt)]
         row.chunks += 1
+        if not chunk.plain:
+            row.resume = Resume.NEVER
         if not chunk.tokens:
             return [Deliver(chunk)]
+        row.has_ids &= chunk.ids is not None
         row.attempt_tokens += chunk.tokens
         if row.phase is Phase.PULLED:
             self._move(row, Step.OUTPUT)
-            if row.first_token_s is None:
+            if row.first_token_s is None and not chunk.whole:
                 row.first_token_s = self._now_s
                 first = FirstToken(chunk.id, self._now_s - row.meta.arrival_s)
                 return [Deliver(chunk), Tell(first)]
@@ -248,9 +255,17 @@ class Ledger:
         row = self._current(event.agent, returned.id, returned.attempt)
         if row is None:
             return []
-        if returned.reason is ReturnReason.EVICTED:
-            row.evictions += 1
-        return self._return(row, lost=returned.reason is ReturnReason.ENGINE_LOST)
+        row.evictions += returned.reason is ReturnReason.EVICTED
+        rest_s = returned.rest_s
+        if returned.reason is ReturnReason.ENGINE_ERROR:
+            row.errors += 1
+            if row.errors >= _ERRORS_MAX:
+                self._release(row)
+                error = f"{row.errors} attempts ended in errors of the engine, the last in: {returned.detail}"
+                return self._fail(row, error)
+            rest_s = max(rest_s, _ERROR_REST_S * row.errors)
+        lost = returned.reason is ReturnReason.ENGINE_LOST
+        return self._return(row, lost=lost, detail=returned.detail, rest_s=rest_s)
 
     def _agent_connected(self, event: ev.AgentConnected) -> list[Effect]:
         self._missing.pop(event.agent, None)
@@ -281,6 +296,12 @@ class Ledger:
                 del self._missing[agent]
                 for id in list(self._held.get(agent, ())):
                     effects += self._return(self._rows[id], lost=True)
+        while self._resting and self._resting[0][0] <= self._now_s:
+            _, number, id = heapq.heappop(self._resting)
+            row = self._rows.get(id)
+            if row is not None and row.number == number:
+                row.rest_until_s = row.rested_by = None
+                effects.append(Tell(Returned(id, row.produced_tokens)))
         while self._expiries and self._expiries[0][0] <= self._now_s:
             _, number, id = heapq.heappop(self._expiries)
             row = self._rows.get(id)
@@ -317,13 +338,16 @@ class Ledger:
             del self._held[row.agent]
         row.agent = None
 
-    def _return(self, row: Row, *, lost: bool) -> list[Effect]:
+    def _return(
+        self, row: Row, *, lost: bool, detail: str = "", rest_s: float = 0.0
+    ) -> list[Effect]:
         """An attempt stopped early: continue, start over, finish or fail."""
-        id = row.meta.id
+        id, agent = row.meta.id, row.agent
         self._release(row)
         row.losses += lost
         if row.losses >= self._attempts_max:
-            return self._fail(row, f"lost with {row.losses} agents or engines")
+            last = f", the last time by: {detail}" if detail else ""
+            return self._fail(row, f"lost with {row.losses} agents or engines{last}")
         effects: list[Effect] = []
         produced = row.output_tokens
         if row.resumable:
@@ -333,6 +357,7 @@ class Ledger:
         elif not row.watched:
             effects.append(DropOutput(id))
             row.first_token_s = None
+            row.has_ids = True
             produced = 0
         elif produced:
             cause = "its engine was lost" if lost else "it was evicted"
@@ -340,6 +365,10 @@ class Ledger:
         self._move(row, Step.RETURN)
         row.produced_tokens = produced
         row.attempt_tokens = row.chunks = 0
+        if rest_s > 0.0:
+            row.rest_until_s, row.rested_by = self._now_s + rest_s, agent
+            heapq.heappush(self._resting, (row.rest_until_s, row.number, id))
+            return effects
         return [*effects, Tell(Returned(id, produced))]
 
     def _fail(self, row: Row, error: str) -> list[Effect]:

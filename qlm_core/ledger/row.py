@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qlm_core.ledger.effects import EndRecord
 from qlm_core.messages import AttemptEnded
 from qlm_core.model import AgentId, Estimate, Phase, RequestMeta
+from qlm_core.resume import Resume, ResumedBy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,13 +22,17 @@ class Row:
         produced_tokens: output of earlier attempts that the current one continues.
         attempt_tokens: output of the current attempt.
         losses: attempts that ended because an engine or agent was lost.
+        errors: attempts that an engine answered with an error while it served others.
         pulled_s: when it was first granted.
+        has_ids: whether the token ids of all output so far are known.
+        rest_until_s: when it may be granted again, for one that an engine turned away.
+        rested_by: the agent that gave it back to rest.
     """
 
     meta: RequestMeta
     number: int
     durable: bool
-    resumable: bool
+    resume: Resume
     watched: bool
     expires_s: float
     attempt: int
@@ -38,10 +43,21 @@ class Row:
     attempt_tokens: int = 0
     attempts: int = 0
     losses: int = 0
+    errors: int = 0
     evictions: int = 0
     pulled_s: float | None = None
     first_token_s: float | None = None
     estimate: Estimate | None = None
+    has_ids: bool = True
+    rest_until_s: float | None = None
+    rested_by: AgentId | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another attempt can go on after the output so far."""
+        if self.resume is Resume.FROM_IDS:
+            return self.has_ids
+        return self.resume is Resume.FROM_TEXT
 
     @property
     def output_tokens(self) -> int:
@@ -91,4 +107,6 @@ class Row:
             attempts=self.attempts,
             evictions=self.evictions,
             estimate=self.estimate,
+            closing=engine.closing if engine is not None else b"",
+            resumed_by=engine.resumed_by if engine is not None else ResumedBy.NOTHING,
         )

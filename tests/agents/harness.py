@@ -25,13 +25,14 @@ from qlm_core.executor import (
     JobLost,
     JobOutput,
     JobRefused,
+    JobTurnedAway,
 )
 from qlm_core.executor.events import EngineEvent
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from tests.agents.fake_vllm import FakeServer
 
-ENDS = (JobDone, JobLost, JobRefused)
+ENDS = (JobDone, JobLost, JobRefused, JobTurnedAway)
 WAIT_S = 20.0
 
 

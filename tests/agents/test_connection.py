@@ -7,8 +7,8 @@ import json
 import pytest
 
 from agents.engines import connection
-from agents.engines.connection import _Relay
-from agents.engines.requests import prepare
+from agents.engines.reading import Reader, Reading
+from agents.engines.requests import Abilities, prepare
 from qlm_core.executor import JobDone, JobLost
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
@@ -24,24 +24,24 @@ def event(choice: int, completion_tokens: int, *, finish: str | None = None) -> 
     return json.dumps({"choices": [part], "usage": usage}).encode()
 
 
-def taken(relay: _Relay, chunk: bytes) -> int:
-    output = relay.take(chunk)
-    assert output is not None
+def taken(reader: Reader, chunk: bytes) -> int:
+    [output] = reader.take(chunk)
     return output.tokens
 
 
-def relay() -> _Relay:
-    return _Relay(Payload(RequestId("a"), 1, ModelName("m"), False, b"{}"))
+def reader(choices: int = 1) -> Reader:
+    job = Payload(RequestId("a"), 1, ModelName("m"), False, b"{}")
+    return Reader(job, Reading(choices=choices))
 
 
 class TestCounts:
     def test_running_counts_are_of_one_choice_each(self):
-        counted, tokens = relay(), 0
+        counted, tokens = reader(2), 0
         # The second choice starts late and lags behind.
         for count in range(1, 51):
             tokens += taken(counted, event(0, count))
         for count in range(1, 51):
-            tokens += taken(counted, event(0, 50 + count))
+            tokens += taken(counted, event(0, 50 + count, finish="stop" if count == 50 else None))
             tokens += taken(counted, event(1, count, finish="length" if count == 50 else None))
         assert tokens == 150
         end = counted.end()
@@ -49,22 +49,34 @@ class TestCounts:
         assert (end.prompt_tokens, end.output_tokens) == (5, 150)
 
     def test_the_last_count_is_of_all_choices(self):
-        counted = relay()
+        counted = reader(2)
         assert taken(counted, event(0, 2, finish="stop")) == 2
         assert taken(counted, event(1, 3, finish="stop")) == 3
         usage = {"prompt_tokens": 9, "completion_tokens": 6}
-        assert counted.take(json.dumps({"choices": [], "usage": usage}).encode()) is None
+        assert counted.take(json.dumps({"choices": [], "usage": usage}).encode()) == []
         end = counted.end()
         assert isinstance(end, JobDone)
         assert (end.prompt_tokens, end.output_tokens) == (9, 6)
 
     def test_without_running_counts_a_chunk_is_a_token(self):
-        counted = relay()
-        chunk = {"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}], "usage": None}
-        assert [taken(counted, json.dumps(chunk).encode()) for _ in range(3)] == [1, 1, 1]
+        counted = reader()
+        for finish in (None, None, "stop"):
+            choice = {"index": 0, "text": "x", "finish_reason": finish}
+            chunk = {"choices": [choice], "usage": None}
+            assert taken(counted, json.dumps(chunk).encode()) == 1
         end = counted.end()
         assert isinstance(end, JobDone)
         assert end.output_tokens == 3
+
+
+class NoHelp:
+    """A server that is not to be asked about tokens."""
+
+    async def tokenize(self, served: str, text: str) -> list[int]:
+        raise AssertionError(f"{served} was asked to tokenize {text!r}")
+
+    async def detokenize(self, served: str, ids: list[int]) -> str | None:
+        raise AssertionError(f"{served} was asked for the text of {ids}")
 
 
 class TestContinuing:
@@ -81,16 +93,13 @@ class TestContinuing:
             RequestId("a"), 2, ModelName("m"), True, json.dumps(body).encode(),
             resume_text=' "Ada"', produced_tokens=2,
         )  # fmt: skip
-        prepared = json.loads((await prepare(job, "m", self.no_tokens)).body)
+        prepared = json.loads((await prepare(job, "m", NoHelp(), Abilities())).body)
         assert prepared["messages"] == [
             {"role": "user", "content": "Write JSON"},
             {"role": "assistant", "content": '{"name": "Ada"', "name": "x"},
         ]
         assert prepared["continue_final_message"] is True
         assert prepared["add_generation_prompt"] is False
-
-    async def no_tokens(self, model: str, text: str) -> list[int]:
-        raise AssertionError(f"{model} was asked to tokenize {text!r}")
 
     @pytest.mark.parametrize(
         "answer",

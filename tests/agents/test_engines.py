@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agents.engines import make_engine, tether, vllm, vllm_server
-from agents.engines.requests import prepare
+from agents.engines.requests import Abilities, prepare
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
 from agents.engines.vllm_server import Health
@@ -26,6 +26,7 @@ from qlm_core.executor import (
     JobLost,
     JobOutput,
     JobRefused,
+    JobTurnedAway,
     SwapFailed,
 )
 from qlm_core.model import ModelName, ModelTier, RequestId
@@ -40,11 +41,8 @@ from tests.agents.harness import (
     free_ports,
     serving,
 )
+from tests.agents.test_connection import NoHelp
 from tests.executor.world import profile
-
-
-async def no_tokens(model: str, text: str) -> list[int]:
-    raise AssertionError(f"{model} was asked to tokenize {text!r}")
 
 
 class TestOpenAI:
@@ -52,10 +50,10 @@ class TestOpenAI:
         ("prompt", "outcome"),
         [
             ("refuse", JobRefused),
-            ("busy", JobLost),
+            ("busy", JobTurnedAway),
             ("break", JobLost),
             ("cut", JobLost),
-            ("babble", JobLost),
+            ("babble", JobRefused),
         ],
     )
     async def test_ways_to_fail(self, prompt: str, outcome: type):
@@ -63,7 +61,8 @@ class TestOpenAI:
             harness.engine.submit(harness.job("a", 10, prompt=prompt))
             end = await harness.heard.end_of("a")
             assert isinstance(end, outcome)
-            if isinstance(end, JobRefused):
+            if prompt == "refuse":
+                assert isinstance(end, JobRefused)
                 assert (end.status, end.error) == (400, "This prompt is refused.")
 
     async def test_bodies_pass_with_our_fields_set_and_theirs_kept(self):
@@ -82,7 +81,9 @@ class TestOpenAI:
             await harness.heard.end_of("a")
             [body] = harness.server.bodies
             assert "priority" not in body
-            prepared = await prepare(harness.job("b", 3), "m", no_tokens, priority=20_000)
+            prepared = await prepare(
+                harness.job("b", 3), "m", NoHelp(), Abilities(), priority=20_000
+            )
             assert json.loads(prepared.body)["priority"] == 20_000
 
     async def test_a_prompt_of_token_ids_is_continued_in_token_ids(self):

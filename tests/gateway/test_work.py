@@ -53,8 +53,6 @@ async def test_an_evicted_stream_goes_on_where_it_stopped() -> None:
         second = await it.agent.payload(1)
         assert (second.resume_text, second.produced_tokens) == ("one two ", 2)
         assert second.attempt > first.attempt
-        # The engine begins its continuation with the role again.
-        it.agent.send(m.Chunk(second.id, second.attempt, json.dumps(role).encode(), 0))
         it.agent.say(second, "three", finish="stop")
         parts = await asked
         deltas = [part.choices[0].delta for part in parts if part.choices]
@@ -159,7 +157,8 @@ async def test_a_begun_tool_call_pins_a_stream_to_its_engine(begun: bool) -> Non
                 collect(stub.Submit(pb.SubmitRequest(request=new(body_json=body))))
             )
             payload = await it.agent.payload()
-            it.agent.send(m.Chunk(payload.id, payload.attempt, data, 1), evict(payload))
+            output = m.Chunk(payload.id, payload.attempt, data, 1, plain=not begun)
+            it.agent.send(output, evict(payload))
             if begun:
                 end = (await watch)[-1].ended
                 assert end.phase == types_pb2.PHASE_FAILED

@@ -15,6 +15,7 @@ from qlm_core.messages import (
     Pulled,
     Returned,
     ReturnReason,
+    TokenIds,
 )
 from qlm_core.model import (
     AgentId,
@@ -27,6 +28,7 @@ from qlm_core.model import (
     Slo,
 )
 from qlm_core.outcome import PullRefusal, ShedReason
+from qlm_core.resume import Resume
 
 A, B = AgentId("a"), AgentId("b")
 R = RequestId("r")
@@ -117,7 +119,7 @@ def test_an_evicted_request_continues_after_what_it_produced() -> None:
 
 def test_output_that_cannot_be_continued_starts_over_only_unseen() -> None:
     drive = Clocked()
-    drive.submit(resumable=False)
+    drive.submit(resume=Resume.NEVER)
     drive(lg.PullAsked(A, (R,)))
     drive.chunk(tokens=5)
     assert drive(returned(1)) == [lg.DropOutput(R), lg.Tell(Returned(R, 0))]
@@ -129,14 +131,67 @@ def test_output_that_cannot_be_continued_starts_over_only_unseen() -> None:
     assert "cannot be continued" in end.error
 
 
-def test_a_pinned_request_fails_when_its_agent_is_lost() -> None:
+def test_a_request_with_more_than_text_fails_when_its_agent_is_lost() -> None:
     drive = Clocked()
     drive.submit(watched=True)
     drive(lg.PullAsked(A, (R,)))
-    drive.chunk()
-    drive(lg.OutputPinned(R))
+    drive(lg.ChunkCame(A, Chunk(R, 1, b"{}", 1, plain=False)))
     drive(lg.AgentDisconnected(A), at=1.0)
     assert record(drive(lg.Woken(), at=2.0)).phase is Phase.FAILED
+
+
+def test_log_probabilities_go_on_from_token_ids_alone() -> None:
+    for ids, expected in ((TokenIds(0, (5,)), Phase.WAITING), (None, Phase.FAILED)):
+        drive = Clocked()
+        drive.submit(resume=Resume.FROM_IDS, watched=True)
+        drive(lg.PullAsked(A, (R,)))
+        drive(lg.ChunkCame(A, Chunk(R, 1, b"{}", 1, ids=ids)))
+        effects = drive(returned(1))
+        row = drive.ledger.row(R)
+        assert (row.phase if row is not None else record(effects).phase) is expected
+
+
+def test_who_was_turned_away_rests_as_long_as_told_and_loses_no_attempt() -> None:
+    drive = Clocked(attempts_max=2)
+    drive.submit()
+    for attempt in range(1, 5):
+        drive(lg.PullAsked(A, (R,)))
+        at = drive.now_s
+        back = AttemptReturned(R, attempt, ReturnReason.TURNED_AWAY, "HTTP 429: slow down", 90.0)
+        assert drive(lg.AttemptCameBack(A, back)) == []
+        assert drive.ledger.wakeup_s == at + 90.0
+        assert drive(lg.PullAsked(B, (R,)), at=at + 89.0) == [lg.Refuse(B, R, PullRefusal.TAKEN)]
+        announced = drive(lg.SolverConnected())
+        assert lg.Tell(Pulled(R, A)) in announced
+        assert drive(lg.Woken(), at=at + 90.0) == [lg.Tell(Returned(R, 0))]
+    assert drive(lg.PullAsked(B, (R,)))[0] == lg.Grant(B, R, 5, 0)
+
+
+def test_a_resting_request_can_be_cancelled_and_runs_out_of_time() -> None:
+    for end, phase in ((lg.CancelAsked(R), Phase.CANCELLED), (lg.Woken(), Phase.SHED)):
+        drive = Clocked()
+        drive.submit(expires_s=50.0)
+        drive(lg.PullAsked(A, (R,)))
+        back = AttemptReturned(R, 1, ReturnReason.TURNED_AWAY, "", 90.0)
+        drive(lg.AttemptCameBack(A, back))
+        assert record(drive(end, at=60.0)).phase is phase
+        assert drive(lg.Woken(), at=200.0) == []
+
+
+def test_three_errors_of_engines_that_serve_others_end_a_request_with_their_words() -> None:
+    drive = Clocked()
+    drive.submit()
+    for attempt in (1, 2, 3):
+        drive(lg.PullAsked(A, (R,)))
+        back = AttemptReturned(R, attempt, ReturnReason.ENGINE_ERROR, "HTTP 500: out of luck")
+        effects = drive(lg.AttemptCameBack(A, back))
+        if attempt < 3:
+            # It rests a little longer each time.
+            assert effects == []
+            assert drive(lg.Woken(), at=drive.now_s + attempt) == [lg.Tell(Returned(R, 0))]
+    end = record(effects)
+    assert end.phase is Phase.FAILED
+    assert "HTTP 500: out of luck" in end.error
 
 
 def test_a_return_with_every_token_out_is_a_finish() -> None:

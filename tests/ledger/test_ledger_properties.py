@@ -5,9 +5,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qlm_core import ledger as lg
-from qlm_core.messages import Attempt, AttemptEnded, AttemptReturned, Chunk, Ended, ReturnReason
+from qlm_core.messages import (
+    Attempt,
+    AttemptEnded,
+    AttemptReturned,
+    Chunk,
+    Ended,
+    ReturnReason,
+    TokenIds,
+)
 from qlm_core.model import AgentId, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 from qlm_core.outcome import ShedReason
+from qlm_core.resume import Resume
 
 AGENTS = [AgentId(name) for name in "abc"]
 GRACE_S = 2.0
@@ -79,14 +88,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        for resumable, watched in [(True, True), (True, True), (False, False), (False, True)]:
-            self.submit_one(resumable, watched, 40)
+        for resume, watched in [
+            (Resume.FROM_TEXT, True),
+            (Resume.FROM_IDS, True),
+            (Resume.NEVER, False),
+            (Resume.NEVER, True),
+        ]:
+            self.submit_one(resume, watched, 40)
 
-    @rule(resumable=st.booleans(), watched=st.booleans(), limit=st.integers(1, 30))
-    def submit(self, resumable: bool, watched: bool, limit: int) -> None:
-        self.submit_one(resumable, watched, limit)
+    @rule(resume=st.sampled_from(Resume), watched=st.booleans(), limit=st.integers(1, 30))
+    def submit(self, resume: Resume, watched: bool, limit: int) -> None:
+        self.submit_one(resume, watched, limit)
 
-    def submit_one(self, resumable: bool, watched: bool, limit: int) -> None:
+    def submit_one(self, resume: Resume, watched: bool, limit: int) -> None:
         id = RequestId(f"r{len(self.submitted)}")
         meta = RequestMeta(
             id=id,
@@ -100,9 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self.submitted[id] = None
         expires_s = self.now_s + 50.0
-        self.send(
-            lg.Submitted(request=meta, resumable=resumable, watched=watched, expires_s=expires_s)
-        )
+        self.send(lg.Submitted(request=meta, resume=resume, watched=watched, expires_s=expires_s))
 
     @precondition(lambda self: self.present())
     @rule(data=st.data(), action=st.sampled_from(ACTIONS))
@@ -117,12 +129,16 @@ class LedgerMachine(RuleBasedStateMachine):
             if known:
                 self.running[agent][id, attempt] += 1
             tokens = data.draw(st.integers(0, 3))
-            self.send(lg.ChunkCame(agent, Chunk(id, attempt, b"{}", tokens)))
+            plain = data.draw(st.integers(0, 9)) > 0
+            ids = TokenIds(0, (1,)) if data.draw(st.booleans()) else None
+            self.send(lg.ChunkCame(agent, Chunk(id, attempt, b"{}", tokens, plain, ids)))
             return
         self.running[agent].pop((id, attempt), None)
         if action == "return":
             reason = data.draw(st.sampled_from(list(ReturnReason)))
-            self.send(lg.AttemptCameBack(agent, AttemptReturned(id, attempt, reason)))
+            rest_s = data.draw(st.sampled_from([0.0, 0.0, 2.0, 60.0]))
+            back = AttemptReturned(id, attempt, reason, "words", rest_s)
+            self.send(lg.AttemptCameBack(agent, back))
         else:
             self.send(lg.AttemptFinished(agent, AttemptEnded(id, attempt, action)))
 
@@ -146,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert row is not None
             assert (row.attempt, row.agent) == (attempt, agent)
 
-    @rule(data=st.data(), step=st.sampled_from(["cancel", "shed", "watch", "pin"]))
+    @rule(data=st.data(), step=st.sampled_from(["cancel", "shed", "watch"]))
     def interfere(self, data: st.DataObject, step: str) -> None:
         id = self.pick(data)
         match step:
@@ -157,8 +173,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.send(lg.ShedOrdered(id, ShedReason.SATURATED))
             case "watch":
                 self.send(lg.OutputWatched(id))
-            case "pin":
-                self.send(lg.OutputPinned(id))
 
     @rule(passed_s=st.sampled_from([0.1, 1.0, GRACE_S, 9.0]))
     def wait(self, passed_s: float) -> None:
@@ -193,6 +207,14 @@ class LedgerMachine(RuleBasedStateMachine):
             assert len(holders) <= 1
             if row is not None:
                 assert (row.agent is not None) == (row.phase in (Phase.PULLED, Phase.RUNNING))
+
+    @invariant()
+    def who_rests_waits_and_is_woken_in_time(self) -> None:
+        for row in self.ledger.newest():
+            if row.rest_until_s is not None:
+                assert row.phase is Phase.WAITING
+                assert self.ledger.wakeup_s is not None
+                assert self.ledger.wakeup_s <= row.rest_until_s
 
     @invariant()
     def counts_agree(self) -> None:

@@ -31,6 +31,7 @@ from qlm_core.model import (
     Slo,
 )
 from qlm_core.outcome import PullRefusal, ShedReason
+from qlm_core.resume import ResumedBy
 from tests.manager.conftest import profile
 
 text = st.text(max_size=20)
@@ -128,12 +129,27 @@ agent_orders = st.one_of(
     st.builds(m.Gateways, st.lists(st.tuples(name.map(GatewayId), text), max_size=3).map(tuple)),
 )
 attempts = st.builds(m.Attempt, ids, count, count)
+tokens = st.lists(count, max_size=5).map(tuple)
+told = st.none() | st.builds(m.TokenIds, count, tokens, tokens)
 work_events = st.one_of(
     st.builds(m.WorkHello, name.map(AgentId), st.lists(attempts, max_size=3).map(tuple)),
     st.builds(m.Pull, st.lists(ids, max_size=3).map(tuple)),
-    st.builds(m.Chunk, ids, count, st.binary(max_size=20), count),
-    st.builds(m.AttemptEnded, ids, count, text, count, count, text, count),
-    st.builds(m.AttemptReturned, ids, count, st.sampled_from(m.ReturnReason)),
+    st.builds(
+        m.Chunk, ids, count, st.binary(max_size=20), count, st.booleans(), told, st.booleans()
+    ),
+    st.builds(
+        m.AttemptEnded,
+        ids,
+        count,
+        text,
+        count,
+        count,
+        text,
+        count,
+        st.binary(max_size=20),
+        st.sampled_from(ResumedBy),
+    ),
+    st.builds(m.AttemptReturned, ids, count, st.sampled_from(m.ReturnReason), text, seconds),
 )
 work_orders = st.one_of(
     st.builds(
@@ -145,6 +161,9 @@ work_orders = st.one_of(
         st.binary(max_size=20),
         text,
         count,
+        tokens,
+        count,
+        st.lists(st.tuples(text, text), max_size=2).map(tuple),
     ),
     st.builds(m.Refused, ids, st.sampled_from(PullRefusal)),
     st.builds(m.Revoked, ids, count),

@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ResumedBy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResumedByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResumedBy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESUMED_BY_UNSPECIFIED: _ResumedBy.ValueType  # 0
+    """From nothing: it began with the request."""
+    RESUMED_BY_TOKEN_IDS: _ResumedBy.ValueType  # 1
+    """From the token ids of prompt and output."""
+    RESUMED_BY_TEXT: _ResumedBy.ValueType  # 2
+    """From the text so far, which the engine divided into tokens anew."""
+
+class ResumedBy(_ResumedBy, metaclass=_ResumedByEnumTypeWrapper):
+    """From what an attempt was continued."""
+
+RESUMED_BY_UNSPECIFIED: ResumedBy.ValueType  # 0
+"""From nothing: it began with the request."""
+RESUMED_BY_TOKEN_IDS: ResumedBy.ValueType  # 1
+"""From the token ids of prompt and output."""
+RESUMED_BY_TEXT: ResumedBy.ValueType  # 2
+"""From the text so far, which the engine divided into tokens anew."""
+Global___ResumedBy: _TypeAlias = ResumedBy  # noqa: Y015
+
 class _ReturnReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -34,6 +58,10 @@ class _ReturnReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReturnRe
     """The engine crashed or went away."""
     RETURN_REASON_DRAINING: _ReturnReason.ValueType  # 3
     """The agent is leaving."""
+    RETURN_REASON_TURNED_AWAY: _ReturnReason.ValueType  # 4
+    """The engine had no room for it."""
+    RETURN_REASON_ENGINE_ERROR: _ReturnReason.ValueType  # 5
+    """The engine answered with an error, while it serves other requests."""
 
 class ReturnReason(_ReturnReason, metaclass=_ReturnReasonEnumTypeWrapper):
     """Why an attempt stopped before its end."""
@@ -46,6 +74,10 @@ RETURN_REASON_ENGINE_LOST: ReturnReason.ValueType  # 2
 """The engine crashed or went away."""
 RETURN_REASON_DRAINING: ReturnReason.ValueType  # 3
 """The agent is leaving."""
+RETURN_REASON_TURNED_AWAY: ReturnReason.ValueType  # 4
+"""The engine had no room for it."""
+RETURN_REASON_ENGINE_ERROR: ReturnReason.ValueType  # 5
+"""The engine answered with an error, while it serves other requests."""
 Global___ReturnReason: _TypeAlias = ReturnReason  # noqa: Y015
 
 class _PullRefusal:
@@ -225,12 +257,23 @@ class Chunk(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CHUNK_JSON_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    BEYOND_TEXT_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
     chunk_json: _builtins.bytes
     """An OpenAI chunk object, as JSON."""
     tokens: _builtins.int
-    """Output tokens in it."""
+    """Output tokens whose text is in this chunk or in an earlier one, each counted once."""
+    beyond_text: _builtins.bool
+    """It is more than text (a tool call, reasoning), which no other engine can continue."""
+    whole: _builtins.bool
+    """It is all of the answer, so when its first token was made is not known."""
+    @_builtins.property
+    def ids(self) -> Global___TokenIds:
+        """The token ids behind it, where the engine tells them."""
+
     def __init__(
         self,
         *,
@@ -238,14 +281,51 @@ class Chunk(_message.Message):
         attempt: _builtins.int = ...,
         chunk_json: _builtins.bytes = ...,
         tokens: _builtins.int = ...,
+        beyond_text: _builtins.bool = ...,
+        ids: Global___TokenIds | None = ...,
+        whole: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ids", b"_ids", "ids", b"ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ids", b"_ids", "attempt", b"attempt", "beyond_text", b"beyond_text", "chunk_json", b"chunk_json", "id", b"id", "ids", b"ids", "tokens", b"tokens", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ids: _TypeAlias = _typing.Literal["ids"]  # noqa: Y015
+    _WhichOneofArgType__ids: _TypeAlias = _typing.Literal["_ids", b"_ids"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ids) -> _WhichOneofReturnType__ids | None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class TokenIds(_message.Message):
+    """Token ids as an engine tells them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Output tokens of the request before the first of `output`. Ids from there on that were told earlier are void."""
+    @_builtins.property
+    def output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the prompt, once in each attempt that did not begin with ids."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        output: _abc.Iterable[_builtins.int] | None = ...,
+        prompt: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chunk_json", b"chunk_json", "id", b"id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "position", b"position", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class AttemptEnded(_message.Message):
@@ -259,6 +339,8 @@ class AttemptEnded(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ERROR_STATUS_FIELD_NUMBER: _builtins.int
+    CLOSING_JSON_FIELD_NUMBER: _builtins.int
+    RESUMED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
     finish_reason: _builtins.str
@@ -267,6 +349,10 @@ class AttemptEnded(_message.Message):
     """What the engine said, when it refused."""
     error_status: _builtins.int
     """HTTP status of the refusal, 0 if none."""
+    closing_json: _builtins.bytes
+    """The engine's last word beside the output as a JSON object, its usage included; empty if there was none."""
+    resumed_by: Global___ResumedBy.ValueType
+    """From what the attempt was continued."""
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
         """As the engine counted them, for this attempt alone."""
@@ -280,10 +366,12 @@ class AttemptEnded(_message.Message):
         usage: _types_pb2.Usage | None = ...,
         error: _builtins.str = ...,
         error_status: _builtins.int = ...,
+        closing_json: _builtins.bytes = ...,
+        resumed_by: Global___ResumedBy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "error_status", b"error_status", "finish_reason", b"finish_reason", "id", b"id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "closing_json", b"closing_json", "error", b"error", "error_status", b"error_status", "finish_reason", b"finish_reason", "id", b"id", "resumed_by", b"resumed_by", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,19 +386,27 @@ class AttemptReturned(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    REST_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
     reason: Global___ReturnReason.ValueType
+    detail: _builtins.str
+    """What happened, in the engine's words where it had any."""
+    rest_s: _builtins.float
+    """Seconds for which the request is not to be tried again."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         reason: Global___ReturnReason.ValueType = ...,
+        detail: _builtins.str = ...,
+        rest_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "detail", b"detail", "id", b"id", "reason", b"reason", "rest_s", b"rest_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +479,9 @@ class Payload(_message.Message):
     BODY_JSON_FIELD_NUMBER: _builtins.int
     RESUME_TEXT_FIELD_NUMBER: _builtins.int
     PRODUCED_TOKENS_FIELD_NUMBER: _builtins.int
+    RESUME_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_CHARS_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
     model: _builtins.str
@@ -394,6 +493,16 @@ class Payload(_message.Message):
     """Text that earlier attempts produced; the engine continues after it."""
     produced_tokens: _builtins.int
     """Output tokens of earlier attempts; they count against the client's limit."""
+    text_offset_chars: _builtins.int
+    """Where the next token's text begins, as the engine counts that in its log-probabilities."""
+    @_builtins.property
+    def resume_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Token ids of the prompt and of all output so far; none where they are not known."""
+
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
+        """The client's headers that the engine is to see."""
+
     def __init__(
         self,
         *,
@@ -404,14 +513,41 @@ class Payload(_message.Message):
         body_json: _builtins.bytes = ...,
         resume_text: _builtins.str = ...,
         produced_tokens: _builtins.int = ...,
+        resume_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text_offset_chars: _builtins.int = ...,
+        headers: _abc.Iterable[Global___Header] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body_json", b"body_json", "chat", b"chat", "id", b"id", "model", b"model", "produced_tokens", b"produced_tokens", "resume_text", b"resume_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body_json", b"body_json", "chat", b"chat", "headers", b"headers", "id", b"id", "model", b"model", "produced_tokens", b"produced_tokens", "resume_ids", b"resume_ids", "resume_text", b"resume_text", "text_offset_chars", b"text_offset_chars"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Payload: _TypeAlias = Payload  # noqa: Y015
+
+@_typing.final
+class Header(_message.Message):
+    """One HTTP header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Header: _TypeAlias = Header  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
