@@ -28,6 +28,7 @@ Json = dict[str, Any]
 # other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
 BYTES_PER_TOKEN_MAX = 1024
 LIMIT_MAX = 2**31 - 1
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BLANKS = re.compile(r"\s+")
 
 _decode = msgspec.json.Decoder().decode
@@ -40,8 +41,11 @@ def parse(body: bytes) -> Json:
     try:
         fields = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        remedy = "Send a JSON object."
+        if _SURROGATE.search(body):
+            remedy = "Text that was cut inside an emoji leaves half a pair of \\u escapes; take that out."
         raise InvalidRequest(
-            "body", f"not valid JSON ({error})", "Send a JSON object.", code="invalid_json"
+            "body", f"not valid JSON ({error})", remedy, code="invalid_json"
         ) from None
     if not isinstance(fields, dict):
         raise InvalidRequest("body", "not a JSON object", "Send one.", code="invalid_json")

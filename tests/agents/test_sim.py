@@ -128,6 +128,25 @@ async def test_a_stop_string_may_lie_across_tokens() -> None:
     assert said.end.output_tokens == 3
 
 
+async def test_a_resumed_job_ends_at_the_same_stop_string() -> None:
+    async with SimHarness.started(zero_delay=True) as harness:
+        body = {"prompt": "hello", "max_tokens": 9, "ignore_eos": True, "stop": ".4"}
+        resumed = Payload(
+            id=RequestId("a"),
+            attempt=2,
+            model=ModelName(harness.models[0]),
+            chat=False,
+            body=msgspec.json.encode(body),
+            resume_text=text(0, 2),
+            produced_tokens=2,
+        )
+        harness.engine.submit(resumed)
+        await harness.heard.end_of("a")
+        said = Answered(harness.heard.of("a"))
+    assert text(0, 2) + said.texts[0] == text(0, 5).removesuffix(".4")
+    assert (said.end.finish_reason, said.end.output_tokens) == ("stop", 3)
+
+
 async def test_a_completions_tokens_are_certain() -> None:
     said = await ask({"logprobs": 1, "max_tokens": 3})
     parts = said.logprobs[0]

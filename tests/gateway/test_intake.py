@@ -116,6 +116,16 @@ def test_nothing_is_refused_by_a_length_that_nobody_told() -> None:
     assert intake.draft(body, chat=False, wish=Wish()).prompt_tokens == 20_000
 
 
+@pytest.mark.parametrize("text", ["emoji \\ud83d", "x \\ude00 y"])
+def test_half_an_emoji_is_named(text: str) -> None:
+    intake = Intake(config(), lambda: ())
+    body = b'{"model": "tiny", "prompt": "%b"}' % text.encode()
+    with pytest.raises(InvalidRequest, match="cut inside an emoji") as caught:
+        intake.draft(body, chat=False, wish=Wish())
+    assert caught.value.code == "invalid_json"
+    assert draft({"prompt": "a whole \U0001f600"})
+
+
 def test_a_byte_order_mark_is_overlooked() -> None:
     body = b'{"model": "tiny", "prompt": "x", "max_tokens": 3}'
     intake = Intake(config(), lambda: ())
