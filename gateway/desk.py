@@ -34,6 +34,19 @@ class Desk:
     solver: SolverLink
     metrics: Metrics
 
+    def unready(self) -> str:
+        """Why no request would be served now, in words; "" if one would.
+
+        A gateway that is not ready takes requests all the same, and they wait.
+        """
+        if self.driver.draining:
+            return "the gateway is shutting down"
+        if not self.solver.connected:
+            return "no solver is connected"
+        if not self.solver.models():
+            return "no agent serves any model"
+        return ""
+
     def models(self) -> bytes:
         """OpenAI's list of models."""
         data = [_model(name, length) for name, length in self.intake.models().items()]

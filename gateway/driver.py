@@ -21,14 +21,14 @@ from gateway.answer import BadChunkError
 from gateway.intake import Draft
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.store import Store, StoredEnd, StoredRequest, StoreError
+from gateway.store import Kept, Store, StoredEnd, StoredRequest, StoreError
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
-from qlm_core.errors import NotFound, QlmError, QueueFull, Unavailable
+from qlm_core.errors import KeyReused, NotFound, QlmError, QueueFull, Unavailable
 from qlm_core.messages import GatewayFact, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
-from qlm_core.outcome import FinishReason
+from qlm_core.outcome import FinishReason, ShedReason
 from qlm_core.resume import Resume, resume_of
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Driver:
     def submit(self, draft: Draft, *, watched: bool) -> Live:
         """Take a request that lives in memory only. Raises QueueFull or Unavailable."""
         self.admit()
-        request = self._request(draft, "")
+        request = self._request(draft)
         return self._enter(
             request,
             durable=False,
@@ -170,23 +170,28 @@ class Driver:
             running_usage=draft.running_usage,
         )
 
-    async def submit_durable(self, draft: Draft, *, key: str = "", watched: bool) -> RequestId:
+    async def submit_durable(
+        self, draft: Draft, *, key: str = "", key_owner: str = "", watched: bool
+    ) -> RequestId:
         """Take a request and return its id once the store has it; with a known key, the earlier id.
 
-        Raises QueueFull, Unavailable (the store failed).
+        Raises QueueFull, Unavailable (the store failed), KeyReused (the key names other content).
         """
         self.admit()
         # Not to be torn by a client that leaves: a stored request must get into the ledger.
-        return await asyncio.shield(self._spawn(self._add(draft, key, watched)))
+        request = self._request(draft, key, key_owner)
+        kept: Kept = await asyncio.shield(self._spawn(self._add(request, draft, watched)))
+        if kept.fingerprint not in ("", request.fingerprint):
+            raise KeyReused(key)
+        return kept.id
 
-    async def _add(self, draft: Draft, key: str, watched: bool) -> RequestId:
-        request = self._request(draft, key)
+    async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
         try:
-            owner = await self._store.add(request)
+            kept = await self._store.add(request)
         finally:
             self._adding -= 1
-        if owner == request.id:
+        if kept.id == request.id:
             self._enter(
                 request,
                 durable=True,
@@ -194,7 +199,7 @@ class Driver:
                 resume=draft.resume,
                 running_usage=draft.running_usage,
             )
-        return owner
+        return kept
 
     def live(self, id: RequestId) -> Live | None:
         """An open request, or one whose end is being stored."""
@@ -220,11 +225,16 @@ class Driver:
         self.handle(lg.CancelAsked(id))
         return (await asyncio.shield(live.ended)).phase
 
+    def turn_away(self, id: RequestId) -> bool:
+        """Shed a request that waits, as in overload; False if it is past that."""
+        self.handle(lg.ShedOrdered(id, ShedReason.SATURATED))
+        return self._ledger.row(id) is None
+
     def abandon(self, live: Live) -> None:
         """The client of a request in memory is gone."""
         self.handle(lg.CancelAsked(live.request.id))
 
-    def _request(self, draft: Draft, key: str) -> StoredRequest:
+    def _request(self, draft: Draft, key: str = "", key_owner: str = "") -> StoredRequest:
         now = time.time()
         kind = "chatcmpl" if draft.chat else "cmpl"
         return StoredRequest(
@@ -240,7 +250,10 @@ class Driver:
             body=draft.body,
             arrived_at=now,
             expires_at=now + draft.ttl_s,
+            trace=draft.trace,
             idempotency_key=key,
+            key_owner=key_owner,
+            fingerprint=draft.fingerprint if key else "",
         )
 
     def _enter(

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
 import grpc
 
+from gateway import headers as hd
 from gateway import openai
 from gateway.desk import Desk
 from gateway.intake import Wish
+from gateway.keys import KEY_BYTES_MAX, ApiKeys
 from gateway.live import Follower, Live
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
 from protos.qlm.v1 import types_pb2
-from qlm_core.errors import InvalidRequest, NotFound, QlmError, QueueFull, Unavailable, UnknownModel
+from qlm_core.errors import (
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    QlmError,
+    QueueFull,
+    TooLate,
+    Unavailable,
+    UnknownModel,
+)
 from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
 
-KEY_BYTES_MAX = 256
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 
@@ -40,7 +52,9 @@ STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
     (UnknownModel, grpc.StatusCode.NOT_FOUND),
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (KeyReused, grpc.StatusCode.ALREADY_EXISTS),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooLate, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (QlmError, grpc.StatusCode.INTERNAL),
@@ -58,7 +72,9 @@ async def _abort(desk: Desk, context: Context, error: QlmError) -> None:
     code = getattr(error, "code", None)
     desk.metrics.refused(code if isinstance(code, str) else status_of(error).name.lower())
     if isinstance(error, QueueFull):
-        context.set_trailing_metadata((("retry-after-s", str(max(1, round(error.retry_after_s)))),))
+        context.set_trailing_metadata(
+            (("retry-after-s", str(max(1, math.ceil(error.retry_after_s)))),)
+        )
     await context.abort(status_of(error), str(error))
 
 
@@ -84,14 +100,15 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self._keys = frozenset(f"Bearer {key}" for key in desk.config.gateway.api_keys)
+        self._keys = ApiKeys(desk.config.gateway.api_keys)
 
-    def authorize(self, context: Context) -> None:
-        """Raises Unauthenticated when keys are configured and the call brings none of them."""
-        if self._keys:
-            said = dict(context.invocation_metadata() or ()).get("authorization", "")
-            if said not in self._keys:
-                raise UnauthenticatedError("authorization: send Bearer and one of the API keys")
+    def authorize(self, context: Context) -> str:
+        """Who calls, as `ApiKeys.owner` names them. Raises UnauthenticatedError for who may not."""
+        said = dict(context.invocation_metadata() or ()).get("authorization", "")
+        owner = self._keys.owner(said if isinstance(said, bytes) else said.encode())
+        if owner is None:
+            raise UnauthenticatedError("authorization: send Bearer and one of the API keys")
+        return owner
 
     # ---------------------------------------------------------------- streams
 
@@ -99,8 +116,8 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         self, request: pb.SubmitRequest, context: Context
     ) -> AsyncIterator[pb.SubmitResponse]:
         try:
-            self.authorize(context)
-            id, slo_class = await self._take(request.request, watched=True)
+            owner = self.authorize(context)
+            id, slo_class = await self._take(request.request, context, owner, watched=True)
             live = self.desk.driver.live(id)
             follower = live.follow() if live is not None else None
             try:
@@ -152,10 +169,14 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
 
     # ---------------------------------------------------------------- calls
 
-    @_answering
-    async def Enqueue(self, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
-        id, slo_class = await self._take(request.request, watched=False)
-        return pb.EnqueueResponse(accepted=await self._accepted(id, slo_class))
+    async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:
+        try:
+            owner = self.authorize(context)
+            id, slo_class = await self._take(request.request, context, owner, watched=False)
+            return pb.EnqueueResponse(accepted=await self._accepted(id, slo_class))
+        except QlmError as error:
+            await _abort(self.desk, context, error)
+            raise
 
     @_answering
     async def GetRequest(self, request: pb.GetRequestRequest) -> pb.GetRequestResponse:
@@ -228,7 +249,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
 
     # ---------------------------------------------------------------- parts
 
-    async def _take(self, new: pb.NewRequest, *, watched: bool) -> tuple[RequestId, str]:
+    async def _take(
+        self, new: pb.NewRequest, context: Context, owner: str, *, watched: bool
+    ) -> tuple[RequestId, str]:
         """Check and store a request; returns its id and the class really used."""
         chat = _CHAT.get(new.endpoint)
         if chat is None:
@@ -241,8 +264,12 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             )
         if not new.model:
             raise InvalidRequest("request.model", "missing", "Name the model to use.")
-        draft = self.desk.intake.draft(new.body_json, chat=chat, wish=_wish(new), model=new.model)
-        id = await self.desk.driver.submit_durable(draft, key=new.idempotency_key, watched=watched)
+        key = new.idempotency_key
+        wish = replace(_wish(new), trace=_trace(context))
+        draft = self.desk.intake.draft(
+            new.body_json, chat=chat, wish=wish, model=new.model, keyed=bool(key)
+        )
+        id = await self.desk.driver.submit_durable(draft, key=key, key_owner=owner, watched=watched)
         return id, draft.slo_class
 
     async def _accepted(self, id: RequestId, slo_class: str) -> pb.Accepted:
@@ -277,6 +304,11 @@ def _wish(request: pb.NewRequest | pb.EstimateWaitRequest) -> Wish:
         raise InvalidRequest("slo", "given together with slo_class", "Give one of the two.")
     slo = wire.slo_from_wire(request.slo)
     return Wish(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, e2e_s=slo.e2e_s, tenant=tenant)
+
+
+def _trace(context: Context) -> tuple[tuple[str, str], ...]:
+    said = context.invocation_metadata() or ()
+    return hd.trace({key.encode(): value.encode() for key, value in said if isinstance(value, str)})
 
 
 def _page_start(token: str) -> int | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from gateway.intake import Wish
-from gateway.openai import Problem
+from gateway.problems import Problem
 from qlm_core.errors import InvalidRequest
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, Phase, RequestId
@@ -37,6 +37,21 @@ _TTL = b"x-llm-d-inference-ttl"
 _TTL_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _TTL_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _REQUEST_ID_BYTES_MAX = 128
+# W3C Trace Context; the second is nothing without the first.
+_TRACE = ("traceparent", "tracestate")
+_TRACE_BYTES_MAX = 512
+# Refusals that leave the rest of the body where it is.
+_UNREAD = ("body_too_large", "body_too_slow", "unsupported_content_encoding")
+# What a browser's script may read of an answer, beside what it may read always.
+EXPOSED = (
+    b"x-request-id",
+    b"x-qlm-request-id",
+    b"x-qlm-estimated-wait-ms",
+    b"x-llm-d-flow-queue-duration-ms",
+    b"x-llm-d-request-dropped-reason",
+    b"x-should-retry",
+    b"retry-after",
+)
 
 
 def read(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
@@ -75,7 +90,28 @@ def wish(headers: Headers) -> Wish:
         e2e_s=_milliseconds(headers, _E2E_MS),
         ttl_s=_duration(text(headers, _TTL)),
         tenant=text(headers, *_TENANT),
+        trace=trace(headers),
     )
+
+
+def trace(headers: Headers) -> tuple[tuple[str, str], ...]:
+    """The headers of the client's trace, to be passed on; () where it has none."""
+    kept: list[tuple[str, str]] = []
+    for name in _TRACE:
+        value = headers.get(name.encode(), b"").strip()
+        if not _is_plain(value, _TRACE_BYTES_MAX):
+            break
+        kept.append((name, value.decode()))
+    return tuple(kept)
+
+
+def patience_s(headers: Headers) -> float | None:
+    """How long the client waits between two bytes of the answer, where it says so: OpenAI's libraries do."""
+    try:
+        given = float(text(headers, b"x-stainless-read-timeout") or "nan")
+    except ValueError:
+        return None
+    return given if math.isfinite(given) and given > 0 else None
 
 
 def echoed(headers: Headers) -> RawHeaders:
@@ -109,10 +145,15 @@ def problem(problem: Problem) -> RawHeaders:
     """What headers say of an error."""
     told: RawHeaders = []
     if problem.retry_after_s is not None:
-        told.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_s))))
+        # Never too early by a fraction.
+        told.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_s))))
+    if problem.should_retry is not None:
+        told.append((b"x-should-retry", b"true" if problem.should_retry else b"false"))
+    if problem.allow:
+        told.append((b"allow", problem.allow.encode()))
     if problem.dropped:
         told.append((b"x-llm-d-request-dropped-reason", problem.dropped.encode()))
-    if problem.code in ("body_too_large", "body_too_slow"):
+    if problem.code in _UNREAD:
         # The rest of the body is not wanted on this connection.
         told.append((b"connection", b"close"))
     if problem.status == 401:
@@ -159,7 +200,5 @@ def _duration(value: str) -> float | None:
     return sum(float(number) * _TTL_UNIT_S[unit] for number, unit in parts)
 
 
-def _is_plain(value: bytes) -> bool:
-    return (
-        0 < len(value) <= _REQUEST_ID_BYTES_MAX and value.isascii() and value.decode().isprintable()
-    )
+def _is_plain(value: bytes, bytes_max: int = _REQUEST_ID_BYTES_MAX) -> bool:
+    return 0 < len(value) <= bytes_max and value.isascii() and value.decode().isprintable()

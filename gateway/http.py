@@ -9,34 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from gateway import headers as hd
-from gateway import openai
+from gateway import openai, routes
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, read_body
+from gateway.cors import Cors
 from gateway.desk import Desk
-from gateway.live import Follower, Live
+from gateway.exchange import SSE, Streamed, Whole
+from gateway.keys import KEY_BYTES_MAX, ApiKeys
 from gateway.metrics import CONTENT_TYPE
-from gateway.openai import Problem
+from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
+from gateway.routes import Route
 from qlm_core.errors import InvalidRequest, NotFound, QlmError, Unavailable
-from qlm_core.ledger import EndRecord
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-RawHeaders = list[tuple[bytes, bytes]]
-
-_JSON = (b"content-type", b"application/json")
-_SSE = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-_GENERATE = {"/v1/completions": False, "/v1/chat/completions": True}
-_LOOKED_AT = ("/v1/models", "/v1/queue", "/v1/requests")
 
 
 class HttpApp:
@@ -50,97 +39,150 @@ class HttpApp:
         self._desk = desk
         self._connections = connections
         self._limits = desk.config.gateway.limits
-        self._keys = frozenset(f"Bearer {key}".encode() for key in desk.config.gateway.api_keys)
+        self._heartbeat_s = desk.config.gateway.heartbeat_s
+        self._keys = ApiKeys(desk.config.gateway.api_keys)
+        self._cors = Cors(desk.config.gateway.cors_origins, exposed=hd.EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = hd.read(scope["headers"])
+        if self._cors:
+            if scope["method"] == "OPTIONS":
+                told = self._cors.preflight(headers)
+                if told is not None:
+                    await self._preflight(told, send)
+                    return
+            if b"origin" in headers:
+                send = self._cors.sending(send, headers[b"origin"])
         try:
             await self._route(scope["method"], scope["path"], headers, receive, send)
         except QlmError as error:
-            await self._refuse(openai.problem_of(error), send, headers)
+            await self._refuse(problem_of(error), send, headers)
         except asyncio.CancelledError:
             raise
         except Exception:  # the edge: whatever went wrong, the client gets a proper answer
             log.exception("request handler failed", extra={"path": scope["path"]})
             error_500 = QlmError("the gateway failed to handle this; its log says why")
-            await self._refuse(openai.problem_of(error_500), send, headers)
+            await self._refuse(problem_of(error_500), send, headers)
 
     async def _route(
         self, method: str, path: str, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
-        if path in ("/health", "/healthz", "/readyz"):
-            await self._health(send)
-            return
-        if self._connections() > self._limits.connections_max:
-            raise Unavailable("gateway.limits.connections_max is reached; try again later")
-        if path == "/metrics":
-            rendered = self._desk.metrics.render()
-            await _answer(send, 200, rendered, [(b"content-type", CONTENT_TYPE.encode())])
-            return
-        if self._keys and headers.get(b"authorization") not in self._keys:
-            await self._refuse(_UNAUTHORIZED, send, headers)
-            return
-        chat = _GENERATE.get(path)
-        if chat is not None:
-            if method != "POST":
-                await self._refuse(_method_problem(method, path, "POST"), send, headers)
-                return
-            await self._generate(chat, headers, receive, send)
-            return
-        if method == "DELETE" and path.startswith("/v1/requests/"):
-            phase = await self._desk.driver.cancel(RequestId(path.removeprefix("/v1/requests/")))
-            await _answer(send, 200, openai.encode({"phase": phase.value}), [_JSON])
-            return
-        if method not in ("GET", "HEAD") and path.startswith(_LOOKED_AT):
-            await self._refuse(_method_problem(method, path, "GET"), send, headers)
-            return
-        await _answer(send, 200, await self._look(path), [_JSON])
+        route = routes.find(path)
+        owner = ""
+        if route is None or route.name not in ("health", "ready"):
+            # Who watches over the gateway is answered even when it is full.
+            if self._connections() > self._limits.connections_max:
+                raise Unavailable("gateway.limits.connections_max is reached; try again later")
+            if route is None or route.name != "metrics":
+                known = self._keys.owner(headers.get(b"authorization", b""))
+                if known is None:
+                    await self._refuse(UNAUTHORIZED, send, headers)
+                    return
+                owner = known
+        if route is None:
+            raise NotFound(routes.nothing_at(path))
+        if method not in route.methods:
+            await self._refuse(_method_problem(method, path, route), send, headers)
+        elif method == "POST":
+            await self._generate(route.name == "chat", owner, headers, receive, send)
+        elif method == "DELETE":
+            phase = await self._desk.driver.cancel(RequestId(route.arg))
+            await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
+        else:
+            status, body, kind = await self._look(route)
+            await answer(send, status, body, [(b"content-type", kind)])
 
-    async def _look(self, path: str) -> bytes:
-        """The JSON behind a GET. Raises NotFound."""
+    async def _look(self, route: Route) -> tuple[int, bytes, bytes]:
+        """Status, body and type of what a GET finds. Raises NotFound, Unavailable, UnknownModel."""
         desk = self._desk
-        if path == "/v1/models":
-            return desk.models()
-        if path == "/v1/queue":
-            return await desk.solver.view()
-        if path == "/v1/requests":
-            return desk.listing()
-        if path.startswith("/v1/models/"):
-            return desk.model(path.removeprefix("/v1/models/"))
-        if path.startswith("/v1/queue/"):
-            return await desk.explain(RequestId(path.removeprefix("/v1/queue/")))
-        if path.startswith("/v1/requests/"):
-            return await desk.standing(RequestId(path.removeprefix("/v1/requests/")))
-        raise NotFound(f"path: there is nothing at {path[:128]}; docs/api.md lists what there is")
+        status, kind = 200, JSON[1]
+        match route.name:
+            case "health":
+                draining = desk.driver.draining
+                status = 503 if draining else 200
+                said = "draining" if draining else "ok"
+                body = openai.encode({"status": said, "solver": desk.solver.connected})
+            case "ready":
+                reason = desk.unready()
+                status = 503 if reason else 200
+                body = openai.encode({"status": "unready" if reason else "ready", "reason": reason})
+            case "metrics":
+                body, kind = desk.metrics.render(), CONTENT_TYPE.encode()
+            case "models":
+                body = desk.models()
+            case "model":
+                body = desk.model(route.arg)
+            case "queue":
+                body = await desk.solver.view()
+            case "explanation":
+                body = await desk.explain(RequestId(route.arg))
+            case "requests":
+                body = desk.listing()
+            case _:
+                body = await desk.standing(RequestId(route.arg))
+        return status, body, kind
 
-    async def _health(self, send: Send) -> None:
-        draining = self._desk.driver.draining
-        state = {"status": "draining" if draining else "ok", "solver": self._desk.solver.connected}
-        await _answer(send, 503 if draining else 200, openai.encode(state), [_JSON])
+    async def _preflight(self, told: RawHeaders, send: Send) -> None:
+        """Answer a browser that asks, before a page's request, whether that may be sent."""
+        if any(name == b"access-control-allow-origin" for name, _ in told):
+            await answer(send, 200, b"", told)
+            return
+        problem = Problem(
+            status=403,
+            message="origin: pages from there may not use this gateway. Add it to gateway.cors_origins.",
+            type="invalid_request_error",
+            code="origin_not_allowed",
+        )
+        self._desk.metrics.refused(problem.code)
+        await answer(send, problem.status, problem.body(), [JSON, *told])
 
     # ---------------------------------------------------------------- generation
 
     async def _generate(
-        self, chat: bool, headers: hd.Headers, receive: Receive, send: Send
+        self, chat: bool, owner: str, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
+        coding = hd.text(headers, b"content-encoding").lower()
+        if coding not in ("", "identity"):
+            raise InvalidRequest(
+                "content-encoding",
+                f"{coding[:32]!r} cannot be read here",
+                "Send the body as it is.",
+                code="unsupported_content_encoding",
+            )
         body = await self._body(headers, receive)
-        draft = self._desk.intake.draft(body, chat=chat, wish=hd.wish(headers))
         key = hd.text(headers, b"idempotency-key")
+        if len(key) > KEY_BYTES_MAX:
+            raise InvalidRequest(
+                "idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
+            )
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
+        draft = self._desk.intake.draft(body, chat=chat, wish=hd.wish(headers), keyed=bool(key))
+        patience_s = hd.patience_s(headers)
         driver = self._desk.driver
         if durable:
-            id = await driver.submit_durable(draft, key=key, watched=draft.stream)
+            id = await driver.submit_durable(draft, key=key, key_owner=owner, watched=draft.stream)
             live = driver.live(id)
             if live is None:
                 await self._answer_from_store(id, draft.stream, headers, send)
                 return
         else:
+            if patience_s is not None and draft.stream and 0 < self._heartbeat_s < patience_s:
+                patience_s = None
+            if patience_s is not None and not draft.stream and patience_s < draft.ttl_s:
+                # Its client hangs up then; work beyond that would be for nobody.
+                draft = replace(draft, ttl_s=patience_s)
             live = driver.submit(draft, watched=draft.stream)
-        answer = _Streamed if draft.stream else _Whole
-        exchange = answer(self._desk, live, headers, send, include_usage=draft.include_usage)
-        gone = asyncio.create_task(_hung_up(receive))
+        exchange = (Streamed if draft.stream else Whole)(
+            self._desk,
+            live,
+            headers,
+            send,
+            include_usage=draft.include_usage,
+            patience_s=patience_s,
+        )
+        gone = asyncio.create_task(hung_up(receive))
         gone.add_done_callback(exchange.hang_up)
         try:
             await exchange.run()
@@ -151,7 +193,7 @@ class HttpApp:
         limit_s = self._limits.body_s_max
         try:
             async with asyncio.timeout(limit_s):
-                return await _read_body(receive, headers, self._limits.body_bytes_max)
+                return await read_body(receive, headers, self._limits.body_bytes_max)
         except TimeoutError:
             raise InvalidRequest(
                 "body",
@@ -165,15 +207,16 @@ class HttpApp:
     ) -> None:
         """The answer to a repeated submission of a request that has ended."""
         request, end = await self._desk.driver.ended(id)
-        problem = openai.problem_of_end(end.record, self._desk.driver.retry_after_s)
+        retry_after_s = self._desk.driver.retry_after_s
+        problem = problem_of_end(end.record, retry_after_s, chat=request.chat)
         extra = hd.answered(headers, id, end.record)
         if problem is not None:
             await self._refuse(problem, send, headers, extra)
         elif stream:
             chunk = openai.event(openai.chunk_of(end.answer, chat=request.chat))
-            await _answer(send, 200, chunk + openai.DONE_EVENT, [*_SSE, *extra])
+            await answer(send, 200, chunk + openai.DONE_EVENT, [*SSE, *extra])
         else:
-            await _answer(send, 200, end.answer, [_JSON, *extra])
+            await answer(send, 200, end.answer, [JSON, *extra])
 
     async def _refuse(
         self,
@@ -184,153 +227,14 @@ class HttpApp:
     ) -> None:
         self._desk.metrics.refused(problem.code)
         told = hd.echoed(headers) if extra is None else extra
-        await _answer(send, problem.status, problem.body(), [_JSON, *told, *hd.problem(problem)])
+        await answer(send, problem.status, problem.body(), [JSON, *told, *hd.problem(problem)])
 
 
-class _Exchange:
-    """One request and its answer over HTTP."""
-
-    def __init__(
-        self,
-        desk: Desk,
-        live: Live,
-        headers: hd.Headers,
-        send: Send,
-        *,
-        include_usage: bool,
-    ) -> None:
-        self._desk = desk
-        self._live = live
-        self._headers = headers
-        self._send = send
-        self._include_usage = include_usage
-
-    def hang_up(self, gone: asyncio.Task[None]) -> None:
-        """The client is gone."""
-        if not gone.cancelled() and not self._live.durable:
-            self._desk.driver.abandon(self._live)
-
-    async def run(self) -> None:
-        raise NotImplementedError
-
-    async def _fail(self, problem: Problem, record: EndRecord) -> None:
-        extra = hd.answered(self._headers, self._live.request.id, record)
-        told = [_JSON, *extra, *hd.problem(problem)]
-        await _answer(self._send, problem.status, problem.body(), told)
-
-    def _problem(self, record: EndRecord) -> Problem | None:
-        return openai.problem_of_end(record, self._desk.driver.retry_after_s)
-
-
-class _Whole(_Exchange):
-    """The answer as one JSON object."""
-
-    async def run(self) -> None:
-        record = await asyncio.shield(self._live.ended)
-        problem = self._problem(record)
-        if problem is not None:
-            await self._fail(problem, record)
-            return
-        extra = hd.answered(self._headers, self._live.request.id, record)
-        await _answer(self._send, 200, self._live.response(record), [_JSON, *extra])
-
-
-class _Streamed(_Exchange):
-    """The answer as server-sent events, many chunks to a write where the client reads slowly."""
-
-    async def run(self) -> None:
-        follower = self._live.follow()
-        try:
-            await self._pass_on(follower)
-        finally:
-            self._live.unfollow(follower)
-
-    async def _pass_on(self, follower: Follower) -> None:
-        outputs = await follower.take()
-        if not outputs:
-            # It ended without a word, so the status line can still say how.
-            record = await asyncio.shield(self._live.ended)
-            problem = self._problem(record)
-            if problem is not None:
-                await self._fail(problem, record)
-                return
-        row = self._desk.driver.ledger.row(self._live.request.id)
-        queue_s = None
-        if row is not None and row.pulled_s is not None:
-            queue_s = row.pulled_s - row.meta.arrival_s
-        extra = hd.answering(self._headers, self._live.request.id, queue_s, self._live.estimate)
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *extra]})
-        while outputs:
-            events = b"".join([openai.event(output.data) for output in outputs])
-            await self._send({"type": "http.response.body", "body": events, "more_body": True})
-            outputs = await follower.take()
-        last = await self._last()
-        await self._send({"type": "http.response.body", "body": last + openai.DONE_EVENT})
-
-    async def _last(self) -> bytes:
-        """What follows the output: an error, or the usage where it was asked for, or nothing."""
-        try:
-            record = await asyncio.shield(self._live.ended)
-        except Unavailable as error:
-            # The status line is long out, so that this gateway stops can only be said here.
-            return openai.event(openai.problem_of(error).body())
-        problem = self._problem(record)
-        if problem is not None:
-            return openai.event(problem.body())
-        return openai.event(self._live.usage_chunk(record)) if self._include_usage else b""
-
-
-# --------------------------------------------------------------------------- HTTP in small
-
-_UNAUTHORIZED = Problem(
-    status=401,
-    message="Missing or unknown API key. Send the header Authorization: Bearer <key>.",
-    type="authentication_error",
-    code="invalid_api_key",
-)
-
-
-def _method_problem(method: str, path: str, allowed: str) -> Problem:
+def _method_problem(method: str, path: str, route: Route) -> Problem:
     return Problem(
         status=405,
-        message=f"{method} is not possible on {path[:128]}. Use {allowed}.",
+        message=f"{method[:16]} is not possible on {path[:128]}. Use {' or '.join(route.methods)}.",
         type="invalid_request_error",
         code="method_not_allowed",
+        allow=route.allow,
     )
-
-
-async def _answer(send: Send, status: int, body: bytes, headers: RawHeaders) -> None:
-    length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _read_body(receive: Receive, headers: hd.Headers, bytes_max: int) -> bytes:
-    """The request's body. Raises InvalidRequest as soon as it is known to be too long."""
-    announced = headers.get(b"content-length", b"0")
-    parts: list[bytes] = []
-    size = int(announced) if announced.isdigit() else 0
-    if size <= bytes_max:
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Unavailable("the client hung up")
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > bytes_max or not message.get("more_body"):
-                break
-    if size > bytes_max:
-        raise InvalidRequest(
-            "body",
-            f"more than {bytes_max} bytes",
-            "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
-            code="body_too_large",
-        )
-    return b"".join(parts)
-
-
-async def _hung_up(receive: Receive) -> None:
-    """Return when the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

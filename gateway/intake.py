@@ -1,11 +1,13 @@
 """What a client asked for, checked and completed: model, targets, sizes.
 
 Both front doors bring a body and a `Wish` here and get a `Draft` or an `InvalidRequest` that names the field and the
-remedy. Only what the gateway itself needs is checked; other fields of the body reach the engine unread.
+remedy. Only what the gateway itself needs is checked; other fields of the body reach the engine unread, and what an
+engine may accept is left to the engine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,23 +15,18 @@ from typing import Any
 
 import msgspec
 
+from gateway import body as bd
+from gateway.body import LIMIT_MAX, Json
 from qlm_core.config import Config, ModelConfig
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
 from qlm_core.resume import Resume, resume_of
-from qlm_core.tokens import completion_prompts, is_token_ids, output_limit, prompt_tokens
-
-Json = dict[str, Any]
 
 EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
-# A text's token count is an estimate. It must exceed the model's length by this much before a prompt is refused here;
-# in between the engine, which counts exactly, decides.
-ESTIMATE_SLACK = 1.25
-
-_decode = msgspec.json.Decoder().decode
-_decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
+# How the answer is delivered; the same answer may be fetched either way.
+_DELIVERY = ("model", "stream", "stream_options")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +35,7 @@ class Wish:
 
     Attributes:
         ttl_s: how long it may wait and run at most; it can only shorten the configured time.
+        trace: headers of the client's trace, for the engine.
     """
 
     slo_class: str = ""
@@ -46,6 +44,7 @@ class Wish:
     e2e_s: float | None = None
     ttl_s: float | None = None
     tenant: str = ""
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +53,10 @@ class Draft:
 
     Attributes:
         body: the client's; a completion that names no limit on output has OpenAI's default added.
-        max_output_tokens: the limit in the body, or the model's length where there is none.
+        prompt_tokens: estimated for text, and never more than the model's length for each prompt.
+        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none.
         service_tier: the tier to report in the answer.
+        fingerprint: a digest of what is asked for, "" unless one was wanted.
     """
 
     chat: bool
@@ -72,6 +73,8 @@ class Draft:
     stream: bool
     include_usage: bool
     running_usage: bool
+    trace: tuple[tuple[str, str], ...] = ()
+    fingerprint: str = ""
 
 
 class Intake:
@@ -94,8 +97,20 @@ class Intake:
             lengths.setdefault(name, ModelConfig().max_model_len)
         return lengths
 
-    def draft(self, body: bytes, *, chat: bool, wish: Wish, model: str | None = None) -> Draft:
-        """Check a body and complete it. `model` overrides the body's.
+    def draft(
+        self,
+        body: bytes,
+        *,
+        chat: bool,
+        wish: Wish,
+        model: str | None = None,
+        keyed: bool = False,
+    ) -> Draft:
+        """Check a body and complete it.
+
+        Args:
+            model: overrides the body's.
+            keyed: whether it comes under an idempotency key, which belongs to its content.
 
         Raises:
             InvalidRequest: naming the field and the remedy. UnknownModel for a model not served.
@@ -108,13 +123,15 @@ class Intake:
                 "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
                 code="body_too_large",
             )
-        fields = _object(body)
+        # Some clients on Windows begin with it, and engines overlook it.
+        body = body.removeprefix(_BYTE_ORDER_MARK)
+        fields = bd.parse(body)
         name, model_len = self._model(fields.get("model") if model is None else model)
-        prompt = _prompt(fields, chat=chat, model_len=model_len)
-        output = _output(fields, chat=chat)
-        if not chat and fields.get("max_tokens") is None:
-            body = _with_max_tokens(body, output)
-        stream = _flag(fields, "stream")
+        # The length of a model that only agents know is a guess, by which nothing is refused.
+        known_len = model_len if name in self._config.models else None
+        prompt = bd.measure_prompt(fields, chat=chat, model_len=known_len)
+        body, output = bd.with_limits(body, fields, chat=chat)
+        stream = bd.flag(fields, "stream")
         options = fields.get("stream_options")
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
@@ -127,7 +144,7 @@ class Intake:
             slo=slo,
             prompt_tokens=prompt,
             # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
-            max_output_tokens=model_len if output is None else output,
+            max_output_tokens=model_len if output is None else min(max(1, output), LIMIT_MAX),
             tenant=_tenant(fields, wish),
             service_tier=tier,
             ttl_s=self._ttl(wish),
@@ -137,6 +154,8 @@ class Intake:
             running_usage=bool(
                 options and options.get("include_usage") and options.get("continuous_usage_stats")
             ),
+            trace=wish.trace,
+            fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
         )
 
     def targets(self, wish: Wish) -> tuple[str, Slo]:
@@ -242,121 +261,23 @@ def explicit_class(ttft_s: float) -> str:
     return f"{EXPLICIT}-{2.0 ** max(-6, math.floor(math.log2(ttft_s))):g}s"
 
 
-# --------------------------------------------------------------------------- fields of the body
-
-
-def _object(body: bytes) -> Json:
-    try:
-        fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            "body", f"not valid JSON ({error})", "Send a JSON object.", code="invalid_json"
-        ) from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest("body", "not a JSON object", "Send one.", code="invalid_json")
-    return fields
-
-
-def _prompt(fields: Json, *, chat: bool, model_len: int) -> int:
-    """Tokens of the prompt, or of all prompts, after checking that there is one and that each can fit."""
-    field = "messages" if chat else "prompt"
-    prompt = fields.get(field)
-    if prompt is None:
-        raise InvalidRequest(field, "missing", f"Give {field}.", code="missing_field")
-    if chat:
-        _check_messages(prompt)
-    elif not isinstance(prompt, str | list):
-        raise InvalidRequest(
-            field, "must be text or a list of token ids", f"Correct {field}.", code="invalid_type"
-        )
-    if not prompt:
-        raise InvalidRequest(field, "empty", f"Give a {field} with content.", code="empty_prompt")
-    if isinstance(prompt, list) and not chat:
-        _check_prompts(prompt)
-    total = 0
-    for index, part in enumerate([prompt] if chat else completion_prompts(prompt)):
-        name = field if part is prompt else f"{field}[{index}]"
-        tokens = prompt_tokens({field: part}, chat=chat)
-        _check_length(name, tokens, model_len, exact=not chat and is_token_ids(part))
-        total += tokens
-    return total
-
-
-def _check_length(field: str, tokens: int, model_len: int, *, exact: bool) -> None:
-    if tokens > model_len * (1.0 if exact else ESTIMATE_SLACK):
-        about = "" if exact else "about "
-        raise InvalidRequest(
-            field,
-            f"{about}{tokens} tokens, more than the model's {model_len}",
-            "Shorten it or use a model with a longer context.",
-            code="context_length_exceeded",
-        )
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list):
-        raise InvalidRequest("messages", "must be a list", "Give messages.", code="invalid_type")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(
-                f"messages[{index}]",
-                "must be an object with a role",
-                'Write {"role": "user", "content": "..."}.',
-                code="invalid_type",
-            )
-    if messages and not any(
-        message.get("content") or message.get("tool_calls") for message in messages
-    ):
-        raise InvalidRequest(
-            "messages", "empty", "Give a message with content.", code="empty_prompt"
-        )
-
-
-def _check_prompts(prompt: list[Any]) -> None:
-    """Token ids, or a list of prompts; ids are counted exactly, so they must be ids throughout."""
-    kinds = {type(part) for part in prompt}
-    if kinds == {int}:
-        return
-    if kinds - {str, list} or "" in prompt or [] in prompt:
-        raise InvalidRequest(
-            "prompt",
-            "must be text, token ids, or a list of these without empty ones",
-            "Correct prompt.",
-            code="invalid_type",
-        )
-
-
-def _output(fields: Json, *, chat: bool) -> int | None:
-    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    for name in names:
-        value = fields.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise InvalidRequest(
-                name, f"must be a whole number of at least 1, not {value!r:.40}", "Correct it."
-            )
-    return output_limit(fields, chat=chat)
-
-
-def _with_max_tokens(body: bytes, limit: int | None) -> bytes:
-    """A body that says how much output it asks for: engines differ in what they take none or null to mean."""
-    fields = _decode_shallow(body)
-    fields["max_tokens"] = msgspec.Raw(_encode(limit))
-    return _encode(fields)
-
-
-def _flag(fields: Json, name: str) -> bool:
-    value = fields.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise InvalidRequest(name, "must be true or false", "Correct it.", code="invalid_type")
+def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
+    """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
+    asked = {key: value for key, value in fields.items() if key not in _DELIVERY}
+    said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def _tenant(fields: Json, wish: Wish) -> str:
-    tenant = wish.tenant or fields.get("safety_identifier") or fields.get("user") or ""
-    if not isinstance(tenant, str) or len(tenant.encode()) > NAME_BYTES_MAX:
+    if len(wish.tenant.encode()) > NAME_BYTES_MAX:
         raise InvalidRequest(
             "tenant", f"must be text of at most {NAME_BYTES_MAX} bytes", "Use a shorter name."
         )
-    return tenant
+    if wish.tenant:
+        return wish.tenant
+    # These two are OpenAI's, and what else may be in them is the engine's to say.
+    for name in ("safety_identifier", "user"):
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")
+    return ""

@@ -145,7 +145,14 @@ class Live:
         """What an agent gets that is to run the request, or to go on with it. Raises BadChunkError."""
         request = self.request
         if not produced_tokens:
-            return Payload(request.id, attempt, request.model, request.chat, request.body)
+            return Payload(
+                id=request.id,
+                attempt=attempt,
+                model=request.model,
+                chat=request.chat,
+                body=request.body,
+                headers=request.trace,
+            )
         self._fold()
         return Payload(
             id=request.id,
@@ -157,6 +164,7 @@ class Live:
             produced_tokens=produced_tokens,
             resume_ids=self._trail.upto(produced_tokens),
             text_offset_chars=self._answer.text_offset_chars,
+            headers=request.trace,
         )
 
     def drop_output(self) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's shapes as they leave the gateway: chunks and errors (`answer` has whole answers).
+"""OpenAI's shapes as they leave the gateway: chunks (`answer` has whole answers, `problems` errors).
 
 Engines send chunk objects of many origins. What leaves the gateway is uniform: one id, one creation time and one
 model name per request, over all its attempts. Everything here is pure.
@@ -11,10 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.answer import BadChunkError, Json, closing_extra, usage_of
-from qlm_core.errors import InvalidRequest, NotFound, QueueFull, Unavailable, UnknownModel
 from qlm_core.ledger import EndRecord
-from qlm_core.model import Phase
-from qlm_core.outcome import ShedReason
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -93,124 +90,3 @@ def chunk_of(response: bytes, *, chat: bool) -> bytes:
 def event(data: bytes) -> bytes:
     """A server-sent event."""
     return b"data: %b\n\n" % data
-
-
-# --------------------------------------------------------------------------- errors
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error as HTTP says it: a status and OpenAI's error object."""
-
-    status: int
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-    retry_after_s: float | None = None
-    dropped: str = ""
-
-    def body(self) -> bytes:
-        """OpenAI's error body."""
-        error = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return encode({"error": error})
-
-
-_STATUS_OF_CODE = {"body_too_large": 413, "body_too_slow": 408}
-
-
-def problem_of(error: Exception) -> Problem:
-    """What an error of ours is over HTTP."""
-    message = str(error)
-    match error:
-        case UnknownModel():
-            return Problem(
-                status=404,
-                message=message,
-                type="invalid_request_error",
-                code=error.code,
-                param=error.field,
-            )
-        case InvalidRequest():
-            return Problem(
-                status=_STATUS_OF_CODE.get(error.code, 400),
-                message=message,
-                type="invalid_request_error",
-                code=error.code,
-                param=error.field or None,
-            )
-        case QueueFull():
-            return Problem(
-                status=429,
-                message=message,
-                type="rate_limit_error",
-                code="queue_full",
-                retry_after_s=error.retry_after_s,
-                dropped=ShedReason.SATURATED.value,
-            )
-        case NotFound():
-            return Problem(
-                status=404, message=message, type="invalid_request_error", code="not_found"
-            )
-        case Unavailable():
-            return Problem(
-                status=503,
-                message=message,
-                type="server_error",
-                code="unavailable",
-                retry_after_s=1,
-            )
-        case _:
-            return Problem(status=500, message=message, type="server_error", code="internal")
-
-
-_SHED = {
-    ShedReason.SATURATED.value: (429, "rate_limit_error", "The queue is saturated."),
-    ShedReason.TTL_EXPIRED.value: (
-        408,
-        "timeout_error",
-        "The request waited out its time to live.",
-    ),
-    ShedReason.NO_INSTANCE.value: (503, "server_error", "No instance serves this model now."),
-}
-
-
-def problem_of_end(record: EndRecord, retry_after_s: float) -> Problem | None:
-    """What an unsuccessful end is over HTTP; None for a finished request."""
-    if record.phase is Phase.FINISHED:
-        return None
-    if record.phase is Phase.SHED:
-        status, kind, message = _SHED[record.reason]
-        return Problem(
-            status=status,
-            message=message,
-            type=kind,
-            code=record.reason,
-            retry_after_s=retry_after_s if status != 408 else None,
-            dropped=record.reason,
-        )
-    if record.phase is Phase.CANCELLED:
-        return Problem(
-            status=499,
-            message="The request was cancelled.",
-            type="invalid_request_error",
-            code="request_cancelled",
-            dropped="rejected-context-cancelled",
-        )
-    if 400 <= record.error_status < 500:
-        return Problem(
-            status=record.error_status,
-            message=record.error,
-            type="invalid_request_error",
-            code="engine_refused",
-        )
-    return Problem(
-        status=502,
-        message=f"The request failed: {record.error}.",
-        type="server_error",
-        code="failed",
-    )

@@ -211,6 +211,14 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
+# The call itself is at fault: sent again, it would be refused again.
+_REFUSED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.UNAUTHENTICATED,
+)
+
+
 def no_gateway(address: str) -> Unavailable:
     """Nobody answers where a gateway should."""
     return Unavailable(f"{address}: no gateway answers. Start one with `qlm up`.")
@@ -226,7 +234,7 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
         told: Any = error.trailing_metadata() or ()
         after = dict(told).get("retry-after-s")
         return Busy(details, retry_after_s=float(after) if after else None)
-    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED):
+    if code in _REFUSED:
         return QlmError(details)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
         return no_gateway(address)

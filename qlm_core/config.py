@@ -164,6 +164,8 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     attempts_max: int = 10
     request_ttl_s: float = 86_400.0
     drain_s: float = 10.0
+    heartbeat_s: float = 0.0
+    cors_origins: tuple[str, ...] = ()
     store: StoreConfig = StoreConfig()
     limits: GatewayLimits = GatewayLimits()
 

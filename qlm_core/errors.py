@@ -29,6 +29,23 @@ class InvalidRequest(QlmError):
         self.code = code
 
 
+class ContextExceeded(InvalidRequest):
+    """A prompt that cannot fit the model, in the words by which clients of OpenAI's API know that.
+
+    Args:
+        length: the model's, in tokens.
+        found: what the prompt has instead, with its unit.
+    """
+
+    def __init__(self, field: str, length: int, found: str):
+        remedy = f"Please reduce the length of the {field}."
+        super().__init__(field, "too long", remedy, code="context_length_exceeded")
+        # Clients look for OpenAI's sentence, some of them at the beginning.
+        self.args = (
+            f"This model's maximum context length is {length} tokens. However, your {field} has {found}. {remedy}",
+        )
+
+
 class UnknownModel(InvalidRequest):
     """The request names a model that no agent of this fleet can serve."""
 
@@ -47,6 +64,28 @@ class QueueFull(QlmError):
     def __init__(self, what: str, limit: int, retry_after_s: float):
         super().__init__(f"{what}: the limit of {limit} is reached. Retry later.")
         self.retry_after_s = retry_after_s
+
+
+class TooLate(QlmError):
+    """A request would begin when its client no longer waits; try again after `retry_after_s`."""
+
+    def __init__(self, wait_s: float, patience_s: float):
+        super().__init__(
+            f"The request would begin in about {wait_s:.0f} s, and its client waits for "
+            f"{patience_s:.0f} s only. Retry later, raise the client's timeout, or submit it durably with an "
+            "idempotency-key and fetch it."
+        )
+        self.retry_after_s = max(1.0, wait_s - patience_s)
+
+
+class KeyReused(QlmError):
+    """An idempotency key already names a request with other content."""
+
+    def __init__(self, key: str):
+        super().__init__(
+            f"idempotency-key: {key[:64]!r} names an earlier request with other content. "
+            "Use a new key, or send the same request."
+        )
 
 
 class NotFound(QlmError):

@@ -73,7 +73,9 @@ def resume_of(body: Mapping[str, Any], *, chat: bool) -> Resume:
         return Resume.NEVER
     # Of a completion, 0 asks for the chosen token's own log-probability.
     logprobs = bool(body.get("logprobs")) if chat else body.get("logprobs") is not None
-    return Resume.FROM_IDS if logprobs or body.get("return_token_ids") else Resume.FROM_TEXT
+    if logprobs or body.get("return_token_ids") or body.get("truncate_prompt_tokens"):
+        return Resume.FROM_IDS
+    return Resume.FROM_TEXT
 
 
 def exact_from_ids(body: Mapping[str, Any], *, chat: bool) -> bool:

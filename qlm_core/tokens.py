@@ -66,10 +66,10 @@ def chat_texts(messages: object) -> Iterator[str]:
 
 
 def _completion_tokens(prompt: object) -> int:
+    return sum(max(1, _sequence_tokens(part)) for part in completion_prompts(prompt))
+
+
+def _sequence_tokens(prompt: object) -> int:
     if isinstance(prompt, str):
         return text_tokens(prompt)
-    if is_token_ids(prompt):
-        return len(prompt)  # type: ignore[arg-type]
-    if isinstance(prompt, list):
-        return sum(max(1, _completion_tokens(part)) for part in prompt)
-    return 0
+    return len(prompt) if is_token_ids(prompt) else 0  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def asked_whole(body: Mapping[str, Any], able: Abilities, *, chat: bool) -> bool
     differently, and some things come only whole. Nothing is lost by it where no other attempt could go on in the middle. Plain
     text is the same either way, and streams, so that it can be continued and its progress is seen.
     """
-    if any(body.get(name) not in (None, False) for name in _WHOLE_ONLY):
+    if any(_asks(body.get(name)) for name in _WHOLE_ONLY):
         return True
     if resume_of(body, chat=chat) is Resume.NEVER:
         return True
@@ -347,7 +347,10 @@ async def _continue_prompt(body: _Body, text: str, served: str, helper: Helper) 
 
 def _flag(body: _Body, name: str) -> bool:
     """Whether the client said anything but no: 0 may ask for something, as in `logprobs`."""
-    value = _any.decode(body[name]) if name in body else None
+    return name in body and _asks(_any.decode(body[name]))
+
+
+def _asks(value: object) -> bool:
     return value is not None and value is not False
 
 

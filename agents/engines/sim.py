@@ -3,24 +3,23 @@
 The text of each token follows from the request's id and the token's index alone, so a stream that was
 interrupted can be checked for gaps and repeats. How much a request produces is, in this order:
 `qlm_sim.output_tokens` of its body, `max_tokens` where it says `ignore_eos`, or a draw from a log-normal
-distribution seeded by its id.
+distribution seeded by its id. What a request asks for beside is read in `agents.engines.sim_job`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
-from zlib import crc32
 
 import msgspec
 
 from agents.engines.base import Listener
+from agents.engines.sim_job import Choice, Job, make_job, sampled_output_tokens, token_text
 from agents.engines.tiers import Tiers
 from qlm_core.config import AgentConfig, Config
-from qlm_core.errors import QlmError
+from qlm_core.errors import InvalidRequest, QlmError
 from qlm_core.executor import EngineReady, JobDone, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
@@ -28,22 +27,8 @@ from qlm_core.profile import EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
 from qlm_core.resume import Resume, resume_of
 from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
-from qlm_core.tokens import output_limit, prompt_tokens
 
-# Log-normal output lengths: the median and spread of a conversation trace (Azure LLM inference trace 2023).
-_MEDIAN_OUTPUT_TOKENS = 130.0
-_OUTPUT_SIGMA = 0.9
-
-
-def token_text(id: str, index: int) -> str:
-    """The text of the token at `index` of a request's output, from 0."""
-    return f" {crc32(id.encode()) & 0xFFFF:04x}.{index}"
-
-
-def sampled_output_tokens(id: str, seed: int) -> int:
-    """The output length of a request that says nothing about it."""
-    draw = random.Random(f"{seed}/{id}").lognormvariate(0.0, _OUTPUT_SIGMA)
-    return max(1, round(_MEDIAN_OUTPUT_TOKENS * draw))
+__all__ = ["SimEngine", "sampled_output_tokens", "scaled", "token_text"]
 
 
 def scaled(profile: EngineProfile, time_scale: float) -> EngineProfile:
@@ -67,20 +52,6 @@ def _profile(model: str, agent: AgentConfig) -> EngineProfile:
         raise QlmError(f"agents.{agent.name}: {error}") from None
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A job, its output in all (earlier attempts included), and how much of it is out."""
-
-    id: RequestId
-    attempt: int
-    chat: bool
-    prompt_tokens: int
-    total_tokens: int
-    earlier_tokens: int
-    finish_reason: str
-    emitted: int = 0
-
-
 class SimEngine:
     """One simulated serving instance."""
 
@@ -98,7 +69,9 @@ class SimEngine:
         }
         self._tiers = Tiers(self._profiles.values(), agent.host_memory_bytes)
         self._listener: Listener | None = None
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[RequestId, Job] = {}
+        # By their names in the batch.
+        self._choices: dict[str, Choice] = {}
         self._batch: ContinuousBatch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
@@ -129,38 +102,30 @@ class SimEngine:
             self._timer.cancel()
             self._timer = None
         self._jobs.clear()
+        self._choices.clear()
         self._batch = None
 
     def submit(self, job: Payload, priority: int = 0) -> None:
         """Run a job of the awake model."""
         try:
-            made = self._job(job)
+            made = make_job(job, model_len=self._max_model_len[job.model], seed=self._seed)
         except msgspec.MsgspecError as error:
             self._later(JobRefused(job.id, job.attempt, 400, f"body: {error}"))
             return
-        length = self._max_model_len[job.model]
-        if made.prompt_tokens >= length:
-            problem = f"prompt: {made.prompt_tokens} tokens leave no room in {length}. Shorten it."
-            self._later(JobRefused(job.id, job.attempt, 400, problem))
-            return
-        if self._zero_delay:
-            self._jobs[job.id] = made
-            asyncio.get_running_loop().call_soon(self._answer_at_once, made)
-            return
-        assert self._batch is not None, "no model is awake"
-        now_s = time.monotonic()
-        try:
-            self._batch.add(
-                job.id,
-                prompt_tokens=made.prompt_tokens + made.earlier_tokens,
-                output_tokens=made.total_tokens - made.earlier_tokens,
-                now_s=now_s,
-                priority=priority,
-            )
-        except ValueError as error:
+        except InvalidRequest as error:
             self._later(JobRefused(job.id, job.attempt, 400, str(error)))
             return
         self._jobs[job.id] = made
+        if self._zero_delay:
+            asyncio.get_running_loop().call_soon(self._answer_at_once, made)
+            return
+        assert self._batch is not None, "no model is awake"
+        try:
+            self._add(made, self._batch, priority)
+        except ValueError as error:
+            self._remove(made)
+            self._later(JobRefused(job.id, job.attempt, 400, str(error)))
+            return
         self._schedule()
 
     def evictable(self, job: Payload) -> bool:
@@ -176,13 +141,10 @@ class SimEngine:
         job = self._jobs.get(id)
         if job is None or job.attempt != attempt:
             return
-        del self._jobs[id]
-        if self._batch is not None and id in self._batch:
-            now_s = time.monotonic()
-            self._report(self._batch.advance(now_s))
-            if id in self._batch:
-                self._batch.abort(id, now_s=now_s)
-            self._schedule()
+        if self._batch is not None:
+            self._report(self._batch.advance(time.monotonic()), without=job)
+        self._remove(job)
+        self._schedule()
 
     def swap(self, model: ModelName) -> None:
         """Put the awake model to sleep and wake another."""
@@ -237,60 +199,47 @@ class SimEngine:
 
     # ------------------------------------------------------------------- jobs
 
-    def _job(self, job: Payload) -> _Job:
-        body: dict[str, Any] = msgspec.json.decode(job.body, type=dict[str, Any])
-        prompt = prompt_tokens(body, chat=job.chat)
-        limit = output_limit(body, chat=job.chat)
-        room = max(1, self._max_model_len[job.model] - prompt)
-        most = room if limit is None else max(1, min(limit, room))
-        wish = body.get("qlm_sim")
-        if isinstance(wish, dict) and isinstance(wish.get("output_tokens"), int):
-            natural = max(1, wish["output_tokens"])
-        elif body.get("ignore_eos"):
-            natural = most
-        else:
-            natural = sampled_output_tokens(job.id, self._seed)
-        total = max(min(natural, most), job.produced_tokens + 1)
-        return _Job(
-            id=job.id,
-            attempt=job.attempt,
-            chat=job.chat,
-            prompt_tokens=prompt,
-            total_tokens=total,
-            earlier_tokens=job.produced_tokens,
-            finish_reason="length" if natural >= most else "stop",
-        )
+    def _add(self, job: Job, batch: ContinuousBatch, priority: int) -> None:
+        now_s = time.monotonic()
+        for choice in job.choices:
+            batch.add(
+                choice.name,
+                prompt_tokens=choice.prompt_tokens + job.earlier_tokens,
+                output_tokens=max(1, choice.total_tokens - job.earlier_tokens),
+                now_s=now_s,
+                priority=priority,
+            )
+            self._choices[choice.name] = choice
 
-    def _answer_at_once(self, job: _Job) -> None:
+    def _remove(self, job: Job) -> None:
+        del self._jobs[job.id]
+        for choice in job.choices:
+            known = self._choices.pop(choice.name, None)
+            if known is not None and self._batch is not None and choice.name in self._batch:
+                self._batch.abort(choice.name, now_s=time.monotonic())
+
+    def _answer_at_once(self, job: Job) -> None:
         if self._jobs.get(job.id) is not job:
             return
-        for produced in range(1, job.total_tokens - job.earlier_tokens + 1):
-            self._emit(job, produced)
+        for choice in job.choices:
+            for produced in range(1, choice.total_tokens - job.earlier_tokens + 1):
+                self._emit(choice, produced)
+            if not choice.over:
+                self._emit(choice, 0)
         self._finish(job)
 
-    def _emit(self, job: _Job, produced: int) -> None:
-        """Send what the job has produced and not yet sent."""
-        fresh = produced - job.emitted
-        if fresh <= 0:
-            return
-        first = job.earlier_tokens + job.emitted
-        text = "".join([token_text(job.id, index) for index in range(first, first + fresh)])
-        job.emitted = produced
-        last = job.earlier_tokens + produced >= job.total_tokens
-        reason = f'"{job.finish_reason}"' if last else "null"
-        # The text is ASCII without quotes or backslashes, so it is its own JSON.
-        if job.chat:
-            role = '"role":"assistant",' if first == 0 else ""
-            choice = f'"delta":{{{role}"content":"{text}"}}'
-        else:
-            choice = f'"text":"{text}"'
-        data = f'{{"choices":[{{"index":0,{choice},"finish_reason":{reason}}}]}}'
-        self._tell(JobOutput(job.id, job.attempt, data.encode(), fresh))
+    def _emit(self, choice: Choice, produced: int) -> None:
+        """Send what a choice has produced and not yet sent."""
+        chunk = choice.chunk(produced)
+        if chunk is not None:
+            self._tell(JobOutput(choice.job.id, choice.job.attempt, *chunk))
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         del self._jobs[job.id]
         prompt = job.prompt_tokens + job.earlier_tokens
-        self._tell(JobDone(job.id, job.attempt, job.finish_reason, prompt, job.emitted))
+        output = sum([choice.emitted for choice in job.choices])
+        reason = job.choices[0].finish_reason
+        self._tell(JobDone(job.id, job.attempt, reason, prompt, output))
 
     # ------------------------------------------------------------------- time
 
@@ -318,23 +267,25 @@ class SimEngine:
         self._report(batch.advance(now_s))
         if now_s - self._streamed_s >= self._interval_s and self._batch is batch:
             self._streamed_s = now_s
-            for id, produced in list(batch.progress()):
-                job = self._jobs.get(id)
-                if job is not None:
-                    self._emit(job, produced)
+            for name, produced in list(batch.progress()):
+                choice = self._choices.get(name)
+                if choice is not None:
+                    self._emit(choice, produced)
         if self._timer is None:
             self._schedule()
 
-    def _report(self, outcomes: list[Outcome]) -> None:
+    def _report(self, outcomes: list[Outcome], *, without: Job | None = None) -> None:
         for outcome in outcomes:
-            job = self._jobs.get(outcome.request_id)
-            if job is None:
+            choice = self._choices.get(outcome.request_id)
+            if choice is None or choice.job is without:
                 continue
             if outcome.kind is OutcomeKind.FIRST_TOKEN:
-                self._emit(job, outcome.output_tokens)
+                self._emit(choice, outcome.output_tokens)
             elif outcome.kind is OutcomeKind.FINISHED:
-                self._emit(job, outcome.output_tokens)
-                self._finish(job)
+                self._emit(choice, outcome.output_tokens)
+                del self._choices[choice.name]
+                if all(each.over for each in choice.job.choices):
+                    self._finish(choice.job)
 
     def _tell(self, event: JobOutput | JobDone | JobRefused | EngineReady) -> None:
         if self._listener is not None:

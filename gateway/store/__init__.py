@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from gateway.store.base import Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import Kept, Store, StoredEnd, StoredRequest, StoreError
 from gateway.store.memory import MemoryStore
 from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
 
 __all__ = [
+    "Kept",
     "MemoryStore",
     "SqliteStore",
     "Store",

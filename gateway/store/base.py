@@ -8,7 +8,7 @@ network fits the same interface; one gateway id owns the rows that it added.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -33,7 +33,10 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
         arrived_at: Unix seconds.
         expires_at: Unix seconds at which its time to live is over.
         service_tier: what the answer reports as the tier used.
-        idempotency_key: the client's name for this submission, unique in the store until an end frees it; "" for none.
+        trace: headers of the client's trace, to be passed on with the request.
+        idempotency_key: the client's name for this submission; "" for none.
+        key_owner: whose name that is, as `gateway.keys` tells them apart; "" is who brings no API key.
+        fingerprint: a digest of what was asked for; "" where nobody noted it.
     """
 
     id: RequestId
@@ -48,7 +51,22 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     arrived_at: float
     expires_at: float
+    trace: tuple[tuple[str, str], ...] = ()
     idempotency_key: str = ""
+    key_owner: str = ""
+    fingerprint: str = ""
+
+    @property
+    def owned_key(self) -> str:
+        """The idempotency key as the store has it, unique until an end frees it; "" for none."""
+        return f"{self.key_owner}/{self.idempotency_key}" if self.idempotency_key else ""
+
+
+class Kept(NamedTuple):
+    """The request that the store has under a key."""
+
+    id: RequestId
+    fingerprint: str
 
 
 class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +95,10 @@ class Store(Protocol):
         Raises QlmError when it cannot be opened, or when another process has it open.
         """
 
-    async def add(self, request: StoredRequest) -> RequestId:
-        """Keep a request, or find the one that already has its idempotency key.
+    async def add(self, request: StoredRequest) -> Kept:
+        """Keep a request, or find the one of the same owner that already has its idempotency key.
 
-        Returns the id of the request that is stored under the key: the given one, or the earlier.
+        Returns what is stored under the key: the given one, or the earlier.
         """
 
     async def end(self, end: StoredEnd) -> bool:

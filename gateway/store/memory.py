@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from gateway.store.base import StoredEnd, StoredRequest
+from gateway.store.base import Kept, StoredEnd, StoredRequest
 from qlm_core.model import RequestId
 
 # Ended requests beyond this many are dropped, oldest first: memory is the scarcer room.
@@ -25,12 +25,13 @@ class MemoryStore:
         self._starts += 1
         return self._starts
 
-    async def add(self, request: StoredRequest) -> RequestId:
-        key = request.idempotency_key
+    async def add(self, request: StoredRequest) -> Kept:
+        key = request.owned_key
         if key and self._keys.setdefault(key, request.id) != request.id:
-            return self._keys[key]
+            earlier = self._requests[self._keys[key]]
+            return Kept(earlier.id, earlier.fingerprint)
         self._requests[request.id] = request
-        return request.id
+        return Kept(request.id, request.fingerprint)
 
     async def end(self, end: StoredEnd) -> bool:
         if end.id not in self._requests or end.id in self._ends:
@@ -66,6 +67,6 @@ class MemoryStore:
         del self._requests[id]
 
     def _free_key(self, id: RequestId) -> None:
-        key = self._requests[id].idempotency_key
+        key = self._requests[id].owned_key
         if self._keys.get(key) == id:
             del self._keys[key]

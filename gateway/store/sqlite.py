@@ -3,6 +3,8 @@
 The thread collects what is asked for during `commit_interval_s` and commits it together (group commit); only then
 do the callers hear back. Write-ahead logging survives a killed process; with `fsync` also a power cut, at the price of
 a disk flush per commit. A lock file beside the database keeps a second gateway out.
+
+A file of an older schema is brought up to date when it is opened, in one transaction.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from gateway.store.base import StoredEnd, StoredRequest, StoreError
+from gateway.store.base import Kept, StoredEnd, StoredRequest, StoreError
 from qlm_core.errors import QlmError
 from qlm_core.model import RequestId
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # One commit holds at most this many operations, so that no caller waits for an endless batch.
 BATCH_MAX = 2_000
 SWEEP_MAX = 500
@@ -39,11 +41,21 @@ CREATE TABLE IF NOT EXISTS requests (
     head BLOB NOT NULL,
     body BLOB NOT NULL,
     ended_at REAL,
-    ended BLOB
+    ended BLOB,
+    fingerprint TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
 """
+
+# What brings a file from each version to the next. 1 to 2: idempotency keys have an owner and a content. What an older
+# release stored has neither: it belongs to who brings no API key, and fits whatever content comes under its key.
+_MIGRATIONS = {
+    1: (
+        "ALTER TABLE requests ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
+        "UPDATE requests SET idempotency_key = '/' || idempotency_key WHERE idempotency_key IS NOT NULL",
+    )
+}
 
 _BUMP = """
 INSERT INTO facts VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
@@ -83,23 +95,23 @@ class SqliteStore:
         self._thread.start()
         return starts
 
-    async def add(self, request: StoredRequest) -> RequestId:
+    async def add(self, request: StoredRequest) -> Kept:
         head = msgspec.msgpack.encode(replace(request, body=b""))
-        key = request.idempotency_key or None
-        row = (request.id, key, request.arrived_at, head, request.body)
+        key = request.owned_key or None
+        row = (request.id, key, request.arrived_at, head, request.body, request.fingerprint)
 
-        def work(connection: sqlite3.Connection) -> RequestId:
+        def work(connection: sqlite3.Connection) -> Kept:
             added = connection.execute(
-                "INSERT INTO requests (id, idempotency_key, arrived_at, head, body) "
-                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
+                "INSERT INTO requests (id, idempotency_key, arrived_at, head, body, fingerprint) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
                 row,
             )
             if added.rowcount:
-                return request.id
-            found = connection.execute(
-                "SELECT id FROM requests WHERE idempotency_key = ?", (key,)
+                return Kept(request.id, request.fingerprint)
+            id, fingerprint = connection.execute(
+                "SELECT id, fingerprint FROM requests WHERE idempotency_key = ?", (key,)
             ).fetchone()
-            return RequestId(found[0])
+            return Kept(RequestId(id), fingerprint)
 
         return await self._ask(work)
 
@@ -174,13 +186,18 @@ class SqliteStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'NORMAL'}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if not 0 <= version <= SCHEMA_VERSION:
             connection.close()
             raise sqlite3.DatabaseError(
-                f"it has schema version {version}, this release reads {SCHEMA_VERSION}"
+                f"it has schema version {version}, this release reads up to {SCHEMA_VERSION}"
             )
-        connection.executescript(_SCHEMA)
+        connection.execute("BEGIN IMMEDIATE")
+        for step in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+            for statement in _MIGRATIONS[step]:
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+        connection.executescript(_SCHEMA)
         starts = connection.execute(_BUMP).fetchone()[0]
         return connection, starts
 

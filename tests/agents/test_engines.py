@@ -396,7 +396,7 @@ class TestSim:
             harness.engine.submit(harness.job("a", 7, prompt="word " * 4000))
             end = await harness.heard.end_of("a")
             assert isinstance(end, JobRefused)
-            assert "Shorten it" in end.error
+            assert "This model's maximum context length is" in end.error
 
     def test_token_text_is_plain_json_text_and_differs_by_request(self):
         assert token_text("a", 3) != token_text("b", 3)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qlm import config_file
 from qlm.__main__ import main
@@ -206,3 +207,34 @@ def test_the_command_reports_one_line_and_status_2(
     assert captured.err.startswith(f"qlm: error: {file}: solver.backend: ")
     file.write_text("solver: {backend: greedy}")
     assert main(["config", "check", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"api_keys": ["k1", "${NOTHING}"]}, r"gateway\.api_keys\[1\]: empty\. Give a key"),
+        ({"api_keys": [" \t"]}, r"gateway\.api_keys\[0\]: empty"),
+        ({"api_keys": ["k1\n"]}, r"gateway\.api_keys\[0\]: has characters"),
+        ({"api_keys": ["schlüssel"]}, r"gateway\.api_keys\[0\]: has characters"),
+        ({"cors_origins": ["chat.example.com"]}, r"gateway\.cors_origins\[0\]: .* is no origin"),
+        ({"cors_origins": ["*", "https://x.org/"]}, r"gateway\.cors_origins\[1\]: .* is no origin"),
+        ({"cors_origins": ["https://X.org"]}, r"gateway\.cors_origins\[0\]: .* is no origin"),
+        ({"heartbeat_s": 1e-5}, r"gateway\.heartbeat_s: must be 0 for none, or at least 0\.001"),
+        ({"heartbeat_s": -1}, r"gateway\.heartbeat_s: must be a finite number of at least 0"),
+    ],
+)
+def test_a_door_that_would_not_close_or_open_is_refused(
+    section: dict[str, object], words: str
+) -> None:
+    text = yaml.safe_dump({"gateway": section}, allow_unicode=True)
+    with pytest.raises(ConfigError, match=words):
+        config_file.parse(text, environ={"NOTHING": ""})
+
+
+def test_origins_and_keys_as_they_should_be_are_accepted() -> None:
+    origins = ["https://chat.example.com", "http://localhost:3000", "http://[::1]:80", "*"]
+    origins += ["app://obsidian.md", "chrome-extension://abcdefgh"]
+    text = yaml.safe_dump({"gateway": {"cors_origins": origins, "api_keys": ["${KEY}"]}})
+    config = config_file.parse(text, environ={"KEY": "k1"})
+    assert config.gateway.cors_origins == tuple(origins)
+    assert config.gateway.api_keys == ("k1",)

@@ -168,14 +168,14 @@ async def test_questions_go_to_the_solver() -> None:
         (new(body_json=b"{"), grpc.StatusCode.INVALID_ARGUMENT, "body: not valid JSON"),
         (new(body_json=b"{}"), grpc.StatusCode.INVALID_ARGUMENT, "messages: missing"),
         (
-            new(body_json=b'{"messages": []}'),
+            new(body_json=b'{"messages": {}}'),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "messages: empty",
+            "messages: must be a list",
         ),
         (
-            new(body_json=b'{"prompt": "' + b"x" * 6000 + b'"}', endpoint=pb.ENDPOINT_COMPLETIONS),
+            new(body_json=b'{"prompt": [%b1]}' % (b"1," * 1000), endpoint=pb.ENDPOINT_COMPLETIONS),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "prompt: about 1500 tokens, more than the model's 1000",
+            "This model's maximum context length is 1000 tokens. However, your prompt has 1001 tokens",
         ),
         (
             new(body_json=b'{"prompt": "' + b"x" * 9000 + b'"}', endpoint=pb.ENDPOINT_COMPLETIONS),

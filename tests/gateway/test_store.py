@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -17,7 +18,9 @@ from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
 from qlm_core.outcome import ShedReason
 
 
-def request(id: str, *, arrived_at: float = 1.0, key: str = "") -> StoredRequest:
+def request(
+    id: str, *, arrived_at: float = 1.0, key: str = "", owner: str = "", fingerprint: str = ""
+) -> StoredRequest:
     return StoredRequest(
         id=RequestId(id),
         chat=True,
@@ -32,6 +35,8 @@ def request(id: str, *, arrived_at: float = 1.0, key: str = "") -> StoredRequest
         arrived_at=arrived_at,
         expires_at=99.0,
         idempotency_key=key,
+        key_owner=owner,
+        fingerprint=fingerprint,
     )
 
 
@@ -62,7 +67,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def test_what_is_added_is_found(store: Store) -> None:
-    assert await store.add(request("a")) == "a"
+    assert await store.add(request("a")) == ("a", "")
     assert await store.find(RequestId("a")) == (request("a"), None)
     assert await store.find(RequestId("b")) is None
 
@@ -84,12 +89,22 @@ async def test_a_request_ends_once(store: Store) -> None:
 
 
 async def test_an_idempotency_key_names_one_request(store: Store) -> None:
-    both = await asyncio.gather(store.add(request("a", key="k")), store.add(request("b", key="k")))
-    assert both == ["a", "a"]
-    assert await store.add(request("c")) == "c"
-    assert await store.add(request("d")) == "d"
+    first, again = request("a", key="k", fingerprint="1"), request("b", key="k", fingerprint="2")
+    both = await asyncio.gather(store.add(first), store.add(again))
+    # What it names is told with its content, for whoever sent another.
+    assert both == [("a", "1"), ("a", "1")]
+    assert (await store.add(request("c"))).id == "c"
+    assert (await store.add(request("d"))).id == "d"
     await store.end(end("a"))
-    assert await store.add(request("e", key="k")) == "a"
+    assert await store.add(request("e", key="k")) == ("a", "1")
+
+
+async def test_an_idempotency_key_belongs_to_its_owner(store: Store) -> None:
+    for owner in ("", "x", "y"):
+        assert (await store.add(request(f"of-{owner}", key="k", owner=owner))).id == f"of-{owner}"
+    # Neither side of a key can pass for a part of the other.
+    assert (await store.add(request("odd", key="x/k"))).id == "odd"
+    assert (await store.add(request("again", key="k", owner="x"))).id == "of-x"
 
 
 def shed(id: str, reason: ShedReason) -> StoredEnd:
@@ -103,12 +118,12 @@ async def test_an_end_that_says_come_back_frees_the_key(store: Store, reason: Sh
     await store.add(request("a", key="k"))
     await store.end(shed("a", reason))
     freed = reason is not ShedReason.TTL_EXPIRED
-    assert await store.add(request("b", key="k")) == ("b" if freed else "a")
+    assert (await store.add(request("b", key="k"))).id == ("b" if freed else "a")
     # It is still found by its id, and its own end leaves the key to its new owner.
     found = await store.find(RequestId("a"))
     assert found == (replace(request("a", key="k"), body=b""), shed("a", reason))
     assert await store.sweep(ended_before=3.0) == 1
-    assert await store.add(request("c", key="k")) == ("b" if freed else "c")
+    assert (await store.add(request("c", key="k"))).id == ("b" if freed else "c")
 
 
 async def test_sweeping_takes_old_ends_only(store: Store) -> None:
@@ -120,7 +135,7 @@ async def test_sweeping_takes_old_ends_only(store: Store) -> None:
     assert await store.find(RequestId("a")) is None
     assert await store.find(RequestId("b")) is not None
     assert [found.id for found in await store.open_requests()] == ["c"]
-    assert await store.add(request("again", key="key-a")) == "again"
+    assert (await store.add(request("again", key="key-a"))).id == "again"
 
 
 async def test_memory_keeps_a_bounded_number_of_ends() -> None:
@@ -166,6 +181,62 @@ async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(QlmError, match="schema version 99"):
         await SqliteStore(str(path)).open()
+
+
+# A store as the release before fingerprints wrote it, with one request that is open and one that has ended.
+OLD_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY,
+    idempotency_key TEXT UNIQUE,
+    arrived_at REAL NOT NULL,
+    head BLOB NOT NULL,
+    body BLOB NOT NULL,
+    ended_at REAL,
+    ended BLOB
+);
+CREATE INDEX requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
+CREATE INDEX requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
+INSERT INTO facts VALUES ('starts', 4);
+PRAGMA user_version = 1;
+"""
+
+
+def old_head(id: str, key: str) -> bytes:
+    head = msgspec.to_builtins(request(id, key=key))
+    for field in ("trace", "key_owner", "fingerprint"):
+        del head[field]
+    return msgspec.msgpack.encode(head | {"body": b""})
+
+
+async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    with sqlite3.connect(path) as old:
+        old.executescript(OLD_SCHEMA)
+        body, ended = b'{"messages": []}', msgspec.msgpack.encode(end("done"))
+        old.executemany(
+            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                ("open", "k1", 1.0, old_head("open", "k1"), body, None, None),
+                ("done", "k2", 1.0, old_head("done", "k2"), b"", 2.0, ended),
+                ("bare", None, 2.0, old_head("bare", ""), body, None, None),
+            ],
+        )
+    old.close()
+    for start in (5, 6):
+        store = SqliteStore(str(path))
+        assert await store.open() == start
+        assert await store.open_requests() == [request("open", key="k1"), request("bare")]
+        # Keys were nobody's in particular, and what they named was not noted.
+        assert await store.add(request("new", key="k1", fingerprint="1")) == ("open", "")
+        assert await store.add(request("new", key="k2", fingerprint="1")) == ("done", "")
+        assert (await store.add(request(f"x{start}", key="k1", owner="x"))).id == "x5"
+        assert await store.find(RequestId("done")) == (
+            replace(request("done", key="k2"), body=b""),
+            end("done"),
+        )
+        await store.end(replace(end("x5"), ended_at=0.0))
+        await store.close()
 
 
 async def test_a_failing_store_says_so(tmp_path: Path) -> None:

@@ -354,7 +354,8 @@ async def test_a_key_of_a_request_that_was_shed_can_be_used_again(again: str) ->
         if again == "http":
             status, answer, _ = await post(url, CHAT, key)
             assert (status, answer["choices"][0]["message"]["content"]) == (200, "ran")
-        submit = pb.SubmitRequest(request=new(idempotency_key="k"))
+        same = new(idempotency_key="k", body_json=json.dumps(CHAT).encode())
+        submit = pb.SubmitRequest(request=same)
         assert text_of(await collect(stub.Submit(submit))) == "ran"
         assert len(it.agent.payloads) == 1
         # The shed one is still known by its id.

@@ -55,14 +55,21 @@ async def test_the_openai_client(config: Config) -> None:
     assert re.search(r"\n\d+ tokens as flex\n$", out)
 
 
+async def test_the_openai_client_with_patience(config: Config) -> None:
+    script = here(PYTHON[1], config)
+    first, again = [await output(sys.executable, "-c", script) for _ in range(2)]
+    assert first == again
+    assert first.startswith("chatcmpl-")
+
+
 async def test_our_client(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(PYTHON[1], config))
+    out = await output(sys.executable, "-c", here(PYTHON[2], config))
     assert re.search(r"Phase.FINISHED (length|stop) in time", out)
     assert out.splitlines()[-1].endswith("in time")
 
 
 async def test_our_asynchronous_client(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(PYTHON[2], config))
+    out = await output(sys.executable, "-c", here(PYTHON[3], config))
     # An answer may be so short that it is over before it can be cancelled.
     assert len(re.findall(r"<Phase.(CANCELLED|FINISHED)", out)) == 3
     assert "<Phase.CANCELLED" in out
@@ -76,4 +83,4 @@ async def test_curl(config: Config) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (3, 1)
+    assert (len(PYTHON), len(CURL)) == (4, 1)

@@ -157,7 +157,10 @@ class TestOurs:
         with Client(served.grpc, api_key=KEY) as client:
             first = client.enqueue(self.BODY, slo=Slo(ttft_s=30.0), key="once")
             assert first.slo_class == "explicit-16s"
-            assert client.enqueue(self.BODY, key="once").id == first.id
+            assert client.enqueue(self.BODY, slo=Slo(ttft_s=30.0), key="once").id == first.id
+            with pytest.raises(QlmError, match="names an earlier request") as conflict:
+                client.enqueue(self.BODY, key="once")
+            assert not isinstance(conflict.value, Unavailable)
             standing = client.wait(first.id)
             assert standing.ended is not None
             assert standing.response is not None

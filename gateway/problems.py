@@ -1,0 +1,215 @@
+"""Errors as HTTP says them: a status, OpenAI's error object, and what the headers add.
+
+One function for what a request is refused with, one for what it ends with. Everything here is pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from qlm_core.errors import (
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    QueueFull,
+    TooLate,
+    Unavailable,
+    UnknownModel,
+)
+from qlm_core.ledger import EndRecord
+from qlm_core.model import Phase
+from qlm_core.outcome import ShedReason
+
+CONTEXT_CODE = "context_length_exceeded"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as HTTP says it: a status and OpenAI's error object.
+
+    Attributes:
+        retry_after_s: when to come back, where that helps.
+        should_retry: what OpenAI's clients are told to do, where their own rule for the status would be wrong.
+        dropped: the reason in the header of the dropped.
+        allow: the methods that there are, with a 405.
+    """
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    should_retry: bool | None = None
+    dropped: str = ""
+    allow: str = ""
+
+    def body(self) -> bytes:
+        """OpenAI's error body."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return _encode({"error": error})
+
+
+UNAUTHORIZED = Problem(
+    status=401,
+    message="Missing or unknown API key. Send the header Authorization: Bearer <key>.",
+    type="authentication_error",
+    code="invalid_api_key",
+)
+
+_STATUS_OF_CODE = {
+    "body_too_large": 413,
+    "body_too_slow": 408,
+    "unsupported_content_encoding": 415,
+}
+
+
+def problem_of(error: Exception) -> Problem:
+    """What an error of ours is over HTTP."""
+    message = str(error)
+    match error:
+        case UnknownModel():
+            return Problem(
+                status=404,
+                message=message,
+                type="invalid_request_error",
+                code=error.code,
+                param=error.field,
+            )
+        case InvalidRequest():
+            return Problem(
+                status=_STATUS_OF_CODE.get(error.code, 400),
+                message=message,
+                type="invalid_request_error",
+                code=error.code,
+                param=error.field or None,
+            )
+        case KeyReused():
+            # Clients of OpenAI's send a 409 again by themselves, which would not mend it.
+            return Problem(
+                status=409,
+                message=message,
+                type="invalid_request_error",
+                code="idempotency_key_reused",
+                param="idempotency-key",
+                should_retry=False,
+            )
+        case QueueFull():
+            return Problem(
+                status=429,
+                message=message,
+                type="rate_limit_error",
+                code="queue_full",
+                retry_after_s=error.retry_after_s,
+                dropped=ShedReason.SATURATED.value,
+            )
+        case TooLate():
+            return Problem(
+                status=429,
+                message=message,
+                type="rate_limit_error",
+                code="too_late_for_client",
+                retry_after_s=error.retry_after_s,
+                dropped=ShedReason.SATURATED.value,
+            )
+        case NotFound():
+            return Problem(
+                status=404, message=message, type="invalid_request_error", code="not_found"
+            )
+        case Unavailable():
+            return Problem(
+                status=503,
+                message=message,
+                type="server_error",
+                code="unavailable",
+                retry_after_s=1,
+            )
+        case _:
+            return Problem(status=500, message=message, type="server_error", code="internal")
+
+
+_SHED = {
+    ShedReason.SATURATED.value: (429, "rate_limit_error", "The queue is saturated."),
+    ShedReason.TTL_EXPIRED.value: (
+        408,
+        "timeout_error",
+        "The request waited out its time to live.",
+    ),
+    ShedReason.NO_INSTANCE.value: (503, "server_error", "No instance serves this model now."),
+}
+
+# How servers say that a sequence is too long for the model: OpenAI and vLLM (both of its checks), SGLang, llama.cpp,
+# TGI. Clients shorten the conversation when they see the code, so it is given only where the words leave no doubt.
+_TOO_LONG = re.compile(
+    r"context_length_exceeded"
+    r"|maximum (context|model|input|sequence) length"
+    r"|longer than the (model's|maximum) (context|model) length"
+    r"|exceeds? (the |model's |the model's )?(available|maximum|max|allowed)[a-z ]*"
+    r"(context|model|sequence)[ _](size|length|len|window)"
+    r"|exceeds? (the )?(max_model_len|context (window|length|size))"
+    r"|`inputs` (tokens \+ `max_new_tokens` must be|must have less than)",
+    re.IGNORECASE,
+)
+
+
+def is_context_overflow(status: int, message: str) -> bool:
+    """Whether an engine refused a request because it is too long for the model."""
+    return status in (400, 413, 422) and _TOO_LONG.search(message) is not None
+
+
+def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Problem | None:
+    """What an unsuccessful end is over HTTP; None for a finished request.
+
+    Args:
+        retry_after_s: when to come back, for ends that clients may try again.
+        chat: which of the two endpoints the request came to; it names the field to blame.
+    """
+    if record.phase is Phase.FINISHED:
+        return None
+    if record.phase is Phase.SHED:
+        status, kind, message = _SHED[record.reason]
+        return Problem(
+            status=status,
+            message=message,
+            type=kind,
+            code=record.reason,
+            retry_after_s=retry_after_s if status != 408 else None,
+            dropped=record.reason,
+        )
+    if record.phase is Phase.CANCELLED:
+        return Problem(
+            status=499,
+            message="The request was cancelled.",
+            type="invalid_request_error",
+            code="request_cancelled",
+            dropped="rejected-context-cancelled",
+        )
+    if is_context_overflow(record.error_status, record.error):
+        return Problem(
+            status=400,
+            message=record.error,
+            type="invalid_request_error",
+            code=CONTEXT_CODE,
+            param="messages" if chat else "prompt",
+        )
+    if 400 <= record.error_status < 500:
+        return Problem(
+            status=record.error_status,
+            message=record.error,
+            type="invalid_request_error",
+            code="engine_refused",
+        )
+    return Problem(
+        status=502,
+        message=f"The request failed: {record.error}.",
+        type="server_error",
+        code="failed",
+    )
