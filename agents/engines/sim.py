@@ -24,7 +24,7 @@ from qlm_core.errors import QlmError
 from qlm_core.executor import EngineReady, JobDone, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
-from qlm_core.profile import EngineProfile, IterationTime
+from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
 from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
 from qlm_core.tokens import output_limit, prompt_tokens
@@ -59,11 +59,13 @@ def _shortened(part: IterationTime | EngineProfile, time_scale: float) -> dict[s
     }
 
 
-def _profile(model: str, agent: AgentConfig) -> EngineProfile:
+def _profile(config: Config, model: str, agent: AgentConfig) -> EngineProfile:
+    base = config.base_of(model)
     try:
-        return find_profile(model, agent.gpu)
+        profile = find_profile(base, agent.gpu)
     except QlmError as error:
         raise QlmError(f"agents.{agent.name}: {error}") from None
+    return profile if base == model else profile.adapter(model, load_s=ADAPTER_LOAD_S)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +91,7 @@ class SimEngine:
         self._zero_delay = section.zero_delay
         self._interval_s = section.stream_interval_s
         self._profiles = {
-            ModelName(model): scaled(_profile(model, agent), section.time_scale)
+            ModelName(model): scaled(_profile(config, model, agent), section.time_scale)
             for model in agent.models
         }
         self._max_model_len = {
@@ -113,10 +115,11 @@ class SimEngine:
     async def start(self, listener: Listener) -> None:
         """Wake the first model; the others sleep as far as host memory goes."""
         self._listener = listener
-        for model in self._profiles:
+        bases = dict.fromkeys(ModelName(one.base) for one in self._profiles.values())
+        for model in bases:
             if self._tiers.fits(model):
                 self._tiers.set(model, ModelTier.ASLEEP)
-        self._wake(next(iter(self._profiles)))
+        self._wake(next(iter(bases)))
 
     async def stop(self) -> None:
         """End everything."""
@@ -131,7 +134,7 @@ class SimEngine:
         self._batch = None
 
     def submit(self, job: Payload, priority: int = 0) -> None:
-        """Run a job of the awake model."""
+        """Run a job of the awake model or of an adapter of it."""
         try:
             made = self._job(job)
         except msgspec.MsgspecError as error:

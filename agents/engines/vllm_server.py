@@ -23,6 +23,7 @@ from typing import BinaryIO
 import aiohttp
 
 from agents.engines import tether
+from agents.engines.adapters import Adapters
 from agents.engines.base import Listener
 from agents.engines.connection import Connection
 from qlm_core.config import ModelConfig, VllmEngineConfig
@@ -56,7 +57,10 @@ class Health(Enum):
 
 
 class Server:
-    """A server for one model.
+    """A server for one model and its adapters.
+
+    Args:
+        adapters: where each of them lies.
 
     Attributes:
         cold_s, sleep_s, wake_s: how long the last start, sleep and wake took; 0 before the first.
@@ -71,10 +75,15 @@ class Server:
         port: int,
         agent: str,
         can_sleep: bool,
+        adapters: dict[ModelName, str],
     ) -> None:
         self.model = model
         self.cold_s = self.sleep_s = self.wake_s = 0.0
-        self.connection = Connection(f"http://127.0.0.1:{port}", served={model: model})
+        served: dict[ModelName, str] = {name: name for name in (model, *adapters)}
+        self.connection = Connection(f"http://127.0.0.1:{port}", served=served)
+        self.adapters = Adapters(
+            self.connection, self._order, adapters, loaded_max=section.max_cpu_loras
+        )
         self._section = section
         self._settings = settings
         self._port = port
@@ -98,12 +107,19 @@ class Server:
         line += ["--scheduling-policy", "priority"]
         if section.sleep_mode and self._can_sleep:
             line.append("--enable-sleep-mode")
+        if self.adapters:
+            line += ["--enable-lora", "--max-loras", str(section.max_loras)]
+            line += ["--max-cpu-loras", str(section.max_cpu_loras)]
+            line += ["--max-lora-rank", str(section.max_lora_rank)]
         return [*line, *section.args]
 
     async def start(self, listener: Listener) -> None:
         """Start the process and wait until it has answered a request. Raises ServerError."""
         begun_s = time.monotonic()
-        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"} | self._section.env
+        switches = {"VLLM_SERVER_DEV_MODE": "1"}
+        if self.adapters:
+            switches["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        environment = os.environ | switches | self._section.env
         command = self.command()
         # Asked beforehand, since what is started is the tether, which always is there.
         if shutil.which(command[0], path=environment.get("PATH")) is None:
@@ -121,7 +137,7 @@ class Server:
                 start_new_session=True,
             )
         log.info("vllm starts", extra={"model": self.model, "pid": self._process.pid})
-        self.connection.open(listener)
+        self.adapters.open(listener)
         try:
             async with asyncio.timeout(self._section.start_timeout_s):
                 await self._wait_until_healthy()
@@ -139,7 +155,7 @@ class Server:
 
     async def stop(self) -> None:
         """End the process, by force if it takes too long. Idempotent."""
-        await self.connection.close()
+        await self.adapters.close()
         process = self._process
         if process is None:
             return
@@ -159,6 +175,8 @@ class Server:
 
     async def sleep(self) -> None:
         """Move the weights to host memory (level 1). Raises ServerError."""
+        # An adapter must not come to memory that has gone.
+        await self.adapters.settle()
         begun_s = time.monotonic()
         await self._order("/sleep?level=1")
         if not await self._is_sleeping():
@@ -226,9 +244,11 @@ class Server:
         if problem:
             raise ServerError(f"{self.model}: the first request failed ({problem})")
 
-    async def _order(self, path: str) -> None:
+    async def _order(self, path: str, body: dict[str, str] | None = None) -> None:
         try:
-            status, answer = await self.connection.post(path, {}, timeout_s=_CONTROL_TIMEOUT_S)
+            status, answer = await self.connection.post(
+                path, body or {}, timeout_s=_CONTROL_TIMEOUT_S
+            )
         except _NoAnswer as error:
             raise ServerError(f"{self.model}: {path}: no answer ({error!r})") from error
         if status != 200:
