@@ -154,7 +154,7 @@ class Estimators:
             return
         prompts = self._prompts_per_iteration(profile, state)
         iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
-        self._speed(gpu, profile.model).observe(
+        self._speed(gpu, profile.base).observe(
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
 
@@ -254,7 +254,7 @@ class Estimators:
             iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
             passing = 1.5 if profile.async_scheduling else 0.5
             first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
-        return first_s / self._speed(profile.gpu, profile.model).value
+        return first_s / self._speed(profile.gpu, profile.base).value
 
     def finish_s(
         self,
@@ -269,7 +269,7 @@ class Estimators:
         rate = self.rate(profile, key, now_s=now_s)
         output = rate.seconds_per_request / rate.seconds_per_token
         iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
-        speed = self._speed(profile.gpu, profile.model).value
+        speed = self._speed(profile.gpu, profile.base).value
         return rate.prefill_s + output * iteration_s / speed
 
     def _first_of_kind(self, key: GroupKey) -> GroupKey:
@@ -299,7 +299,7 @@ class Estimators:
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         prompt, output = self._means(ModelName(profile.model), key)
         variation = self._variation(ModelName(profile.model), key)
-        factor = self._speed(profile.gpu, profile.model)
+        factor = self._speed(profile.gpu, profile.base)
         speed = factor.value
         ended = self._model_length(ModelName(profile.model)).ended
         batch = profile.batch_size(prompt, output, output_variation=variation)
@@ -364,6 +364,7 @@ class Estimators:
         return found
 
     def _speed(self, gpu: str, model: str) -> SpeedFactor:
+        """The speed of a base, and so of its adapters."""
         found = self._speeds.get((gpu, model))
         if found is None:
             found = self._speeds[gpu, model] = SpeedFactor()

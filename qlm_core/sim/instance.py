@@ -1,8 +1,9 @@
 """One simulated serving instance: an engine, the models on its host, and the jobs it was given.
 
-The engine of the awake model is a `ContinuousBatch`. Other models sleep in host memory as far as it goes and are cold
-beyond that; host memory also keeps the KV cache of evicted requests, so that they resume on this instance without
-computing it again. Which models sleep is decided by use and by the executor's hint of what comes next.
+The engine of the awake model is a `ContinuousBatch`, which has the requests of its adapters too; that these have to be
+loaded is left out. Other models sleep in host memory as far as it goes and are cold beyond that; host memory also keeps the
+KV cache of evicted requests, so that they resume on this instance without computing it again. Which models sleep is
+decided by use and by the executor's hint of what comes next.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Instance:
         self.awake: str | None = spec.awake
         self.engine = self._new_engine(spec.awake)
         if options.warm_start:
-            for model in self._profiles:
-                if model != spec.awake:
+            for model, profile in self._profiles.items():
+                if model != spec.awake and not profile.adapter_of:
                     self._put_to_sleep(model)
 
     # ------------------------------------------------------------------ jobs
@@ -146,7 +147,10 @@ class Instance:
     @property
     def tiers(self) -> tuple[tuple[ModelName, ModelTier], ...]:
         """Where each model is."""
-        return tuple((ModelName(model), self._tier(model)) for model in self._profiles)
+        return tuple(
+            (ModelName(model), self._tier(profile.base))
+            for model, profile in self._profiles.items()
+        )
 
     def _tier(self, model: str) -> ModelTier:
         if model == self.awake:
