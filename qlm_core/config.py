@@ -197,6 +197,7 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
     """`vllm serve` processes that the agent starts and supervises, one per model that is not an adapter.
 
     max_loras: different adapters in one batch. max_cpu_loras: adapters loaded at a time. max_lora_rank: the largest rank.
+    kv_offload_bytes: host memory for KV blocks that the GPU has no room for, of each process; 0 for none.
     """
 
     command: tuple[str, ...] = ("vllm", "serve")
@@ -209,6 +210,7 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
     restart_backoff_s: float = 2.0
     max_num_seqs: int = 256
     kv_cache_tokens: int = 0
+    kv_offload_bytes: int = 0
     max_loras: int = 4
     max_cpu_loras: int = 16
     max_lora_rank: int = 16

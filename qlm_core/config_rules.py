@@ -267,12 +267,16 @@ def _check_engine(config: Config, agent: AgentConfig, where: str) -> None:
                 "with /. Write it as /health."
             )
     if engine.kind == "vllm":
-        _check_vllm(engine.vllm, f"{where}.engine.vllm")
+        _check_vllm(engine.vllm, agent.gpu, f"{where}.engine.vllm")
 
 
-def _check_vllm(section: VllmEngineConfig, where: str) -> None:
+def _check_vllm(section: VllmEngineConfig, gpu: str, where: str) -> None:
     if not section.command:
         raise ConfigError(f"{where}.command: empty. Leave it out for `vllm serve`.")
+    if section.kv_offload_bytes and gpu == "cpu":
+        raise ConfigError(
+            f"{where}.kv_offload_bytes: vLLM moves KV blocks from GPUs only. Leave it out on a CPU."
+        )
     if section.max_cpu_loras < section.max_loras:
         raise ConfigError(
             f"{where}.max_cpu_loras: {section.max_cpu_loras} is less than max_loras "

@@ -119,6 +119,8 @@ class EngineProfile:
         adapter_of: the model that this one is a LoRA adapter of, whose other numbers it has; empty for a model of its own.
         load_s: an adapter's time from storage to a base that is awake.
         adapters_max: how many different adapters of this model may run at once; 0 where that is left to the engine.
+        resume_share: of a request that comes back to go on, the share of prompt and output that is computed again. The rest is
+            found in a KV cache, the engine's own or one in host memory.
         block_tokens: granularity of the KV cache.
         source: where the numbers come from.
     """
@@ -142,6 +144,7 @@ class EngineProfile:
     adapter_of: str = ""
     load_s: float = 0.0
     adapters_max: int = 0
+    resume_share: float = 1.0
     block_tokens: int = 16
     source: str = ""
 
@@ -161,6 +164,8 @@ class EngineProfile:
             "load_s",
         ):
             _require_at_least(name, getattr(self, name), 0.0)
+        if not 0.0 <= self.resume_share <= 1.0:
+            raise ValueError(f"resume_share: {self.resume_share} is no share. Give 0 to 1.")
         if self.adapter_of == self.model:
             raise ValueError("adapter_of: a model is no adapter of itself. Name its base.")
         _require_at_least("kv_cache_tokens", self.kv_cache_tokens, self.block_tokens)
@@ -176,6 +181,10 @@ class EngineProfile:
     def adapter(self, model: str, *, load_s: float) -> EngineProfile:
         """The profile of a LoRA adapter of this model: the same costs, and no weights worth counting."""
         return replace(self, model=model, adapter_of=self.model, load_s=load_s)
+
+    def kept_tokens(self, tokens: int) -> int:
+        """Of so many tokens of a request that comes back, those that need not be computed again."""
+        return int((1.0 - self.resume_share) * tokens)
 
     @property
     def host_memory_bytes(self) -> int:

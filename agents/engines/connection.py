@@ -33,9 +33,14 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Tokens(msgspec.Struct):
@@ -251,6 +256,7 @@ class _Relay:
         self._resumed = job.produced_tokens > 0
         self._finish_reason = ""
         self._prompt_tokens = 0
+        self._cached_tokens: int | None = None
         # Tokens of each choice so far, and of all of them in the server's last word.
         self._counted: dict[int, int] = {}
         self._output_tokens = 0
@@ -266,6 +272,8 @@ class _Relay:
         usage: _Usage | None = _usage.decode(raw) if raw is not None else None
         if usage is not None:
             self._prompt_tokens = usage.prompt_tokens
+            if usage.prompt_tokens_details is not None:
+                self._cached_tokens = usage.prompt_tokens_details.cached_tokens
         choices = _choices.decode(parts["choices"]) if "choices" in parts else []
         if not choices:
             if usage is not None:
@@ -295,7 +303,10 @@ class _Relay:
         if not self._finish_reason or self._finish_reason in ("abort", "error"):
             return JobLost(job.id, job.attempt)
         output = self._output_tokens or sum(self._counted.values())
-        return JobDone(job.id, job.attempt, self._finish_reason, self._prompt_tokens, output)
+        return JobDone(
+            *(job.id, job.attempt, self._finish_reason, self._prompt_tokens, output),
+            cached_tokens=self._cached_tokens,
+        )
 
 
 def _refusal(job: Payload, status: int, answer: bytes) -> JobRefused | JobLost:

@@ -158,6 +158,11 @@ class SimEngine:
                 output_tokens=made.total_tokens - made.earlier_tokens,
                 now_s=now_s,
                 priority=priority,
+                cached_tokens=self._batch.profile.kept_tokens(
+                    made.prompt_tokens + made.earlier_tokens
+                )
+                if made.earlier_tokens
+                else 0,
             )
         except ValueError as error:
             self._later(JobRefused(job.id, job.attempt, 400, str(error)))

@@ -35,6 +35,9 @@ _WEIGHTS = {Health.WELL: 0, Health.LATE: 1, Health.ILL: 2}
 _RESTART_PAUSE_S_MAX = 60.0
 # Where an engine does not say how much fits.
 _KV_CACHE_TOKENS_ASSUMED = 200_000
+# What is computed again of a request that comes back where blocks are kept in host memory, until it has been seen: the
+# last block, and what was not copied yet.
+_OFFLOADED_RESUME_SHARE = 0.05
 # Agents that say they have this GPU run on the CPU, where sleeping moves no memory and its flag is refused.
 CPU = "cpu"
 
@@ -151,6 +154,9 @@ class VllmEngine:
             sleep_s=server.sleep_s or known.sleep_s,
             wake_s=server.wake_s or known.wake_s,
             adapters_max=self._section.max_loras if server.adapters else 0,
+            resume_share=_OFFLOADED_RESUME_SHARE
+            if self._section.kv_offload_bytes
+            else known.resume_share,
         )
         if model == server.model:
             return profile

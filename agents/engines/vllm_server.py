@@ -37,6 +37,7 @@ _HEALTH_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 120.0
 _CONTROL_TIMEOUT_S = 120.0
 _LOGS = Path("run")
+_GIB = 1 << 30
 
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -105,6 +106,10 @@ class Server:
         line += ["--max-model-len", str(settings.max_model_len)]
         line += ["--max-num-seqs", str(section.max_num_seqs)]
         line += ["--scheduling-policy", "priority"]
+        # How many tokens of a prompt were found in a cache is part of the answer then.
+        line.append("--enable-prompt-tokens-details")
+        if section.kv_offload_bytes:
+            line += ["--kv-offloading-size", f"{section.kv_offload_bytes / _GIB:.6g}"]
         if section.sleep_mode and self._can_sleep:
             line.append("--enable-sleep-mode")
         if self.adapters:

@@ -32,6 +32,9 @@ class JobDone:
     """A job finished. Token counts are of this job alone, as the engine counts them.
 
     What earlier attempts produced is part of a continued job's prompt, so `prompt_tokens` has it too.
+
+    Attributes:
+        cached_tokens: of the prompt, those that were not computed but found in a cache; None if the engine does not tell.
     """
 
     id: RequestId
@@ -39,6 +42,17 @@ class JobDone:
     finish_reason: str
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int | None = None
+
+    def ended(self) -> AttemptEnded:
+        """What the gateway is told."""
+        return AttemptEnded(
+            id=self.id,
+            attempt=self.attempt,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,7 @@ class Executor:
             prompt_tokens_per_s=self._attempts.pace.prompt_tokens_per_s,
             resumed_tokens_per_s=self._attempts.pace.resumed_tokens_per_s,
             mean_batch=self._attempts.pace.mean_batch,
+            resume_share=self._attempts.pace.resume_share,
             draining=self.state in (_S.LEAVING, _S.GONE),
         )
 
@@ -241,15 +242,10 @@ class Executor:
         return False
 
     def _on_done(self, event: e.JobDone) -> bool:
-        return self._attempts.end(
-            AttemptEnded(
-                id=event.id,
-                attempt=event.attempt,
-                finish_reason=event.finish_reason,
-                prompt_tokens=event.prompt_tokens,
-                output_tokens=event.output_tokens,
-            )
-        )
+        item = self.batch.running.get(event.id)
+        if item is not None and item.attempt == event.attempt and item.ref.produced_tokens:
+            self._attempts.pace.resume(event.prompt_tokens, event.cached_tokens)
+        return self._attempts.end(event.ended())
 
     def _on_job_refused(self, event: e.JobRefused) -> bool:
         return self._attempts.end(
@@ -267,6 +263,7 @@ class Executor:
 
     def _on_ready(self, event: e.EngineReady) -> bool:
         profile = self._models.ready(event)
+        self._attempts.pace.expect(profile.resume_share)
         self._attempts.trust.worked()
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
@@ -444,6 +441,7 @@ class Executor:
             prefill_s_per_token=self._prefill_s_per_token,
             token_s=self._attempts.pace.token_s,
             evictable=len(behind),
+            resume_share=self._attempts.pace.resume_share,
         )
         if not wanted.slots and not wanted.kv_tokens:
             self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)

@@ -211,7 +211,7 @@ class Timeline:
         others = self._overtakers(agent, key, agents, now_s) if waits else _NOBODY
         own_s = self._estimators.first_token_s(
             self._estimators.profile(agent.profiles[key.model]),
-            request.prompt_tokens,
+            _computed_tokens(request, agent),
             batch=min(len(agent.held), round(rate.batch)) if agent.serves(key.model) else 0,
             state=agent.state,
             behind_prompts=start.computed > now_s,
@@ -323,6 +323,14 @@ class Timeline:
             if id in groups:
                 return groups[id].key.model
         return agent.model
+
+
+def _computed_tokens(request: RequestMeta, agent: Agent) -> int:
+    """What an engine computes before the next token of a request."""
+    if not request.produced_tokens:
+        return request.prompt_tokens
+    tokens = request.prompt_tokens + request.produced_tokens
+    return max(1, round(agent.state.resume_share * tokens))
 
 
 def _behind(

@@ -40,6 +40,7 @@ class Job:
 
     attempt: int
     resident_tokens: int
+    resumed: bool = False
     told: int = 0
     sent: int = 0
     done: bool = False
@@ -91,9 +92,17 @@ class Instance:
         kept = self._kept.get(job)
         return kept[1] / _COPY_BYTES_PER_S if kept is not None else 0.0
 
-    def take(self, job: str, *, attempt: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Accept a job; it is on the engine from `start` on."""
-        self.jobs[job] = Job(attempt, prompt_tokens)
+    def take(
+        self,
+        job: str,
+        *,
+        attempt: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        resumed: bool = False,
+    ) -> None:
+        """Accept a job; it is on the engine from `start` on. One that was `resumed` has its earlier output in its prompt."""
+        self.jobs[job] = Job(attempt, prompt_tokens, resumed)
         self._restoring[job] = (prompt_tokens, output_tokens, attempt)
 
     def start(self, job: str, attempt: int, priority: int, now_s: float) -> None:
@@ -103,13 +112,14 @@ class Instance:
             return
         del self._restoring[job]
         prompt, output, _ = waiting
+        kept = self.engine.profile.kept_tokens(prompt) if self.jobs[job].resumed else 0
         self.engine.add(
             job,
             prompt_tokens=prompt,
             output_tokens=output,
             now_s=now_s,
             priority=priority,
-            cached_tokens=self._forget_kept(job),
+            cached_tokens=max(kept, self._forget_kept(job)),
         )
 
     def finish(self, job: str) -> int:

@@ -218,6 +218,7 @@ def main() -> None:
     for flag in ("--max-loras", "--max-cpu-loras", "--max-lora-rank"):
         parser.add_argument(flag, type=int)
     parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--enable-prompt-tokens-details", action="store_true")
     options = parser.parse_args()
     if options.path == "does-not-load":
         sys.exit(3)

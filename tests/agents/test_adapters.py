@@ -1,4 +1,7 @@
-"""LoRA adapters on the engines: loaded before their jobs, unloaded beyond the bound, and what happens if one is not there."""
+"""LoRA adapters on the engines: loaded before their jobs, unloaded beyond the bound, and what happens if one is not there.
+
+And what vLLM is told of KV blocks in host memory.
+"""
 
 from __future__ import annotations
 
@@ -245,3 +248,16 @@ async def test_the_sim_engine_runs_adapters_in_the_batch_of_their_base():
     profile = {one.model: one for one in sim.profiles}["sql"]
     assert profile.kv_cache_tokens == find_profile(BASE, "a100").kv_cache_tokens
     await sim.stop()
+
+
+@pytest.mark.parametrize(("offloaded", "flags"), [(0, ""), (3 << 29, "--kv-offloading-size 1.5")])
+def test_vllm_keeps_kv_blocks_in_host_memory_where_it_is_told_to(offloaded: int, flags: str):
+    engine: dict[str, object] = {"kind": "vllm", "vllm": {"kv_offload_bytes": offloaded}}
+    config = config_of(engine, [BASE])
+    made = make_engine(config, config.agents[0])
+    line = " ".join(made._servers[BASE].command())  # type: ignore[attr-defined]
+    assert flags in line
+    assert ("--kv-offloading-size" in line) == bool(offloaded)
+    assert "--enable-prompt-tokens-details" in line
+    [profile] = made.profiles
+    assert (profile.resume_share < 1.0) == bool(offloaded)

@@ -86,6 +86,16 @@ async def test_a_base_and_its_adapters_answer_each_in_its_own_way(section: dict[
         assert isinstance(await harness.heard.end_of("lost"), JobLost)
         assert await text_of(harness, "kept") == alone[1]
         assert await texts(5, 1) == [alone]
+        # An adapter's prompt is found again in the cache under the adapter alone.
+        found = []
+        for index, model in enumerate((served[1], served[1], base)):
+            job = harness.job(f"long/{index}", 2, model=model, prompt="word " * 400)
+            harness.engine.submit(job)
+            end = await harness.heard.end_of(job.id)
+            assert isinstance(end, JobDone)
+            found.append(end.cached_tokens)
+        assert found[0] == found[2] == 0
+        assert found[1]
 
 
 async def text_of(harness: Harness, id: str) -> str:

@@ -1,4 +1,4 @@
-"""What a configuration may say of LoRA adapters: which base they have, who serves them, and what is inherited."""
+"""What a configuration may say of LoRA adapters and of vLLM: bases, who serves them, what is inherited, and limits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def config(
     models: dict[str, Any] | None = None,
     served: tuple[str, ...] = ("llama", "sql"),
     kind: str = "vllm",
+    gpu: str = "a100",
     **vllm: Any,
 ) -> Config:
     engine = {"kind": kind, "vllm": vllm, "openai": {"base_url": "http://h:1"}}
     known = {"llama": {"max_model_len": 4096}, "sql": SQL, "qwen": {}} | (models or {})
-    agent = {"name": "a", "models": served, "engine": engine}
+    agent = {"name": "a", "gpu": gpu, "models": served, "engine": engine}
     return Config.from_mapping({"models": known, "agents": [agent]})
 
 
@@ -75,6 +76,7 @@ def test_only_vllm_has_to_know_where_an_adapter_lies(kind: str):
         ),
         ({"max_loras": 0}, "engine.vllm.max_loras: must be above 0"),
         ({"max_loras": 8, "max_cpu_loras": 4}, "vllm.max_cpu_loras: 4 is less than max_loras"),
+        ({"gpu": "cpu", "kv_offload_bytes": 1}, "vllm.kv_offload_bytes: vLLM moves KV blocks"),
         ({"max_lora_rank": 9}, "vllm.max_lora_rank: 9 is none of vLLM's. Use 1, 8, 16, 32"),
     ],
 )
