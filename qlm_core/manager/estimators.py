@@ -1,12 +1,14 @@
 """Everything the Manager has learned about requests and engines, and the rates that follow from it.
 
 Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
-configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. Rates are
+configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. What is learned of a
+model in general is learned of a base and its LoRA adapters together, for they share engines. Rates are
 cached for a short while, because planning asks for the same ones thousands of times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, sqrt
@@ -86,6 +88,7 @@ class Estimators:
 
     __slots__ = (
         "_arrivals",
+        "_bases",
         "_calibration",
         "_config",
         "_kinds",
@@ -100,6 +103,7 @@ class Estimators:
 
     def __init__(self, config: RwtConfig):
         self._config = config
+        self._bases: dict[ModelName, ModelName] = {}
         self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
@@ -112,6 +116,12 @@ class Estimators:
         self._rates_until_s = 0.0
 
     # ------------------------------------------------------------------ learning
+
+    def joined(self, profiles: Iterable[EngineProfile]) -> None:
+        """Learn which models are adapters of which."""
+        for profile in profiles:
+            if profile.adapter_of:
+                self._bases[ModelName(profile.model)] = ModelName(profile.base)
 
     def arrived(self, request: RequestMeta) -> None:
         """Learn the prompt length of a new request, and how often its kind arrives."""
@@ -349,6 +359,7 @@ class Estimators:
         return found
 
     def _model_length(self, model: ModelName) -> LengthModel:
+        model = self._bases.get(model, model)
         found = self._model_lengths.get(model)
         if found is None:
             prior = exponential_prior(self._config.prior_output_tokens)
@@ -357,6 +368,7 @@ class Estimators:
         return found
 
     def _model_prompt(self, model: ModelName) -> RecentMean:
+        model = self._bases.get(model, model)
         found = self._model_prompts.get(model)
         if found is None:
             found = RecentMean(prior=_UNKNOWN_PROMPT, history=self._config.history)

@@ -9,9 +9,9 @@ from qlm_core.config import SolverConfig
 from qlm_core.manager.events import AgentJoined
 from qlm_core.manager.fleet import Roster
 from qlm_core.manager.placing import free_seat
-from qlm_core.manager.snapshot import take_snapshot
+from qlm_core.manager.snapshot import room, take_snapshot
 from qlm_core.manager.views import explain
-from qlm_core.messages import AgentHello
+from qlm_core.messages import AgentHello, Arrived
 from qlm_core.model import AgentId, InstanceState, ModelName, ModelTier
 from tests.manager.conftest import Bench, profile
 
@@ -102,3 +102,14 @@ def test_the_speed_of_a_base_is_that_of_its_adapters(bench: Bench) -> None:
         estimators._speed("test", "m").observe(realised_per_s=50.0, predicted_per_s=100.0)
     after = estimators.rate(base.adapter("a", load_s=0.0), None, now_s=10.0).seconds_per_token
     assert after > 1.5 * before
+
+
+def test_what_adapters_are_asked_for_says_how_many_requests_fit_the_base(bench: Bench) -> None:
+    """A base that nobody asks for by its own name runs their requests, and has room for as many of them as there is."""
+    id = join(bench, "x")
+    base = bench.manager.agents[id].profiles[ModelName("m")]
+    before, _ = room(base, bench.manager.estimators, now_s=0.0)
+    for _ in range(20):
+        bench.fact(Arrived(bench.request("a", prompt_tokens=20_000)))
+    after, _ = room(base, bench.manager.estimators, now_s=10.0)
+    assert after < 0.2 * before
