@@ -64,6 +64,16 @@ class JobRefused:
     status: int
     error: str
 
+    def ended(self) -> AttemptEnded:
+        """What the gateway is told."""
+        return AttemptEnded(
+            id=self.id,
+            attempt=self.attempt,
+            finish_reason="error",
+            error=self.error,
+            error_status=self.status,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class JobLost:

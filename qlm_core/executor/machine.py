@@ -24,11 +24,11 @@ from typing import Any
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
+from qlm_core.executor.batch import InFlight
 from qlm_core.executor.models import Models, cheapest_to_leave, latest_begin_s
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
 from qlm_core.executor.urgency import LOOKAHEAD, need, overflow, victims
 from qlm_core.messages import (
-    AttemptEnded,
     AttemptReturned,
     Pull,
     QueueUpdate,
@@ -248,15 +248,7 @@ class Executor:
         return self._attempts.end(event.ended())
 
     def _on_job_refused(self, event: e.JobRefused) -> bool:
-        return self._attempts.end(
-            AttemptEnded(
-                id=event.id,
-                attempt=event.attempt,
-                finish_reason="error",
-                error=event.error,
-                error_status=event.status,
-            )
-        )
+        return self._attempts.end(event.ended())
 
     def _on_job_lost(self, event: e.JobLost) -> bool:
         return self._attempts.lose(event.id, event.attempt)
@@ -418,16 +410,7 @@ class Executor:
         head = self._head()
         assert head is not None
         laxity = self._attempts.laxity(head.slo_class)
-        position = self.window.position(head.id) or 0
-        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
-        behind = [
-            item
-            for item in chain(self.batch.held.values(), self.batch.running.values())
-            if self._attempts.gives_way(item, head.slo_class)
-            and (
-                item.owes_nothing or (self.window.position(item.ref.group) or position) >= position
-            )
-        ]
+        behind = self._behind(head)
         self._relief_s = self._now_s + self._check_s
         if not behind:
             return
@@ -452,13 +435,24 @@ class Executor:
         if chosen:
             self._pull()
 
+    def _behind(self, head: QueuedGroup) -> list[InFlight]:
+        """What may be evicted for the head group."""
+        place = self.window.position
+        position = place(head.id) or 0
+        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
+        return [
+            item
+            for item in chain(self.batch.held.values(), self.batch.running.values())
+            if self._attempts.gives_way(item, head.slo_class)
+            and (item.owes_nothing or (place(item.ref.group) or position) >= position)
+        ]
+
     def _make_place(self, head: QueuedGroup) -> None:
         """Have an adapter leave the batch if the head group's next request would be late otherwise."""
         latest_s = self._latest_swap_s(head)
         self._relief_s = max(latest_s, self._now_s + self._check_s)
         if self._now_s >= latest_s:
-            way = self._attempts.gives_way
-            for item in cheapest_to_leave(self.batch, self._models, way, head.slo_class):
+            for item in cheapest_to_leave(self.batch, self._models, self._behind(head)):
                 self._attempts.evict(item)
             self._pull()
 

@@ -6,7 +6,7 @@ an engine runs a limited number of different adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from math import inf
 
@@ -124,21 +124,22 @@ class Places:
 
 
 def cheapest_to_leave(
-    batch: Batch, models: Models, gives_way: Callable[[InFlight, str], bool], slo_class: str
+    batch: Batch, models: Models, evictable: Iterable[InFlight]
 ) -> list[InFlight]:
     """All requests of the adapter that costs least to compute again, if one can give its place up; else none.
 
-    A place is free only once the last of them has left, so each of them must give way to work of that class.
+    A place is free only once the last of them has left, so each of them must be evictable.
     """
-    asked = {item.model: None for item in batch.pulling.values()}
-    by_adapter: dict[ModelName, list[InFlight]] = {}
+    able = {item.ref.id: None for item in evictable}
+    stays = {item.model: None for item in batch.pulling.values()}
+    leaves: dict[ModelName, list[InFlight]] = {}
     for item in chain(batch.held.values(), batch.running.values()):
-        if models.is_adapter(item.model) and item.model not in asked:
-            by_adapter.setdefault(item.model, []).append(item)
-    able = [
-        items for items in by_adapter.values() if all(gives_way(item, slo_class) for item in items)
-    ]
-    return min(able, key=lambda items: sum(item.resident_tokens for item in items), default=[])
+        if models.is_adapter(item.model) and item.ref.id in able:
+            leaves.setdefault(item.model, []).append(item)
+        else:
+            stays[item.model] = None
+    whole = [items for model, items in leaves.items() if model not in stays]
+    return min(whole, key=lambda items: sum(item.resident_tokens for item in items), default=[])
 
 
 def latest_begin_s(

@@ -73,10 +73,13 @@ def test_one_adapter_more_than_there_are_places_waits_for_one():
 def test_an_adapter_leaves_the_batch_when_a_more_urgent_one_would_be_late():
     w = start(places=2, evict_margin_s=3.0)
     w.queue(
-        group(1, "a1"), group(2, "a2"), group(3, "a3", "interactive"),
-        add=refs(1, 2, expected=900) + refs(2, 1, expected=900) + refs(3, 1, due_s=20.0),
+        group(1, "a1"), group(2, "a2"), add=refs(1, 2, expected=900) + refs(2, 1, expected=900)
     )  # fmt: skip
     w.grant()
+    w.queue(
+        group(3, "a3", "interactive"), group(1, "a1"), group(2, "a2"),
+        add=refs(3, 1, due_s=20.0), epoch=2,
+    )  # fmt: skip
     w.at(16.5)
     assert w.aborted == []
     w.at(17.5)
@@ -84,6 +87,17 @@ def test_an_adapter_leaves_the_batch_when_a_more_urgent_one_would_be_late():
     assert w.aborted == ["2-0"]
     assert w.reasons == {"2-0": ReturnReason.EVICTED}
     assert w.pulled[-1] == "3-0"
+
+
+def test_an_adapter_stays_that_the_plan_puts_first():
+    w = start(places=1)
+    w.queue(
+        group(9), group(1, "a1"), group(2, "a2", "interactive"),
+        add=refs(1, 1, expected=900) + refs(2, 1, due_s=20.0),
+    )  # fmt: skip
+    w.grant()
+    w.at(19.0)
+    assert w.aborted == []
 
 
 def test_no_adapter_leaves_for_work_that_is_no_stricter():
