@@ -42,7 +42,7 @@ def supervisor(config: Config, arguments: list[str], *, log: Log | None) -> Supe
 
 def ready_timeout_s(config: Config) -> float:
     """How long the processes may take until all of them serve: an agent starts its models one after another."""
-    return START_S + max((_starts_s(agent) for agent in config.agents), default=0.0)
+    return START_S + max((_starts_s(config, agent) for agent in config.agents), default=0.0)
 
 
 def stop_grace_s(config: Config) -> float:
@@ -51,12 +51,13 @@ def stop_grace_s(config: Config) -> float:
     return STOP_S + max(config.gateway.drain_s, *drains_s)
 
 
-def _starts_s(agent: AgentConfig) -> float:
+def _starts_s(config: Config, agent: AgentConfig) -> float:
     if agent.engine.kind != "vllm":
         return 0.0
     section = agent.engine.vllm
     # Without sleep mode the others are started when they are swapped in.
-    return section.start_timeout_s * (len(agent.models) if section.sleep_mode else 1)
+    servers = sum(not config.models[model].base for model in agent.models)
+    return section.start_timeout_s * (servers if section.sleep_mode else 1)
 
 
 def _stops_s(agent: AgentConfig) -> float:

@@ -109,10 +109,13 @@ def _instance(scenario: Scenario, gpu: str) -> FleetPart:
     """One instance of this class that serves every model of the fleet, on as few GPUs as that takes."""
     models = tuple(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     memory_gb = max(part.host_memory_gb for part in scenario.fleet)
+    max_loras = max(part.max_loras for part in scenario.fleet)
     for degree in DEGREES:
-        part = FleetPart(gpu=gpu, models=models, gpus=degree, host_memory_gb=memory_gb)
+        part = FleetPart(
+            gpu=gpu, models=models, gpus=degree, host_memory_gb=memory_gb, max_loras=max_loras
+        )
         try:
-            instances((part,), scenario.profiles)
+            instances((part,), scenario.profiles, scenario.adapters)
         except ConfigError:
             continue
         return part

@@ -55,8 +55,10 @@ fleet:
     gpus: 1                   # GPUs of one instance (tensor parallelism)
     count: 4                  # instances; 1 if left out
     models: [vicuna-13b]      # `-ft1`, `-ft2`, ... stand for fine-tuned versions
+    max_loras: 0              # different adapters in one batch; 0: any number
     awake: ""                 # the model loaded at the start; empty: dealt out in turn
     host_memory_gb: 256       # for sleeping models and the KV cache of evicted requests
+adapters: {}                  # LoRA adapters among the models, each with its base: {sql: vicuna-13b}
 # Profiles of your own (`qlm profile fit`), which go before the shipped ones. Files, relative to this one.
 profiles: []                  # - my-gpu.json
 
@@ -203,6 +205,7 @@ def demo_scenario(config: Config) -> Scenario:
     return Scenario(
         name="demo",
         fleet=parts,
+        adapters={name: model.base for name, model in config.models.items() if model.base},
         workload=WorkloadConfig(kind="streams"),
         slo_classes=config.slo_classes,
         solver=config.solver,

@@ -27,10 +27,16 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
-    """One served model. `path` is what the engine loads; the key is the name clients use."""
+    """One served model. `path` is what the engine loads; the key is the name clients use.
+
+    base, adapter: of a LoRA adapter the model that it was made for, and where it lies.
+    max_model_len: of an adapter its base's unless stated.
+    """
 
     path: str = ""
     max_model_len: int = 8192
+    base: str = ""
+    adapter: str = ""
 
 
 class SloClassConfig(Section, frozen=True, kw_only=True):
@@ -144,7 +150,7 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     body_bytes_max: int = 8_388_608
     body_s_max: float = 60.0
     open_requests_max: int = 100_000
-    stored_output_bytes_max: int = 33_554_432
+    stored_output_bytes_max: int = 16_777_216
     connections_max: int = 20_000
     slo_ttft_s_max: float = 604_800.0
     stream_backlog_chunks_max: int = 4_096
@@ -192,7 +198,11 @@ class OpenAIEngineConfig(Section, frozen=True, kw_only=True):
 
 
 class VllmEngineConfig(Section, frozen=True, kw_only=True):
-    """`vllm serve` processes that the agent starts and supervises, one per model."""
+    """`vllm serve` processes that the agent starts and supervises, one per model that is not an adapter.
+
+    max_loras: different adapters in one batch. max_cpu_loras: adapters loaded at a time. max_lora_rank: the largest rank.
+    kv_offload_bytes: host memory for KV blocks that the GPU has no room for, of each process; 0 for none.
+    """
 
     command: tuple[str, ...] = ("vllm", "serve")
     args: tuple[str, ...] = ()
@@ -204,6 +214,10 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
     restart_backoff_s: float = 2.0
     max_num_seqs: int = 256
     kv_cache_tokens: int = 0
+    kv_offload_bytes: int = 0
+    max_loras: int = 4
+    max_cpu_loras: int = 16
+    max_lora_rank: int = 16
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
@@ -319,6 +333,10 @@ class Config(Section, frozen=True, kw_only=True):
         slo = Slo(ttft_s=section.ttft_s, tpot_s=section.tpot_s, e2e_s=section.e2e_s)
         return SloClass(name=name, slo=slo, weight=section.weight)
 
+    def base_of(self, model: str) -> str:
+        """The model whose engine serves a model: itself, or what it is an adapter of."""
+        return self.models[model].base or model
+
     def agent(self, name: str) -> AgentConfig:
         """The agent section called `name`. Raises ConfigError for an unknown name."""
         for section in self.agents:
@@ -334,8 +352,9 @@ class Config(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: naming the path of the offending key and the remedy.
         """
+        data = _with_lengths_of_bases({} if data is None else data)
         try:
-            config = msgspec.convert({} if data is None else data, Config)
+            config = msgspec.convert(data, Config)
         except msgspec.ValidationError as error:
             raise ConfigError(_readable(str(error), data)) from None
         check(config)
@@ -353,6 +372,20 @@ class Config(Section, frozen=True, kw_only=True):
                 if agent["engine"]["openai"]["api_key"]:
                     agent["engine"]["openai"]["api_key"] = "<hidden>"
         return plain
+
+
+def _with_lengths_of_bases(data: Any) -> Any:
+    """The same data; adapters that say nothing of `max_model_len` say what their bases do."""
+    models = data.get("models") if isinstance(data, dict) else None
+    if not isinstance(models, dict):
+        return data
+    filled = {}
+    for name, model in models.items():
+        filled[name] = model
+        base = models.get(model.get("base")) if isinstance(model, dict) else None
+        if isinstance(base, dict) and "max_model_len" in base:
+            filled[name] = {"max_model_len": base["max_model_len"]} | model
+    return data | {"models": filled}
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")

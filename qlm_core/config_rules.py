@@ -18,7 +18,7 @@ import msgspec
 from qlm_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qlm_core.config import AgentConfig, Config
+    from qlm_core.config import AgentConfig, Config, VllmEngineConfig
 
 # Keys at which 0 would stop the service or have it spin, wherever they stand.
 _ABOVE_0 = (
@@ -39,6 +39,8 @@ _ABOVE_0 = (
     "gateway_lease_s",
     "gateways_max",
     "history",
+    "max_cpu_loras",
+    "max_loras",
     "max_model_len",
     "max_num_seqs",
     "message_bytes_max",
@@ -82,6 +84,8 @@ _MOST = {
 # Far beyond any use, and so small that products of several numbers stay finite.
 _MOST_SECONDS = 1e9
 _MOST_OTHERWISE = 1e18
+# The ranks for which vLLM has kernels.
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # More than a message to an agent holds beside the body of a request and its output so far.
 _MESSAGE_REST_BYTES = 65_536
 _LEAST_HEARTBEAT_S = 0.001
@@ -100,6 +104,7 @@ def check(config: Config) -> None:
             f"default_slo_class: {config.default_slo_class!r} is not one of slo_classes ({known})."
         )
     _check_tiers(config)
+    _check_adapters(config)
     _check_agents(config)
     check_numbers(config, "")
     _check_message_sizes(config)
@@ -172,6 +177,29 @@ def _check_tiers(config: Config) -> None:
             tiers[tier] = name
 
 
+def _check_adapters(config: Config) -> None:
+    for name, model in config.models.items():
+        where = f"models.{name}"
+        if not model.base:
+            if model.adapter:
+                raise ConfigError(f"{where}.base: missing. Name the model that the adapter is of.")
+            continue
+        base = config.models.get(model.base)
+        if base is None:
+            known = ", ".join(config.models)
+            raise ConfigError(f"{where}.base: {model.base!r} is not in `models` ({known}).")
+        if base.base:
+            raise ConfigError(
+                f"{where}.base: {model.base!r} is an adapter itself. Name the model that both are "
+                f"of ({base.base!r})."
+            )
+        if model.max_model_len > base.max_model_len:
+            raise ConfigError(
+                f"{where}.max_model_len: {model.max_model_len} is more than its base has "
+                f"({base.max_model_len}). Leave it out for the base's."
+            )
+
+
 def _check_agents(config: Config) -> None:
     names: dict[str, None] = {}
     for index, agent in enumerate(config.agents):
@@ -187,10 +215,25 @@ def _check_agents(config: Config) -> None:
             if model not in config.models:
                 known = ", ".join(config.models)
                 raise ConfigError(f"{where}.models: {model!r} is not in `models` ({known}).")
+            _check_served(config, agent, model, where)
         parse_address(agent.solver, f"{where}.solver")
         if agent.metrics_listen:
             parse_address(agent.metrics_listen, f"{where}.metrics_listen")
-        _check_engine(agent, where)
+        _check_engine(config, agent, where)
+
+
+def _check_served(config: Config, agent: AgentConfig, model: str, where: str) -> None:
+    base = config.base_of(model)
+    if base not in agent.models:
+        raise ConfigError(
+            f"{where}.models: {model!r} is an adapter of {base!r}, which is not among them. Add it: "
+            "the two are served by one engine."
+        )
+    if base != model and agent.engine.kind == "vllm" and not config.models[model].adapter:
+        raise ConfigError(
+            f"models.{model}.adapter: empty, and agent {agent.name!r} has to load it. Give the "
+            "adapter's directory or hub name."
+        )
 
 
 def _check_door(config: Config) -> None:
@@ -238,13 +281,14 @@ def _check_message_sizes(config: Config) -> None:
             )
 
 
-def _check_engine(agent: AgentConfig, where: str) -> None:
+def _check_engine(config: Config, agent: AgentConfig, where: str) -> None:
     engine = agent.engine
     if engine.kind == "openai":
-        if len(agent.models) != 1:
+        bases = dict.fromkeys(config.base_of(model) for model in agent.models)
+        if len(bases) != 1:
             raise ConfigError(
-                f"{where}.models: an openai engine serves one model, not {len(agent.models)}. "
-                "Give each server an agent of its own."
+                f"{where}.models: an openai engine serves one model and its adapters, not "
+                f"{len(bases)} models. Give each server an agent of its own."
             )
         if not _is_url(engine.openai.base_url):
             raise ConfigError(
@@ -256,8 +300,27 @@ def _check_engine(agent: AgentConfig, where: str) -> None:
                 f"{where}.engine.openai.health_path: {engine.openai.health_path!r} does not begin "
                 "with /. Write it as /health."
             )
-    if engine.kind == "vllm" and not engine.vllm.command:
-        raise ConfigError(f"{where}.engine.vllm.command: empty. Leave it out for `vllm serve`.")
+    if engine.kind == "vllm":
+        _check_vllm(engine.vllm, agent.gpu, f"{where}.engine.vllm")
+
+
+def _check_vllm(section: VllmEngineConfig, gpu: str, where: str) -> None:
+    if not section.command:
+        raise ConfigError(f"{where}.command: empty. Leave it out for `vllm serve`.")
+    if section.kv_offload_bytes and gpu == "cpu":
+        raise ConfigError(
+            f"{where}.kv_offload_bytes: vLLM moves KV blocks from GPUs only. Leave it out on a CPU."
+        )
+    if section.max_cpu_loras < section.max_loras:
+        raise ConfigError(
+            f"{where}.max_cpu_loras: {section.max_cpu_loras} is less than max_loras "
+            f"({section.max_loras}). What runs is loaded: raise it."
+        )
+    if section.max_lora_rank not in _LORA_RANKS:
+        ranks = ", ".join(map(str, _LORA_RANKS))
+        raise ConfigError(
+            f"{where}.max_lora_rank: {section.max_lora_rank} is none of vLLM's. Use {ranks}."
+        )
 
 
 def _is_url(text: str) -> bool:

@@ -209,6 +209,7 @@ class InstanceState:
         resumed_tokens_per_s: the same of attempts that continue an earlier one, by prompt and output before. The engine
             computes these tokens again or has them in its cache; nobody knows which.
         mean_batch: mean number of decoding requests since the last report.
+        resume_share: of a request that comes back to go on, the share of prompt and output that is computed again.
     """
 
     ready: bool
@@ -221,4 +222,5 @@ class InstanceState:
     prompt_tokens_per_s: float = 0.0
     resumed_tokens_per_s: float = 0.0
     mean_batch: float = 0.0
+    resume_share: float = 1.0
     draining: bool = False

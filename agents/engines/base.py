@@ -1,10 +1,10 @@
 """The seam between an agent and what serves tokens.
 
-An engine is one serving instance: it can keep one model awake and run a batch of jobs on it. It decides nothing. Its
-owner calls it from one event loop and hears back through one listener, on the same loop; calls never block and never
-raise for what may happen in operation (a crash, a refusal): that arrives as an event. A job's events come in order
-and end with exactly one of `JobDone`, `JobRefused`, `JobLost` or `JobTurnedAway`; after `abort` returns, no further
-event of that job comes. The events are the executor's own (`qlm_core.executor.events`).
+An engine is one serving instance: it can keep one model awake and run a batch of jobs on it and on its LoRA adapters. It
+decides nothing. Its owner calls it from one event loop and hears back through one listener, on the same loop; calls
+never block and never raise for what may happen in operation (a crash, a refusal): that arrives as an event. A job's
+events come in order and end with exactly one of `JobDone`, `JobRefused`, `JobLost` or `JobTurnedAway`; after `abort`
+returns, no further event of that job comes. The events are the executor's own (`qlm_core.executor.events`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class Engine(Protocol):
         """End what runs and release everything. Idempotent."""
 
     def submit(self, job: Payload, priority: int = 0) -> None:
-        """Run a job of the awake model, lower priorities first where the engine can tell.
+        """Run a job of the awake model or of an adapter of it, lower priorities first where the engine can tell.
 
         A resumed job continues after what earlier attempts produced: from `resume_ids` where the engine can and they are
-        known, else after `resume_text`.
+        known, else after `resume_text`. An adapter that does not load is told as `SwapFailed` of it, and its jobs are lost
+        then, unless they were aborted meanwhile.
         """
 
     def evictable(self, job: Payload) -> bool:
@@ -53,7 +54,7 @@ class Engine(Protocol):
         """Stop a job and free its memory. Unknown jobs are ignored."""
 
     def swap(self, model: ModelName) -> None:
-        """Make `model` the awake one; answered by `EngineReady`, `SwapFailed` or `EngineDown`.
+        """Make `model`, which is no adapter, the awake one; answered by `EngineReady`, `SwapFailed` or `EngineDown`.
 
         The caller has no running jobs when it calls this.
         """

@@ -92,13 +92,14 @@ def assumed_profile(
 
 
 class OpenAIEngine:
-    """A server that somebody else runs, with the one model that the agent names."""
+    """A server that somebody else runs, with one model and those of its adapters that the agent names."""
 
     def __init__(self, config: Config, agent: AgentConfig) -> None:
         section = agent.engine.openai
-        [model] = agent.models
-        self._model = ModelName(model)
-        self._served = config.models[self._model].path or self._model
+        self._model = ModelName(config.base_of(agent.models[0]))
+        self._served = {
+            ModelName(model): config.models[model].path or model for model in agent.models
+        }
         self._health_path = section.health_path
         self._timeout_s = section.connect_timeout_s
         self._retry_s_max = agent.reconnect_s_max
@@ -106,26 +107,31 @@ class OpenAIEngine:
         self._connection = Connection(
             # Clients of OpenAI's are used to write /v1 behind it.
             section.base_url.rstrip("/").removesuffix("/v1"),
-            served={self._model: self._served},
+            served=self._served,
             api_key=section.api_key,
             connect_timeout_s=section.connect_timeout_s,
             patience=patience_of(agent.engine),
             event_bytes_max=agent.message_bytes_max // 2,
         )
         self._dialect = section.dialect
-        self._profile = assumed_profile(
+        profile = assumed_profile(
             self._model,
             agent.gpu,
             max_num_seqs=section.max_num_seqs,
             kv_cache_tokens=section.kv_cache_tokens,
+        )
+        # The server has its adapters loaded, and runs as many at once as it likes.
+        self._profiles = tuple(
+            profile if model == self._model else profile.adapter(model, load_s=0.0)
+            for model in self._served
         )
         self._listener: Listener | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
     def profiles(self) -> tuple[EngineProfile, ...]:
-        """One profile, with the configured capacity."""
-        return (self._profile,)
+        """The model's profile, with the configured capacity, for it and for each adapter."""
+        return self._profiles
 
     async def start(self, listener: Listener) -> None:
         """Look whether the server is up, and watch it from then on.
@@ -162,7 +168,7 @@ class OpenAIEngine:
         self._connection.abort(id, attempt)
 
     def swap(self, model: ModelName) -> None:
-        """There is one model only, so it is awake already."""
+        """There is one base only, so it is awake already."""
         assert model == self._model
         self._tell(None)
 
@@ -178,7 +184,8 @@ class OpenAIEngine:
     def _tell(self, trouble: _Trouble | None) -> None:
         assert self._listener is not None
         if trouble is None:
-            self._listener(EngineReady(self._model, ((self._model, ModelTier.AWAKE),)))
+            tiers = tuple((model, ModelTier.AWAKE) for model in self._served)
+            self._listener(EngineReady(self._model, tiers))
         else:
             self._listener(EngineDown(str(trouble)))
 
@@ -244,18 +251,20 @@ class OpenAIEngine:
             models = None
         await self._learn(models or [])
         names = [model.id for model in models or []]
-        if models is None or self._served in names:
+        lacking = [model for model, name in self._served.items() if name not in names]
+        if models is None or not lacking:
             return None
         known = ", ".join(names[:_MODELS_NAMED_MAX]) + (", ..." * (len(names) > _MODELS_NAMED_MAX))
         return _Trouble(
-            key=f"models.{self._model}.path",
-            text=f"{self._connection.base_url} does not serve {self._served!r} "
+            key=f"models.{lacking[0]}.path",
+            text=f"{self._connection.base_url} does not serve {self._served[lacking[0]]!r} "
             f"(it serves: {known or 'nothing'}). Set this to the server's name for the model.",
         )
 
     async def _learn(self, models: list[_Model]) -> None:
         """Find out what the server can do, from whose it says that its models are."""
-        model = next((model for model in models if model.id == self._served), _Model(""))
+        served = self._served[self._model]
+        model = next((model for model in models if model.id == served), _Model(""))
         owner = model.owned_by
         dialect = self._dialect
         if dialect == "auto":

@@ -156,6 +156,7 @@ class Reader:
             output_tokens=max(0, counted - reading.repeated_tokens),
             closing=encode(self._closing) if self._closing else b"",
             resumed_by=reading.resumed_by,
+            cached_tokens=_cached(self._closing.get("usage")),
         )
 
     def failed(self, error: Exception, *, rest_s: float = 0.0) -> End:
@@ -370,6 +371,13 @@ def _usage(value: Any) -> Json | None:
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _COUNT_MAX:
             usage.pop(key, None)
     return usage
+
+
+def _cached(usage: Any) -> int | None:
+    """Tokens of the prompt that came from a cache, where the server says."""
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return cached if type(cached) is int and 0 <= cached <= _COUNT_MAX else None
 
 
 def _ids(choice: Json) -> list[int]:

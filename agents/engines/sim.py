@@ -23,7 +23,7 @@ from qlm_core.errors import InvalidRequest, QlmError
 from qlm_core.executor import EngineReady, JobDone, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
-from qlm_core.profile import EngineProfile, IterationTime
+from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile, IterationTime
 from qlm_core.profile_catalog import find_profile
 from qlm_core.resume import Resume, resume_of
 from qlm_core.sim.batch import ContinuousBatch, Outcome, OutcomeKind
@@ -45,11 +45,13 @@ def _shortened(part: IterationTime | EngineProfile, time_scale: float) -> dict[s
     }
 
 
-def _profile(model: str, agent: AgentConfig) -> EngineProfile:
+def _profile(config: Config, model: str, agent: AgentConfig) -> EngineProfile:
+    base = config.base_of(model)
     try:
-        return find_profile(model, agent.gpu)
+        profile = find_profile(base, agent.gpu)
     except QlmError as error:
         raise QlmError(f"agents.{agent.name}: {error}") from None
+    return profile if base == model else profile.adapter(model, load_s=ADAPTER_LOAD_S)
 
 
 class SimEngine:
@@ -61,7 +63,7 @@ class SimEngine:
         self._zero_delay = section.zero_delay
         self._interval_s = section.stream_interval_s
         self._profiles = {
-            ModelName(model): scaled(_profile(model, agent), section.time_scale)
+            ModelName(model): scaled(_profile(config, model, agent), section.time_scale)
             for model in agent.models
         }
         self._max_model_len = {
@@ -87,10 +89,11 @@ class SimEngine:
     async def start(self, listener: Listener) -> None:
         """Wake the first model; the others sleep as far as host memory goes."""
         self._listener = listener
-        for model in self._profiles:
+        bases = dict.fromkeys(ModelName(one.base) for one in self._profiles.values())
+        for model in bases:
             if self._tiers.fits(model):
                 self._tiers.set(model, ModelTier.ASLEEP)
-        self._wake(next(iter(self._profiles)))
+        self._wake(next(iter(bases)))
 
     async def stop(self) -> None:
         """End everything."""
@@ -106,7 +109,7 @@ class SimEngine:
         self._batch = None
 
     def submit(self, job: Payload, priority: int = 0) -> None:
-        """Run a job of the awake model."""
+        """Run a job of the awake model or of an adapter of it."""
         try:
             made = make_job(job, model_len=self._max_model_len[job.model], seed=self._seed)
         except msgspec.MsgspecError as error:
@@ -202,12 +205,14 @@ class SimEngine:
     def _add(self, job: Job, batch: ContinuousBatch, priority: int) -> None:
         now_s = time.monotonic()
         for choice in job.choices:
+            tokens = choice.prompt_tokens + job.earlier_tokens
             batch.add(
                 choice.name,
-                prompt_tokens=choice.prompt_tokens + job.earlier_tokens,
+                prompt_tokens=tokens,
                 output_tokens=max(1, choice.total_tokens - job.earlier_tokens),
                 now_s=now_s,
                 priority=priority,
+                cached_tokens=batch.profile.kept_tokens(tokens) if job.earlier_tokens else 0,
             )
             self._choices[choice.name] = choice
 

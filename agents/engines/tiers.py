@@ -11,11 +11,18 @@ from qlm_core.profile import EngineProfile
 class Tiers:
     """The warm tiers of one instance (paper §5). At most one model is awake.
 
-    A model that is awake or asleep takes its weights' size of host memory: what wakes must be able to sleep again.
+    A model that is awake or asleep takes its weights' size of host memory: what wakes must be able to sleep again. Adapters are
+    where their base is, and are not named here but where all models are told.
     """
 
     def __init__(self, profiles: Iterable[EngineProfile], host_memory_bytes: int) -> None:
-        self._bytes = {ModelName(profile.model): profile.host_memory_bytes for profile in profiles}
+        profiles = tuple(profiles)
+        self._bases = {ModelName(profile.model): ModelName(profile.base) for profile in profiles}
+        self._bytes = {
+            ModelName(profile.model): profile.host_memory_bytes
+            for profile in profiles
+            if not profile.adapter_of
+        }
         self._limit = host_memory_bytes
         self._tiers = dict.fromkeys(self._bytes, ModelTier.COLD)
 
@@ -29,7 +36,7 @@ class Tiers:
 
     def as_tuple(self) -> tuple[tuple[ModelName, ModelTier], ...]:
         """All models and their tiers, in the order of the configuration."""
-        return tuple(self._tiers.items())
+        return tuple((model, self._tiers[base]) for model, base in self._bases.items())
 
     def set(self, model: ModelName, tier: ModelTier) -> None:
         """A model has reached a tier."""

@@ -1,9 +1,10 @@
-"""An engine of `vllm serve` processes, one per model, of which one is awake.
+"""An engine of `vllm serve` processes, one per model that is not an adapter, of which one is awake.
 
 At the start every model that fits into host memory is loaded, and put to sleep and woken once, which shows that it can
 be and how long that takes; then it sleeps, and the first one stays awake. So a swap is a sleep and a wake. Models that
 do not fit are started and stopped. A process that dies is restarted with growing pauses if it was the awake one, else
-it counts as cold. Jobs go over the same request path as for any OpenAI-compatible server.
+it counts as cold. A model's LoRA adapters are loaded into its process as jobs ask for them. Jobs go over the same request
+path as for any OpenAI-compatible server.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qlm_core.config import AgentConfig, Config
 from qlm_core.executor import EngineDown, EngineReady, SwapFailed
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
-from qlm_core.profile import EngineProfile
+from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile
 
 log = logging.getLogger("qlm.engine")
 
@@ -35,6 +36,9 @@ _WEIGHTS = {Health.WELL: 0, Health.LATE: 1, Health.ILL: 2}
 _RESTART_PAUSE_S_MAX = 60.0
 # Where an engine does not say how much fits.
 _KV_CACHE_TOKENS_ASSUMED = 200_000
+# What is computed again of a request that comes back where blocks are kept in host memory, until it has been seen: the
+# last block, and what was not copied yet.
+_OFFLOADED_RESUME_SHARE = 0.05
 # Agents that say they have this GPU run on the CPU, where sleeping moves no memory and its flag is refused.
 CPU = "cpu"
 
@@ -46,18 +50,25 @@ class VllmEngine:
         self._section = agent.engine.vllm
         self._gpu = agent.gpu
         self._host_memory_bytes = agent.host_memory_bytes
+        # In the order of the configuration.
+        self._bases = {ModelName(model): ModelName(config.base_of(model)) for model in agent.models}
         self._servers = {
-            ModelName(model): Server(
-                ModelName(model),
-                settings=config.models[model],
+            base: Server(
+                base,
+                settings=config.models[base],
                 section=self._section,
                 port=self._section.port_base + index,
                 agent=agent.name,
                 can_sleep=agent.gpu != CPU,
                 patience=patience_of(agent.engine),
                 event_bytes_max=agent.message_bytes_max // 2,
+                adapters={
+                    model: config.models[model].adapter
+                    for model, own in self._bases.items()
+                    if own == base != model
+                },
             )
-            for index, model in enumerate(agent.models)
+            for index, base in enumerate(dict.fromkeys(self._bases.values()))
         }
         self._kv_cache_tokens = dict.fromkeys(self._servers, self._section.kv_cache_tokens)
         self._tiers = Tiers(self.profiles, agent.host_memory_bytes)
@@ -71,7 +82,7 @@ class VllmEngine:
     @property
     def profiles(self) -> tuple[EngineProfile, ...]:
         """The catalogue's profile where there is one, with the capacity and swap times measured here."""
-        return tuple(self._profile(server) for server in self._servers.values())
+        return tuple(self._profile(model) for model in self._bases)
 
     async def start(self, listener: Listener) -> None:
         """Load every model that fits, keep the first awake. Raises QlmError if one does not start."""
@@ -109,17 +120,17 @@ class VllmEngine:
         self._awake = None
 
     def submit(self, job: Payload, priority: int = 0) -> None:
-        """Run a job of the awake model."""
-        self._servers[job.model].connection.submit(job, priority)
+        """Run a job of the awake model, or load its adapter and run it then."""
+        self._servers[self._bases[job.model]].adapters.submit(job, priority)
 
     def evictable(self, job: Payload) -> bool:
         """Whether token ids continue it exactly."""
-        return self._servers[job.model].connection.evictable(job)
+        return self._servers[self._bases[job.model]].connection.evictable(job)
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Close a job's connection, which frees its memory within an iteration or two."""
         for server in self._servers.values():
-            server.connection.abort(id, attempt)
+            server.adapters.abort(id, attempt)
 
     def swap(self, model: ModelName) -> None:
         """Put the awake model to sleep and wake another, or restart where sleeping is not possible."""
@@ -134,7 +145,8 @@ class VllmEngine:
 
     # ------------------------------------------------------------------- models
 
-    def _profile(self, server: Server) -> EngineProfile:
+    def _profile(self, model: ModelName) -> EngineProfile:
+        server = self._servers[self._bases[model]]
         tokens = self._kv_cache_tokens[server.model] or _KV_CACHE_TOKENS_ASSUMED
         known = assumed_profile(
             server.model,
@@ -142,13 +154,20 @@ class VllmEngine:
             max_num_seqs=self._section.max_num_seqs,
             kv_cache_tokens=tokens,
         )
-        return replace(
+        profile = replace(
             known,
             weights_bytes=server.weights_bytes() or known.weights_bytes,
             cold_s=server.cold_s or known.cold_s,
             sleep_s=server.sleep_s or known.sleep_s,
             wake_s=server.wake_s or known.wake_s,
+            adapters_max=self._section.max_loras if server.adapters else 0,
+            resume_share=_OFFLOADED_RESUME_SHARE
+            if self._section.kv_offload_bytes
+            else known.resume_share,
         )
+        if model == server.model:
+            return profile
+        return profile.adapter(model, load_s=server.adapters.load_s or ADAPTER_LOAD_S)
 
     async def _start_server(self, server: Server) -> None:
         assert self._listener is not None
@@ -235,7 +254,7 @@ class VllmEngine:
         assert self._listener is not None
         log.error("vllm died", extra={"model": server.model})
         self._tiers.set(server.model, ModelTier.COLD)
-        server.connection.lose_all()
+        server.adapters.lose_all()
         if server is not self._awake:
             await server.stop()
             return

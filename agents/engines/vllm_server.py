@@ -23,6 +23,7 @@ from typing import BinaryIO
 import aiohttp
 
 from agents.engines import tether
+from agents.engines.adapters import Adapters
 from agents.engines.base import Listener
 from agents.engines.connection import Connection, Patience
 from agents.engines.requests import Abilities
@@ -37,6 +38,7 @@ _HEALTH_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 120.0
 _CONTROL_TIMEOUT_S = 120.0
 _LOGS = Path("run")
+_GIB = 1 << 30
 
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -57,7 +59,10 @@ class Health(Enum):
 
 
 class Server:
-    """A server for one model.
+    """A server for one model and its adapters.
+
+    Args:
+        adapters: where each of them lies.
 
     Attributes:
         cold_s, sleep_s, wake_s: how long the last start, sleep and wake took; 0 before the first.
@@ -74,15 +79,20 @@ class Server:
         can_sleep: bool,
         patience: Patience,
         event_bytes_max: int,
+        adapters: dict[ModelName, str],
     ) -> None:
         self.model = model
         self.cold_s = self.sleep_s = self.wake_s = 0.0
+        served: dict[ModelName, str] = {name: name for name in (model, *adapters)}
         self.connection = Connection(
             f"http://127.0.0.1:{port}",
-            served={model: model},
+            served=served,
             patience=patience,
             event_bytes_max=event_bytes_max,
             able=Abilities(ids=True, context_tokens=settings.max_model_len),
+        )
+        self.adapters = Adapters(
+            self.connection, self._order, adapters, loaded_max=section.max_cpu_loras
         )
         self._section = section
         self._settings = settings
@@ -105,14 +115,25 @@ class Server:
         line += ["--max-model-len", str(settings.max_model_len)]
         line += ["--max-num-seqs", str(section.max_num_seqs)]
         line += ["--scheduling-policy", "priority"]
+        # How many tokens of a prompt were found in a cache is part of the answer then.
+        line.append("--enable-prompt-tokens-details")
+        if section.kv_offload_bytes:
+            line += ["--kv-offloading-size", f"{section.kv_offload_bytes / _GIB:.6g}"]
         if section.sleep_mode and self._can_sleep:
             line.append("--enable-sleep-mode")
+        if self.adapters:
+            line += ["--enable-lora", "--max-loras", str(section.max_loras)]
+            line += ["--max-cpu-loras", str(section.max_cpu_loras)]
+            line += ["--max-lora-rank", str(section.max_lora_rank)]
         return [*line, *section.args]
 
     async def start(self, listener: Listener) -> None:
         """Start the process and wait until it has answered a request. Raises ServerError."""
         begun_s = time.monotonic()
-        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"} | self._section.env
+        switches = {"VLLM_SERVER_DEV_MODE": "1"}
+        if self.adapters:
+            switches["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        environment = os.environ | switches | self._section.env
         command = self.command()
         # Asked beforehand, since what is started is the tether, which always is there.
         if shutil.which(command[0], path=environment.get("PATH")) is None:
@@ -130,7 +151,7 @@ class Server:
                 start_new_session=True,
             )
         log.info("vllm starts", extra={"model": self.model, "pid": self._process.pid})
-        self.connection.open(listener)
+        self.adapters.open(listener)
         try:
             async with asyncio.timeout(self._section.start_timeout_s):
                 await self._wait_until_healthy()
@@ -149,7 +170,7 @@ class Server:
 
     async def stop(self) -> None:
         """End the process, by force if it takes too long. Idempotent."""
-        await self.connection.close()
+        await self.adapters.close()
         process = self._process
         if process is None:
             return
@@ -169,6 +190,8 @@ class Server:
 
     async def sleep(self) -> None:
         """Move the weights to host memory (level 1). Raises ServerError."""
+        # An adapter must not come to memory that has gone.
+        await self.adapters.settle()
         begun_s = time.monotonic()
         await self._order("/sleep?level=1")
         if not await self._is_sleeping():
@@ -236,9 +259,11 @@ class Server:
         if problem:
             raise ServerError(f"{self.model}: the first request failed ({problem})")
 
-    async def _order(self, path: str) -> None:
+    async def _order(self, path: str, body: dict[str, str] | None = None) -> None:
         try:
-            status, answer = await self.connection.post(path, {}, timeout_s=_CONTROL_TIMEOUT_S)
+            status, answer = await self.connection.post(
+                path, body or {}, timeout_s=_CONTROL_TIMEOUT_S
+            )
         except _NoAnswer as error:
             raise ServerError(f"{self.model}: {path}: no answer ({error!r})") from error
         if status != 200:

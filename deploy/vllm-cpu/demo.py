@@ -18,10 +18,11 @@ QLM = Path(sys.executable).with_name("qlm")
 REQUESTS = 120
 ARRIVALS_S = 30.0
 SEED = 11
+SHARES = {"tiny-llama": 0.4, "tiny-llama-a": 0.2, "tiny-llama-b": 0.1, "tiny-qwen": 0.3}
 
 
 def write_trace() -> None:
-    """A seeded load: half chats, half batches, two models, short enough for a CPU."""
+    """A seeded load: half chats, half batches, two models and two adapters, short enough for a CPU."""
     draw = random.Random(SEED)
     with TRACE.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -32,7 +33,7 @@ def write_trace() -> None:
                     f"{index * ARRIVALS_S / REQUESTS:.3f}",
                     draw.randint(16, 300),
                     draw.randint(8, 128),
-                    draw.choices(["tiny-llama", "tiny-qwen"], [0.7, 0.3])[0],
+                    draw.choices(list(SHARES), list(SHARES.values()))[0],
                     draw.choices(["interactive", "batch-1", "batch-2"], [0.5, 0.3, 0.2])[0],
                 ]
             )

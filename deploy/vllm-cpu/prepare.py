@@ -1,4 +1,4 @@
-"""Installs a real vLLM for the CPU beside the project, and makes the tiny models that it serves.
+"""Installs a real vLLM for the CPU beside the project, and makes the tiny models that it serves, with two adapters.
 
 Needs about 2 GB of disk in .venv-vllm, and the same Python as the project. What is there already is kept.
 """
@@ -19,6 +19,9 @@ MODELS = {
     "tiny-llama": ["--architecture", "llama"],
     "tiny-qwen": ["--architecture", "qwen2", "--heads", "2", "--seed", "1"],
 }
+# LoRA adapters of the first of them, with their seeds.
+ADAPTED = "tiny-llama"
+ADAPTERS = {"tiny-llama-a": "1", "tiny-llama-b": "2"}
 
 
 def install() -> None:
@@ -37,12 +40,18 @@ def install() -> None:
 
 
 def make_models() -> None:
-    """Make what is missing of the tiny models."""
+    """Make what is missing of the tiny models and adapters."""
     for name, options in MODELS.items():
         folder = ROOT / "run" / "models" / name
         if not (folder / "model.safetensors").exists():
             print(f"making the model {name}", flush=True)
             _run(PYTHON, str(HERE / "make_model.py"), str(folder), *options)
+    for name, seed in ADAPTERS.items():
+        folder = ROOT / "run" / "models" / name
+        if not (folder / "adapter_model.safetensors").exists():
+            print(f"making the adapter {name}", flush=True)
+            base = ROOT / "run" / "models" / ADAPTED
+            _run(PYTHON, str(HERE / "make_adapter.py"), str(folder), str(base), "--seed", seed)
 
 
 def _run(*command: str | Path) -> None:

@@ -84,6 +84,7 @@ def _state_to_wire(state: InstanceState) -> agent_pb.AgentReport:
         prompt_tokens_per_s=state.prompt_tokens_per_s,
         resumed_tokens_per_s=state.resumed_tokens_per_s,
         mean_batch=state.mean_batch,
+        resume_share=state.resume_share,
         draining=state.draining,
     )
 
@@ -95,6 +96,9 @@ def _state_from_wire(report: agent_pb.AgentReport) -> InstanceState:
         if tier is None:
             raise WireError(f"report.tiers[{model}]: {report.tiers[model]} is not a known tier")
         tiers.append((ModelName(model), tier))
+    resume_share = report.resume_share if report.HasField("resume_share") else 1.0
+    if not 0.0 <= resume_share <= 1.0:
+        raise WireError(f"report.resume_share: {resume_share} is no share")
     return InstanceState(
         ready=report.ready,
         awake_model=ModelName(report.awake_model) if report.awake_model else None,
@@ -113,6 +117,7 @@ def _state_from_wire(report: agent_pb.AgentReport) -> InstanceState:
         prompt_tokens_per_s=report.prompt_tokens_per_s,
         resumed_tokens_per_s=report.resumed_tokens_per_s,
         mean_batch=report.mean_batch,
+        resume_share=resume_share,
         draining=report.draining,
     )
 

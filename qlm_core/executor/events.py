@@ -34,6 +34,9 @@ class JobDone:
 
     What earlier attempts produced is part of a continued job's prompt, so `prompt_tokens` has it too. `closing` is the
     engine's last word beside the output, as in `AttemptEnded`.
+
+    Attributes:
+        cached_tokens: of the prompt, those that were not computed but found in a cache; None if the engine does not tell.
     """
 
     id: RequestId
@@ -43,6 +46,19 @@ class JobDone:
     output_tokens: int
     closing: bytes = b""
     resumed_by: ResumedBy = ResumedBy.NOTHING
+    cached_tokens: int | None = None
+
+    def ended(self) -> AttemptEnded:
+        """What the gateway is told."""
+        return AttemptEnded(
+            id=self.id,
+            attempt=self.attempt,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            closing=self.closing,
+            resumed_by=self.resumed_by,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,16 @@ class JobRefused:
     attempt: int
     status: int
     error: str
+
+    def ended(self) -> AttemptEnded:
+        """What the gateway is told."""
+        return AttemptEnded(
+            id=self.id,
+            attempt=self.attempt,
+            finish_reason="error",
+            error=self.error,
+            error_status=self.status,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ The rules (paper §4-5):
 
 * Pull first come first served from the head group while there is room by our own count (`batch`), and a few requests
   beyond it; go on with the next group of the same model when the head group is exhausted.
-* A head group of another model ends pulling: the batch drains, then the model is swapped. A drain that
-  takes too long, or would make the head late, is cut short by eviction. A group that was started is finished
-  first, as long as the new head can wait.
+* A model and its LoRA adapters are served together (`models`). A head group of another base ends pulling: the batch
+  drains, then the base is swapped. A drain that takes too long, or would make the head late, is cut short by eviction.
+  A group that was started is finished first, as long as the new head can wait.
 * Evict running requests that may give way when the head group's next requests would be late otherwise (`urgency`).
 * Whatever happens to engine, gateway or solver, each pulled request ends or returns exactly once. Without
   a solver the window is worked off as it stands.
@@ -24,10 +24,11 @@ from typing import Any
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
+from qlm_core.executor.batch import InFlight
+from qlm_core.executor.models import Models, cheapest_to_leave, latest_begin_s
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
 from qlm_core.executor.urgency import LOOKAHEAD, need, overflow, victims
 from qlm_core.messages import (
-    AttemptEnded,
     AttemptReturned,
     Pull,
     QueueUpdate,
@@ -39,8 +40,6 @@ from qlm_core.model import (
     GatewayId,
     GroupId,
     InstanceState,
-    ModelName,
-    ModelTier,
     QueuedGroup,
     RequestId,
     SloClass,
@@ -74,18 +73,14 @@ class Executor:
         self._attempts = Attempts(config, classes)
         self.window = self._attempts.window
         self.batch = self._attempts.batch
-        self._profiles = {ModelName(profile.model): profile for profile in profiles}
+        self._models = Models(profiles)
         self._config = config
         self._report_interval_s = report_interval_s
         # New references and unmet needs are looked at this soon, well within the margin.
         self._check_s = max(_CHECK_S_MIN, config.evict_margin_s / 4)
-        self._awake: ModelName | None = None
-        self._swapping_to: ModelName | None = None
-        self._tiers: tuple[tuple[ModelName, ModelTier], ...] = ()
-        self._warm: tuple[ModelName, ...] = ()
-        self._passed_over: dict[ModelName, float] = {}
         self._started: GroupId | None = None
         self._starved = False
+        self._lacks_place: QueuedGroup | None = None
         self._relief_s = 0.0
         self._hold_s = inf
         self._latest_swap: tuple[GroupId, float] | None = None
@@ -146,9 +141,7 @@ class Executor:
             due_s = min(due_s, self._empty_by_s)
         elif self.state is _S.LEAVING:
             due_s = min(due_s, self._drain_deadline_s)
-        for until_s in self._passed_over.values():
-            due_s = min(due_s, until_s)
-        return due_s
+        return min([due_s, *self._models.passed_over.values()])
 
     def instance_state(self) -> InstanceState:
         """What the solver should know."""
@@ -156,15 +149,16 @@ class Executor:
         return InstanceState(
             ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING)
             and not self._attempts.trust.pauses(self._now_s),
-            awake_model=None if swapping else self._awake,
-            swapping_to=self._swapping_to if swapping else None,
-            tiers=self._tiers,
+            awake_model=None if swapping else self._models.awake,
+            swapping_to=self._models.swapping_to if swapping else None,
+            tiers=self._models.tiers,
             running=self.batch.progress(),
             kv_used_tokens=self.batch.resident_tokens,
             tokens_per_s=self._attempts.pace.tokens_per_s,
             prompt_tokens_per_s=self._attempts.pace.prompt_tokens_per_s,
             resumed_tokens_per_s=self._attempts.pace.resumed_tokens_per_s,
             mean_batch=self._attempts.pace.mean_batch,
+            resume_share=self._attempts.pace.resume_share,
             draining=self.state in (_S.LEAVING, _S.GONE),
         )
 
@@ -178,10 +172,8 @@ class Executor:
         self._relief_s = min(self._relief_s, self._now_s + self._check_s)
         if update.order is not None or update.snapshot:
             self._relief_s = 0.0
-            for group in self.window.order:
-                if group.model not in self._profiles:
-                    self._passed_over[group.model] = inf
-            self._hint()
+            self._models.pass_over_unknown(self.window.order)
+            self._effects += self._models.hints(self.window.order)
         return True
 
     def _on_granted(self, event: e.Granted) -> bool:
@@ -253,28 +245,13 @@ class Executor:
         return self._attempts.grow(item, event.tokens)
 
     def _on_done(self, event: e.JobDone) -> bool:
-        return self._attempts.end(
-            AttemptEnded(
-                id=event.id,
-                attempt=event.attempt,
-                finish_reason=event.finish_reason,
-                prompt_tokens=event.prompt_tokens,
-                output_tokens=event.output_tokens,
-                closing=event.closing,
-                resumed_by=event.resumed_by,
-            )
-        )
+        item = self.batch.running.get(event.id)
+        if item is not None and item.attempt == event.attempt and item.ref.produced_tokens:
+            self._attempts.pace.resume(event.prompt_tokens, event.cached_tokens)
+        return self._attempts.end(event.ended())
 
     def _on_job_refused(self, event: e.JobRefused) -> bool:
-        return self._attempts.end(
-            AttemptEnded(
-                id=event.id,
-                attempt=event.attempt,
-                finish_reason="error",
-                error=event.error,
-                error_status=event.status,
-            )
-        )
+        return self._attempts.end(event.ended())
 
     def _on_job_lost(self, event: e.JobLost) -> bool:
         return self._attempts.lose(event)
@@ -283,10 +260,9 @@ class Executor:
         return self._attempts.turned_away(event)
 
     def _on_ready(self, event: e.EngineReady) -> bool:
-        profile = self._profiles[event.awake]
-        self._awake, self._tiers = event.awake, event.tiers
+        profile = self._models.ready(event)
+        self._attempts.pace.expect(profile.resume_share)
         self._attempts.trust.worked()
-        self._passed_over.pop(event.awake, None)
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
         chunk = profile.max_num_batched_tokens
@@ -295,18 +271,24 @@ class Executor:
             decode_batch=profile.max_num_seqs / 2, context_tokens=kv_tokens / 2
         )
         self._move(Trigger.ENGINE_READY)
-        self._hint()
+        self._effects += self._models.hints(self.window.order)
         return True
 
     def _on_down(self, _: e.EngineDown) -> bool:
         self._move(Trigger.ENGINE_DOWN)
-        self._awake = None
+        self._models.awake = None
         for item in list(chain(self.batch.held.values(), self.batch.running.values())):
             self._attempts.give_back(item, ReturnReason.ENGINE_LOST, on_engine=False)
         return True
 
     def _on_swap_failed(self, event: e.SwapFailed) -> bool:
-        self._passed_over[event.model] = self._now_s + self._config.swap_retry_s
+        self._models.failed(event.model, self._now_s + self._config.swap_retry_s)
+        if self._models.is_adapter(event.model):
+            # Its base serves on. What was to run on the adapter has not begun.
+            for item in list(chain(self.batch.held.values(), self.batch.running.values())):
+                if item.model == event.model:
+                    self._attempts.give_back(item, ReturnReason.EVICTED)
+            return True
         self._move(Trigger.SWAP_FAILED)
         return True
 
@@ -322,8 +304,7 @@ class Executor:
                 break
             overdue.append(item)
         self._attempts.requeue(overdue)
-        for model in [m for m, until_s in self._passed_over.items() if until_s <= self._now_s]:
-            del self._passed_over[model]
+        self._models.try_again(self._now_s)
         return True
 
     # ------------------------------------------------------------------- decisions
@@ -336,7 +317,7 @@ class Executor:
         if self.state not in (_S.SERVING, _S.EMPTYING):
             return
         head = self._head()
-        if head is None or head.model == self._awake:
+        if head is None or self._models.serves(head.model):
             if self.state is _S.EMPTYING:
                 self._move(Trigger.HEAD_FITS)
             if self._config.eviction:
@@ -346,7 +327,10 @@ class Executor:
             self._pull()
             self._starved = self._starved and self._config.eviction
             if self._starved and self._now_s >= self._relief_s:
-                self._relieve()
+                if self._lacks_place is None:
+                    self._relieve()
+                else:
+                    self._make_place(self._lacks_place)
             return
         if self.state is _S.SERVING:
             self._move(Trigger.HEAD_NEEDS_SWAP)
@@ -356,17 +340,17 @@ class Executor:
 
     def _head(self) -> QueuedGroup | None:
         """The group to serve next: the first in order, unless the started one may be finished first."""
-        head = self.window.head(self._passed_over)
+        head = self.window.head(self._models.passed_over)
         self._hold_s = inf
         if (
             head is None
-            or head.model == self._awake
+            or self._models.serves(head.model)
             or self._started is None
             or self.state is not _S.SERVING
         ):
             return head
         started = self.window.group(self._started)
-        if started is None or started.model != self._awake:
+        if started is None or not self._models.serves(started.model):
             return head
         latest_s = self._latest_swap_s(head)
         if self._now_s >= latest_s:
@@ -375,28 +359,27 @@ class Executor:
         return started
 
     def _latest_swap_s(self, head: QueuedGroup) -> float:
-        """When a swap has to begin at the latest for the next request that can still be in time."""
+        """When a swap, or making place, has to begin at the latest for the next request that can still be in time."""
         if self._latest_swap is not None and self._latest_swap[0] == head.id:
             return self._latest_swap[1]
-        profile = self._profiles[head.model]
-        asleep = dict(self._tiers).get(head.model) is ModelTier.ASLEEP
-        swap_s = profile.sleep_s + (profile.wake_s if asleep else profile.cold_s)
-        latest_s = inf
-        for ref in islice(self.window.peek(head.id), LOOKAHEAD):
-            first_token_s = swap_s + ref.prompt_tokens * self._prefill_s_per_token
-            if not ref.produced_tokens and self._now_s + first_token_s <= ref.due_s:
-                latest_s = ref.due_s - first_token_s - self._config.evict_margin_s
-                break
-        self._latest_swap = (head.id, latest_s)
-        return latest_s
+        latest_s = latest_begin_s(
+            islice(self.window.peek(head.id), LOOKAHEAD),
+            before_s=self._models.swap_s(head.model),
+            prefill_s_per_token=self._prefill_s_per_token,
+            now_s=self._now_s,
+        )
+        self._latest_swap = (head.id, latest_s - self._config.evict_margin_s)
+        return self._latest_swap[1]
 
     def _pull(self) -> None:
         """Ask for payloads from the head on, as far as there is room, and a few beyond it."""
         batch = self.batch
         wanted: dict[GatewayId, list[RequestId]] = {}
+        places = self._models.places(batch)
+        self._lacks_place = None
         while True:
             group = self._head()
-            if group is None or group.model != self._awake:
+            if group is None or not self._models.serves(group.model):
                 break
             if not self._attempts.admits(len(batch)):
                 break
@@ -404,6 +387,9 @@ class Executor:
             ahead = len(batch.pulling) + len(batch.held)
             if not batch.has_room_for(batch.charge(ref)) and ahead >= self._config.pull_ahead:
                 self._starved = True
+                break
+            if not places.take(group.model):
+                self._starved, self._lacks_place = True, group
                 break
             self.window.take(ref.id)
             self._attempts.ask(ref, group.model, group.slo_class)
@@ -417,7 +403,7 @@ class Executor:
         batch = self.batch
         while batch.held:
             item = next(iter(batch.held.values()))
-            if item.model != self._awake:
+            if not self._models.starts(item.model):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
                 continue
             if not self._attempts.admits(len(batch.running)) or not batch.can_start(item):
@@ -429,16 +415,7 @@ class Executor:
         head = self._head()
         assert head is not None
         laxity = self._attempts.laxity(head.slo_class)
-        position = self.window.position(head.id) or 0
-        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
-        behind = [
-            item
-            for item in chain(self.batch.held.values(), self.batch.running.values())
-            if self._attempts.gives_way(item, head.slo_class)
-            and (
-                item.owes_nothing or (self.window.position(item.ref.group) or position) >= position
-            )
-        ]
+        behind = self._behind(head)
         self._relief_s = self._now_s + self._check_s
         if not behind:
             return
@@ -452,6 +429,7 @@ class Executor:
             prefill_s_per_token=self._prefill_s_per_token,
             token_s=self._attempts.pace.token_s,
             evictable=len(behind),
+            resume_share=self._attempts.pace.resume_share,
         )
         if not wanted.slots and not wanted.kv_tokens:
             self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
@@ -460,6 +438,27 @@ class Executor:
         for item in chosen:
             self._attempts.evict(item)
         if chosen:
+            self._pull()
+
+    def _behind(self, head: QueuedGroup) -> list[InFlight]:
+        """What may be evicted for the head group."""
+        place = self.window.position
+        position = place(head.id) or 0
+        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
+        return [
+            item
+            for item in chain(self.batch.held.values(), self.batch.running.values())
+            if self._attempts.gives_way(item, head.slo_class)
+            and (item.owes_nothing or (place(item.ref.group) or position) >= position)
+        ]
+
+    def _make_place(self, head: QueuedGroup) -> None:
+        """Have an adapter leave the batch if the head group's next request would be late otherwise."""
+        latest_s = self._latest_swap_s(head)
+        self._relief_s = max(latest_s, self._now_s + self._check_s)
+        if self._now_s >= latest_s:
+            for item in cheapest_to_leave(self.batch, self._models, self._behind(head)):
+                self._attempts.evict(item)
             self._pull()
 
     def _empty(self, head: QueuedGroup) -> None:
@@ -476,9 +475,9 @@ class Executor:
                     self._attempts.evict(item)
         self._start_held()
         if not len(batch):
-            self._swapping_to = head.model
+            base = self._models.swapping_to = self._models.base(head.model)
             self._move(Trigger.EMPTIED)
-            self._effects.append(e.SwapModel(head.model))
+            self._effects.append(e.SwapModel(base))
 
     def _leave(self) -> None:
         """Hand back what does not run; at the deadline, everything."""
@@ -491,16 +490,6 @@ class Executor:
         if not len(self.batch):
             self._move(Trigger.EMPTIED)
             self._effects.append(e.Drained())
-
-    def _hint(self) -> None:
-        """Tell the engine which models come next, when that has changed."""
-        models: dict[ModelName, None] = {}
-        for group in self.window.order:
-            if group.model != self._awake and group.model in self._profiles:
-                models[group.model] = None
-        if tuple(models) != self._warm:
-            self._warm = tuple(models)
-            self._effects.append(e.Warm(self._warm))
 
     def _move(self, trigger: Trigger) -> None:
         self.state = EXECUTOR_MOVES[self.state, trigger]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Weight of the newest interval in the running mean of the time between tokens.
 _WEIGHT = 0.3
+# Weight of the newest request in the running mean of what is computed again of those that come back.
+_RESUMED_WEIGHT = 0.1
 
 
 class Pace:
@@ -11,11 +13,14 @@ class Pace:
 
     Attributes:
         token_s: mean time between two output tokens of one running request.
+        resume_share: of requests that came back, the mean share that was computed again; what is expected until one has ended.
         tokens_per_s, prompt_tokens_per_s, resumed_tokens_per_s, mean_batch: over the interval that the last `roll` closed.
     """
 
     def __init__(self) -> None:
         self.token_s = 0.0
+        self.resume_share = 1.0
+        self._resumed = False
         self.tokens_per_s = 0.0
         self.prompt_tokens_per_s = 0.0
         self.resumed_tokens_per_s = 0.0
@@ -44,6 +49,19 @@ class Pace:
             self._resumed_tokens += tokens
         else:
             self._prompt_tokens += tokens
+
+    def expect(self, resume_share: float) -> None:
+        """What to take for the share until requests have come back."""
+        if not self._resumed:
+            self.resume_share = resume_share
+
+    def resume(self, tokens: int, cached_tokens: int | None) -> None:
+        """A request that came back has ended; of so many tokens it found some in a cache, None if nobody knows."""
+        if cached_tokens is None or tokens <= 0:
+            return
+        share = 1.0 - min(cached_tokens, tokens) / tokens
+        self.resume_share += _RESUMED_WEIGHT * (share - self.resume_share)
+        self._resumed = True
 
     def roll(self, now_s: float) -> None:
         """Close the interval and begin the next. Does nothing if no time has passed."""

@@ -46,6 +46,7 @@ def need(
     prefill_s_per_token: float,
     token_s: float,
     evictable: int,
+    resume_share: float = 1.0,
 ) -> Need:
     """What the next requests need beyond what will come free in time.
 
@@ -54,6 +55,7 @@ def need(
         prefill_s_per_token: engine time of a prompt token.
         token_s: time between two output tokens of a running request.
         evictable: requests in flight that could give way.
+        resume_share: of those that have begun, the share that is computed again.
     """
     releases: _Releases | None = None
     check_s = inf
@@ -62,6 +64,7 @@ def need(
     charged = 0
     for index, ref in enumerate(islice(waiting, LOOKAHEAD)):
         own_s = (ref.prompt_tokens + ref.produced_tokens) * prefill_s_per_token
+        own_s *= resume_share if ref.produced_tokens else 1.0
         ahead_s += own_s
         charged += batch.charge(ref)
         if now_s + own_s > ref.due_s or ref.produced_tokens:

@@ -1,12 +1,14 @@
 """Everything the Manager has learned about requests and engines, and the rates that follow from it.
 
 Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
-configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. Rates are
+configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. What is learned of a
+model in general is learned of a base and its LoRA adapters together, for they share engines. Rates are
 cached for a short while, because planning asks for the same ones thousands of times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, sqrt
@@ -86,6 +88,7 @@ class Estimators:
 
     __slots__ = (
         "_arrivals",
+        "_bases",
         "_calibration",
         "_config",
         "_kinds",
@@ -100,6 +103,7 @@ class Estimators:
 
     def __init__(self, config: RwtConfig):
         self._config = config
+        self._bases: dict[ModelName, ModelName] = {}
         self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
@@ -112,6 +116,12 @@ class Estimators:
         self._rates_until_s = 0.0
 
     # ------------------------------------------------------------------ learning
+
+    def joined(self, profiles: Iterable[EngineProfile]) -> None:
+        """Learn which models are adapters of which."""
+        for profile in profiles:
+            if profile.adapter_of:
+                self._bases[ModelName(profile.model)] = ModelName(profile.base)
 
     def arrived(self, request: RequestMeta) -> None:
         """Learn the prompt length of a new request, and how often its kind arrives."""
@@ -154,7 +164,7 @@ class Estimators:
             return
         prompts = self._prompts_per_iteration(profile, state)
         iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
-        self._speed(gpu, profile.model).observe(
+        self._speed(gpu, profile.base).observe(
             realised_per_s=state.tokens_per_s, predicted_per_s=batch / iteration_s
         )
 
@@ -254,7 +264,7 @@ class Estimators:
             iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
             passing = 1.5 if profile.async_scheduling else 0.5
             first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
-        return first_s / self._speed(profile.gpu, profile.model).value
+        return first_s / self._speed(profile.gpu, profile.base).value
 
     def finish_s(
         self,
@@ -269,7 +279,7 @@ class Estimators:
         rate = self.rate(profile, key, now_s=now_s)
         output = rate.seconds_per_request / rate.seconds_per_token
         iteration_s = profile.iteration_s(decode_batch=batch, context_tokens=context_tokens)
-        speed = self._speed(profile.gpu, profile.model).value
+        speed = self._speed(profile.gpu, profile.base).value
         return rate.prefill_s + output * iteration_s / speed
 
     def _first_of_kind(self, key: GroupKey) -> GroupKey:
@@ -299,7 +309,7 @@ class Estimators:
     def _rate(self, profile: EngineProfile, key: GroupKey | None) -> Rate:
         prompt, output = self._means(ModelName(profile.model), key)
         variation = self._variation(ModelName(profile.model), key)
-        factor = self._speed(profile.gpu, profile.model)
+        factor = self._speed(profile.gpu, profile.base)
         speed = factor.value
         ended = self._model_length(ModelName(profile.model)).ended
         batch = profile.batch_size(prompt, output, output_variation=variation)
@@ -349,6 +359,7 @@ class Estimators:
         return found
 
     def _model_length(self, model: ModelName) -> LengthModel:
+        model = self._bases.get(model, model)
         found = self._model_lengths.get(model)
         if found is None:
             prior = exponential_prior(self._config.prior_output_tokens)
@@ -357,6 +368,7 @@ class Estimators:
         return found
 
     def _model_prompt(self, model: ModelName) -> RecentMean:
+        model = self._bases.get(model, model)
         found = self._model_prompts.get(model)
         if found is None:
             found = RecentMean(prior=_UNKNOWN_PROMPT, history=self._config.history)
@@ -364,6 +376,7 @@ class Estimators:
         return found
 
     def _speed(self, gpu: str, model: str) -> SpeedFactor:
+        """The speed of a base, and so of its adapters."""
         found = self._speeds.get((gpu, model))
         if found is None:
             found = self._speeds[gpu, model] = SpeedFactor()

@@ -168,8 +168,22 @@ class Agent:
 
     @property
     def model(self) -> ModelName | None:
-        """The model that is awake or becoming so."""
+        """The model that is awake or becoming so. It is no adapter."""
         return self.state.swapping_to or self.state.awake_model
+
+    def base(self, model: ModelName) -> ModelName:
+        """What has to be awake here for a model to be served."""
+        profile = self.profiles.get(model)
+        return model if profile is None else ModelName(profile.base)
+
+    def serves(self, model: ModelName) -> bool:
+        """Whether a model is served as things are, or will be once the swap under way has ended."""
+        return self.model is not None and self.model == self.base(model)
+
+    def beside(self, model: ModelName) -> list[ModelName]:
+        """The models that are served together with one, itself included."""
+        base = self.base(model)
+        return [one for one, profile in self.profiles.items() if profile.base == base]
 
     def tier(self, model: ModelName) -> ModelTier:
         """How far `model` is from serving here."""

@@ -112,11 +112,7 @@ class Manager:
     # ------------------------------------------------------------------ the contract
 
     def handle(self, event: Event, *, now_s: float) -> list[Effect]:
-        """Take one event and say what to do. The only way in which state changes.
-
-        Raises:
-            AssertionError: time went backwards.
-        """
+        """Take one event and say what to do. The only way in which state changes. `now_s` never goes back."""
         assert now_s >= self._now_s, f"time went backwards: {self._now_s} → {now_s}"
         self._now_s = now_s
         effects: list[Effect] = []
@@ -327,6 +323,7 @@ class Manager:
     def _agent_joined(self, hello: AgentHello, effects: list[Effect]) -> None:
         lease_until_s = self._now_s + self.config.agent_lease_s
         self.epoch = max(self.epoch, hello.epoch + 1)
+        self.estimators.joined(hello.profiles)
         known = self.agents.get(hello.agent)
         if known is None:
             known = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)

@@ -59,7 +59,7 @@ def free_seat(
     model, waiting, home = group.key.model, group.waiting, group.home
     seat, earliest_s = None, inf
     for profile, agents in roster.engines.get(model, ()):
-        agent = _freest(agents, model, home)
+        agent = _freest(agents, ModelName(profile.base), home)
         if agent is None:
             continue
         batch = len(agent.held) + waiting
@@ -77,12 +77,12 @@ def free_seat(
     return seat
 
 
-def _freest(alike: Sequence[Agent], model: ModelName, home: AgentId | None) -> Agent | None:
-    """Of agents with one profile and nobody in their queue, the one that holds the fewest requests."""
+def _freest(alike: Sequence[Agent], base: ModelName, home: AgentId | None) -> Agent | None:
+    """Of agents with one profile, its base awake and nobody in their queue, the one that holds the fewest requests."""
     found, fewest = None, inf
     for agent in alike:
         held, state = len(agent.held), agent.state
-        if held >= fewest or agent.queue or state.awake_model != model:
+        if held >= fewest or agent.queue or state.awake_model != base:
             continue
         if not state.ready or state.swapping_to or home not in (None, agent.id):
             continue

@@ -10,7 +10,8 @@ What the arrays mean is said in `qlm_core.planning.problem`; this module says ho
 * An instance with free room absorbs requests at once: its `busy_s` is negative by that many requests. Since planners
   want non-negative times, all times are shifted by the largest such credit.
 * Instances with the same profiles, tiers and speed share a queue class, so bounds are priced once per class.
-* A change of model costs the swap itself and half a residence time of the leaving batch, which drains meanwhile.
+* A change of model costs the swap itself and half a residence time of the leaving batch, which drains meanwhile. From a base
+  to an adapter of it, or between two of them, it costs no more than loading the adapter.
 """
 
 from __future__ import annotations
@@ -328,7 +329,21 @@ def _swap_matrix(
                 continue
             rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
             leave[index] = profile.sleep_s + rate.residence_s / 2
-            matrix[number, :, index] = swap_in_s(profile, tiers[model])
+            matrix[number, :, index] = swap_in_s(profile, tiers[model]) + profile.load_s
         matrix[number] += leave[:, None]
+        _join_families(matrix[number], [profiles.get(model) for model in models])
         matrix[number, np.arange(size), np.arange(size)] = 0.0
     return matrix
+
+
+def _join_families(swap_s: Floats, profiles: Sequence[EngineProfile | None]) -> None:
+    """Between a base and its adapters nothing sleeps or wakes."""
+    families: dict[str, list[int]] = {}
+    for index, profile in enumerate(profiles):
+        if profile is not None:
+            families.setdefault(profile.base, []).append(index)
+    for members in families.values():
+        for index in members:
+            profile = profiles[index]
+            if profile is not None:
+                swap_s[members, index] = profile.load_s

@@ -9,6 +9,7 @@ is pulled count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import inf
 from typing import NamedTuple
 
@@ -210,8 +211,8 @@ class Timeline:
         others = self._overtakers(agent, key, agents, now_s) if waits else _NOBODY
         own_s = self._estimators.first_token_s(
             self._estimators.profile(agent.profiles[key.model]),
-            request.prompt_tokens,
-            batch=min(len(agent.held), round(rate.batch)) if agent.model == key.model else 0,
+            _computed_tokens(request, agent),
+            batch=min(len(agent.held), round(rate.batch)) if agent.serves(key.model) else 0,
             state=agent.state,
             behind_prompts=start.computed > now_s,
         )
@@ -243,12 +244,12 @@ class Timeline:
         return found
 
     def _arriving(self, agent: Agent, model: ModelName, agents: Agents, now_s: float) -> _Streams:
-        """What goes on arriving for a model, shared by the instances that have it awake, or else by `agent` alone."""
+        """What goes on arriving for a model and those beside it, shared by the instances that serve it, else by `agent` alone."""
         known = self._streams.get(model)
         if known is None or now_s - known.made_s > _COUNT_LIFE_S:
-            engines = [one for one in agents.values() if one.model == model] or [agent]
-            arriving = self._estimators.arriving(model, now_s=now_s)
-            of = [self._stream(one, engines, now_s) for one in arriving]
+            engines = [one for one in agents.values() if one.serves(model)] or [agent]
+            arriving = [self._estimators.arriving(one, now_s=now_s) for one in agent.beside(model)]
+            of = [self._stream(one, engines, now_s) for one in chain.from_iterable(arriving)]
             known = self._streams[model] = _Streams(now_s, engines, of)
         return known
 
@@ -283,7 +284,7 @@ class Timeline:
             if group is None or group.key.model not in agent.profiles:
                 continue
             rate = self._rate(agent, group.key.model, group.key, now_s)
-            if group.key.model != model:
+            if agent.base(group.key.model) != model:
                 at_s = max(start.paced, start.computed)
                 if leaving and model is not None and model in agent.profiles:
                     at_s += self._rate(agent, model, None, now_s).residence_s
@@ -291,7 +292,7 @@ class Timeline:
                 # A fresh engine has room for a whole batch.
                 room_s = rate.batch * (rate.seconds_per_request - rate.absorb_s)
                 start = Clocks(at_s - room_s, at_s, at_s)
-                model = group.key.model
+                model = agent.base(group.key.model)
             starts.of[id] = start
             start = start.later(group.waiting, self._paces(rate, group.key))
             leaving = True
@@ -309,7 +310,7 @@ class Timeline:
         return Clocks(paced_s, max(now_s, paced_s), computed_s)
 
     def _swap_s(self, agent: Agent, old: ModelName | None, new: ModelName) -> float:
-        if old == new:
+        if old is not None and agent.base(old) == agent.base(new):
             return 0.0
         profile: EngineProfile | None = agent.profiles.get(old) if old is not None else None
         return (profile.sleep_s if profile is not None else 0.0) + swap_in_s(
@@ -322,6 +323,14 @@ class Timeline:
             if id in groups:
                 return groups[id].key.model
         return agent.model
+
+
+def _computed_tokens(request: RequestMeta, agent: Agent) -> int:
+    """What an engine computes before the next token of a request."""
+    if not request.produced_tokens:
+        return request.prompt_tokens
+    tokens = request.prompt_tokens + request.produced_tokens
+    return max(1, round(agent.state.resume_share * tokens))
 
 
 def _behind(

@@ -143,7 +143,8 @@ def _alternatives(manager: Manager, group: RequestGroup, now_s: float) -> list[d
 
 def _swap_ahead(agent: Agent, ahead: list[RequestGroup], group: RequestGroup) -> str | None:
     last = ahead[-1].key.model if ahead else agent.model
-    return group.key.model if last != group.key.model else None
+    base = agent.base(group.key.model)
+    return base if last is None or agent.base(last) != base else None
 
 
 def _why_unplaced(manager: Manager, group: RequestGroup) -> str:

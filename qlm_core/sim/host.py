@@ -160,6 +160,7 @@ class Host:
             attempt=job.attempt,
             prompt_tokens=request.prompt_tokens + job.produced_tokens,
             output_tokens=max(1, request.output_tokens - job.produced_tokens),
+            resumed=job.produced_tokens > 0,
         )
         self._around.note("start", self.agent, job.id, job.attempt)
         restore_s = self.instance.restore_s(job.id)

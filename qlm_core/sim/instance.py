@@ -1,8 +1,9 @@
 """One simulated serving instance: an engine, the models on its host, and the jobs it was given.
 
-The engine of the awake model is a `ContinuousBatch`. Other models sleep in host memory as far as it goes and are cold
-beyond that; host memory also keeps the KV cache of evicted requests, so that they resume on this instance without
-computing it again. Which models sleep is decided by use and by the executor's hint of what comes next.
+The engine of the awake model is a `ContinuousBatch`, which has the requests of its adapters too; that these have to be
+loaded is left out. Other models sleep in host memory as far as it goes and are cold beyond that; host memory also keeps the
+KV cache of evicted requests, so that they resume on this instance without computing it again. Which models sleep is
+decided by use and by the executor's hint of what comes next.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Job:
 
     attempt: int
     resident_tokens: int
+    resumed: bool = False
     told: int = 0
     sent: int = 0
     done: bool = False
@@ -64,8 +66,8 @@ class Instance:
         self.awake: str | None = spec.awake
         self.engine = self._new_engine(spec.awake)
         if options.warm_start:
-            for model in self._profiles:
-                if model != spec.awake:
+            for model, profile in self._profiles.items():
+                if model != spec.awake and not profile.adapter_of:
                     self._put_to_sleep(model)
 
     # ------------------------------------------------------------------ jobs
@@ -90,9 +92,17 @@ class Instance:
         kept = self._kept.get(job)
         return kept[1] / _COPY_BYTES_PER_S if kept is not None else 0.0
 
-    def take(self, job: str, *, attempt: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Accept a job; it is on the engine from `start` on."""
-        self.jobs[job] = Job(attempt, prompt_tokens)
+    def take(
+        self,
+        job: str,
+        *,
+        attempt: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        resumed: bool = False,
+    ) -> None:
+        """Accept a job; it is on the engine from `start` on. One that was `resumed` has its earlier output in its prompt."""
+        self.jobs[job] = Job(attempt, prompt_tokens, resumed)
         self._restoring[job] = (prompt_tokens, output_tokens, attempt)
 
     def start(self, job: str, attempt: int, priority: int, now_s: float) -> None:
@@ -102,13 +112,14 @@ class Instance:
             return
         del self._restoring[job]
         prompt, output, _ = waiting
+        kept = self.engine.profile.kept_tokens(prompt) if self.jobs[job].resumed else 0
         self.engine.add(
             job,
             prompt_tokens=prompt,
             output_tokens=output,
             now_s=now_s,
             priority=priority,
-            cached_tokens=self._forget_kept(job),
+            cached_tokens=max(kept, self._forget_kept(job)),
         )
 
     def finish(self, job: str) -> int:
@@ -146,7 +157,10 @@ class Instance:
     @property
     def tiers(self) -> tuple[tuple[ModelName, ModelTier], ...]:
         """Where each model is."""
-        return tuple((ModelName(model), self._tier(model)) for model in self._profiles)
+        return tuple(
+            (ModelName(model), self._tier(profile.base))
+            for model, profile in self._profiles.items()
+        )
 
     def _tier(self, model: str) -> ModelTier:
         if model == self.awake:

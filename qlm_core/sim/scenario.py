@@ -8,8 +8,9 @@ sections `slo_classes`, `solver` and `executor` may be given here as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -24,7 +25,7 @@ from qlm_core.config import (
 from qlm_core.config_rules import check_numbers
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
-from qlm_core.profile import EngineProfile
+from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile
 from qlm_core.profile_catalog import base_model, find_profile, shipped_profiles
 from qlm_core.sim.lengths import LengthsName
 from qlm_core.sim.workload import (
@@ -44,6 +45,7 @@ INSTANCES_MAX = 2_000
 GPUS_MAX = 64
 HOST_MEMORY_MAX_GB = 1e6
 CLASSES_MAX = 1_000
+LORAS_MAX = 10_000
 
 
 WorkloadKind = Literal["W_A", "W_B", "W_C", "streams"]
@@ -62,8 +64,9 @@ class FleetPart(Section, frozen=True, kw_only=True):
     """Some serving instances that are alike.
 
     gpus: GPUs of one instance; a model uses the largest degree of tensor parallelism up to it that has a profile.
-    awake: the model loaded at the start; empty deals the models out in turn.
+    awake: the model loaded at the start; empty deals the models out in turn, adapters aside.
     host_memory_gb: of one instance, for sleeping models and for the KV cache of evicted requests.
+    max_loras: different adapters in one batch; 0 for any number.
     """
 
     gpu: str
@@ -72,6 +75,7 @@ class FleetPart(Section, frozen=True, kw_only=True):
     gpus: int = 1
     awake: str = ""
     host_memory_gb: float = 256.0
+    max_loras: int = 0
 
 
 class StreamConfig(Section, frozen=True, kw_only=True):
@@ -124,12 +128,13 @@ class SimulationConfig(Section, frozen=True, kw_only=True):
 
 
 class Scenario(Section, frozen=True, kw_only=True):
-    """One bed on which policies are compared. `profiles` go before the shipped ones."""
+    """One bed on which policies are compared. `profiles` go before the shipped ones; `adapters` have bases by their names."""
 
     name: str
     fleet: tuple[FleetPart, ...]
     workload: WorkloadConfig
     about: str = ""
+    adapters: dict[str, str] = {}
     slo_classes: dict[str, SloClassConfig] = msgspec.field(
         default_factory=lambda: Config().slo_classes
     )
@@ -150,6 +155,9 @@ class Scenario(Section, frozen=True, kw_only=True):
             )
             for name, section in self.slo_classes.items()
         )
+
+
+_NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +186,7 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
         raise ConfigError(f"{where}: {_readable(str(error))}") from None
     try:
         _check(scenario)
-        instances(scenario.fleet, scenario.profiles)
+        instances(scenario.fleet, scenario.profiles, scenario.adapters)
         if scenario.workload.kind != "streams" or scenario.workload.streams:
             next(requests(scenario, seed=0), None)
     except ConfigError as error:
@@ -187,12 +195,14 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
 
 
 def instances(
-    fleet: tuple[FleetPart, ...], own: tuple[EngineProfile, ...] = ()
+    fleet: tuple[FleetPart, ...],
+    own: tuple[EngineProfile, ...] = (),
+    adapters: Mapping[str, str] = _NO_ADAPTERS,
 ) -> tuple[InstanceSpec, ...]:
-    """Every instance of a fleet; `own` profiles go before the shipped ones.
+    """Every instance of a fleet; `own` profiles go before the shipped ones, `adapters` have bases by their names.
 
     Raises:
-        ConfigError: a GPU or model without a profile; the message names the key.
+        ConfigError: a GPU or model without a profile, or an adapter without its base; the message names the key.
     """
     specs: list[InstanceSpec] = []
     for index, part in enumerate(fleet):
@@ -201,9 +211,17 @@ def instances(
             raise ConfigError(f"{where}.models: empty. Name at least one model.")
         if part.awake and part.awake not in part.models:
             raise ConfigError(f"{where}.awake: {part.awake!r} is not one of its models.")
-        profiles = tuple(_profile(model, part, own, where) for model in part.models)
+        bases = [model for model in part.models if model not in adapters]
+        if part.awake in adapters:
+            raise ConfigError(f"{where}.awake: {part.awake!r} is an adapter. Name its base.")
+        profiles = tuple(
+            _profile(model, part, own, where)
+            if model in bases
+            else _adapter(model, adapters[model], part, own, where)
+            for model in part.models
+        )
         for _ in range(part.count):
-            awake = part.awake or part.models[len(specs) % len(part.models)]
+            awake = part.awake or bases[len(specs) % len(bases)]
             specs.append(
                 InstanceSpec(
                     name=f"{part.gpu}-{len(specs):03d}",
@@ -226,6 +244,16 @@ def room_tokens(specs: Sequence[InstanceSpec]) -> dict[str, int]:
     return rooms
 
 
+def _adapter(
+    model: str, base: str, part: FleetPart, own: tuple[EngineProfile, ...], where: str
+) -> EngineProfile:
+    if base not in part.models:
+        raise ConfigError(
+            f"{where}.models: {model!r} is an adapter of {base!r}, which is not among them. Add it."
+        )
+    return _profile(base, part, own, where).adapter(model, load_s=ADAPTER_LOAD_S)
+
+
 def _profile(
     model: str, part: FleetPart, own: tuple[EngineProfile, ...], where: str
 ) -> EngineProfile:
@@ -233,9 +261,10 @@ def _profile(
         for profile in own:
             same_gpus = (profile.gpu, profile.tensor_parallel) == (part.gpu, degree)
             if same_gpus and profile.model in (model, base_model(model)):
-                return replace(profile, model=model)
+                return replace(profile, model=model, adapters_max=part.max_loras)
         try:
-            return find_profile(model, part.gpu, tensor_parallel=degree)
+            found = find_profile(model, part.gpu, tensor_parallel=degree)
+            return replace(found, adapters_max=part.max_loras)
         except ConfigError as error:
             last = error
     if any(profile.gpu == part.gpu for profile in own):
@@ -395,6 +424,9 @@ def _check(scenario: Scenario) -> None:
         raise ConfigError(
             f"slo_classes: {len(scenario.slo_classes)} classes. Give 1 to {CLASSES_MAX}."
         )
+    for name, base in scenario.adapters.items():
+        if base in scenario.adapters:
+            raise ConfigError(f"adapters.{name}: {base!r} is an adapter itself. Name its base.")
     for section in ("slo_classes", "solver", "executor", "simulation"):
         check_numbers(getattr(scenario, section), section)
     if not scenario.policies:
@@ -402,6 +434,8 @@ def _check(scenario: Scenario) -> None:
 
 
 def _check_part(part: FleetPart, where: str) -> None:
+    if not 0 <= part.max_loras <= LORAS_MAX:
+        raise ConfigError(f"{where}.max_loras: {part.max_loras}. Give 0 to {LORAS_MAX}.")
     if not 1 <= part.count <= INSTANCES_MAX:
         raise ConfigError(f"{where}.count: {part.count}. Give 1 to {INSTANCES_MAX}.")
     if not 1 <= part.gpus <= GPUS_MAX:

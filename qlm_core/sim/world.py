@@ -94,7 +94,7 @@ class World:
         self._requests: dict[RequestId, WorkloadRequest] = {}
         self.record = RunRecord(tuple(self._classes))
         around = self._surroundings()
-        specs = instances(scenario.fleet, scenario.profiles)
+        specs = instances(scenario.fleet, scenario.profiles, scenario.adapters)
         limits = model_len or {}
         self._rooms = {
             model: min(room, limits.get(model, room)) for model, room in room_tokens(specs).items()

@@ -36,6 +36,7 @@ class FakeServer:
         self.answers_metrics = True
         # What /tokenize answers instead of what vLLM does: status and body.
         self.tokenized: tuple[int, object] | None = None
+        self.adapters = FakeAdapters(self)
         self.app = web.Application()
         routes = self.app.router
         routes.add_get("/health", self.health)
@@ -56,7 +57,8 @@ class FakeServer:
     async def models(self, request: web.Request) -> web.Response:
         if not self.lets_in(request):
             return self.error(401, "Unauthorized")
-        return web.json_response({"object": "list", "data": [{"id": self.model}]})
+        names = [self.model, *self.adapters.paths]
+        return web.json_response({"object": "list", "data": [{"id": name} for name in names]})
 
     def lets_in(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "")
@@ -96,7 +98,7 @@ class FakeServer:
         self.headers.append(dict(request.headers))
         chat = "messages" in body
         prompt = body["messages"][-1]["content"] if chat else str(body["prompt"])
-        if body["model"] != self.model:
+        if body["model"] not in (self.model, *self.adapters.paths):
             return self.error(404, f"The model `{body['model']}` does not exist.")
         if "refuse" in prompt:
             return self.error(400, "This prompt is refused.")
@@ -158,6 +160,50 @@ class FakeServer:
         await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
 
+class FakeAdapters:
+    """LoRA adapters that come and go. One that lies at a path with `missing` in it is not found.
+
+    `log` has what happened, in order.
+    """
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+        self.paths: dict[str, str] = {}
+        self.log: list[str] = []
+        self.load_s = 0.0
+
+    def serve(self) -> None:
+        """Take orders, as vLLM does where its environment allows it."""
+        routes = self._server.app.router
+        routes.add_post("/v1/load_lora_adapter", self.load)
+        routes.add_post("/v1/unload_lora_adapter", self.unload)
+        routes.add_get("/log", self.tell)
+
+    async def load(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name, path = body["lora_name"], body["lora_path"]
+        await asyncio.sleep(self.load_s)
+        if name in self.paths:
+            return self._server.error(400, f"The lora adapter '{name}' has already been loaded.")
+        if "missing" in path:
+            self.log.append(f"no {name}")
+            return self._server.error(404, f"The lora adapter '{name}' does not exist at {path}.")
+        self.paths[name] = path
+        self.log.append(f"load {name}")
+        return web.Response(text="Success")
+
+    async def unload(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if self.paths.pop(name, None) is None:
+            return self._server.error(404, f"The lora adapter '{name}' cannot be found.")
+        self.log.append(f"unload {name}")
+        return web.Response(text="Success")
+
+    async def tell(self, _: web.Request) -> web.Response:
+        asked = [str(body["model"]) for body in self._server.bodies if body.get("stream")]
+        return web.json_response({"log": self.log, "asked": asked})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("serve", choices=["serve"])
@@ -169,12 +215,19 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--scheduling-policy")
     parser.add_argument("--enable-sleep-mode", action="store_true")
+    for flag in ("--max-loras", "--max-cpu-loras", "--max-lora-rank"):
+        parser.add_argument(flag, type=int)
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--enable-prompt-tokens-details", action="store_true")
     options = parser.parse_args()
     if options.path == "does-not-load":
         sys.exit(3)
     server = FakeServer(
         options.served_model_name, dev_mode=os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
     )
+    if options.enable_lora and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
+        server.adapters.serve()
+        server.adapters.load_s = float(os.environ.get("FAKE_VLLM_LOAD_S", "0"))
     server.answers_metrics = os.environ.get("FAKE_VLLM_METRICS") != "silent"
     web.run_app(server.app, host=options.host, port=options.port, print=None, access_log=None)
 

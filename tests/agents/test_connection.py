@@ -48,6 +48,18 @@ class TestCounts:
         assert isinstance(end, JobDone)
         assert (end.prompt_tokens, end.output_tokens) == (5, 150)
 
+    @pytest.mark.parametrize(("details", "cached"), [({"cached_tokens": 8}, 8), (None, None)])
+    def test_what_was_found_in_a_cache_is_passed_on_where_it_is_told(
+        self, details: dict[str, int] | None, cached: int | None
+    ):
+        counted = reader()
+        counted.take(event(0, 1, finish="stop"))
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": details}
+        counted.take(json.dumps({"choices": [], "usage": usage}).encode())
+        end = counted.end()
+        assert isinstance(end, JobDone)
+        assert end.cached_tokens == cached
+
     def test_the_last_count_is_of_all_choices(self):
         counted = reader(2)
         assert taken(counted, event(0, 2, finish="stop")) == 2

@@ -1,11 +1,14 @@
 """The executor against an adversary: whatever order facts come in, its promises hold.
 
 The adversary plays solver, gateway, engine and clock at once. After every step: never more on the engine than slots,
-never a job of a model that is not awake, every granted attempt ends, returns or is dropped exactly once, and
-the sums agree with the requests. At the end, once faults stop, everything that waits gets done.
+never a job of a base that is not awake or of more adapters than there are places, every granted attempt ends, returns or
+is dropped exactly once, and the sums agree with the requests. At the end, once faults stop, everything that waits gets
+done.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -42,17 +45,26 @@ from qlm_core.messages import (
 )
 from qlm_core.model import ModelName, ModelTier, QueuedGroup, RequestId, RequestRef
 from qlm_core.outcome import PullRefusal
+from qlm_core.profile import EngineProfile
 from tests.executor.world import CLASSES, GATEWAY, group, profile, ref
 
-MODELS = ("m1", "m2")
+MODELS = ("m1", "a1", "a2", "m1", "m2", "m2", "m2", "m2")
+BASES = {"m1": "m1", "a1": "m1", "a2": "m1", "m2": "m2"}
 SLOTS = {"m1": 3, "m2": 2}
+
+
+def profiles() -> list[EngineProfile]:
+    """Two models, one with two adapters, of which one may run at a time."""
+    first = replace(profile("m1", slots=SLOTS["m1"], kv_tokens=2000), adapters_max=1)
+    adapters = [first.adapter(name, load_s=0.1) for name in ("a1", "a2")]
+    return [first, *adapters, profile("m2", slots=SLOTS["m2"], kv_tokens=2000)]
 
 
 class Adversary(RuleBasedStateMachine):
     @initialize(ahead=st.integers(0, 2), eviction=st.booleans())
     def begin(self, ahead: int, eviction: bool) -> None:
         self.executor = Executor(
-            [profile(model, slots=SLOTS[model], kv_tokens=2000) for model in MODELS],
+            profiles(),
             ExecutorConfig(pull_ahead=ahead, eviction=eviction, swap_retry_s=2.0),
             classes=CLASSES,
             report_interval_s=5.0,
@@ -80,14 +92,16 @@ class Adversary(RuleBasedStateMachine):
                 case Send(_, Pull(ids)):
                     assert self.awake is not None
                     for id in ids:
-                        assert self.groups[self.refs[id].group].model == self.awake
+                        assert BASES[self.groups[self.refs[id].group].model] == self.awake
                         self.asked[id] = None
                 case Submit(_, job):
-                    assert job.model == self.awake
+                    assert BASES[job.model] == self.awake
                     assert not self.left
                     assert self.granted[job.id, job.attempt] == "open"
                     self.engine[job.id, job.attempt] = job.model
-                    assert len(self.engine) <= SLOTS[job.model]
+                    assert len(self.engine) <= SLOTS[BASES[job.model]]
+                    on = [model for model in ("a1", "a2") if model in self.engine.values()]
+                    assert len(on) <= 1
                 case Abort(id, attempt):
                     del self.engine[id, attempt]
                 case Send(_, AttemptEnded() | AttemptReturned() as end):
@@ -131,7 +145,7 @@ class Adversary(RuleBasedStateMachine):
         self.epoch += 1
         for id in ids:
             slo_class = ("interactive", "batch-1", "batch-2", "custom")[id % 4]
-            self.groups[id] = group(id, MODELS[id // 4], slo_class)
+            self.groups[id] = group(id, MODELS[id], slo_class)
         add = []
         for _ in range(count):
             name = f"r{len(self.refs)}"
@@ -232,6 +246,13 @@ class Adversary(RuleBasedStateMachine):
         self.awake = self.last = self.swapping or self.last
         self.swapping = None
         self.tell(EngineReady(ModelName(self.awake), ((ModelName(self.awake), ModelTier.AWAKE),)))
+
+    @precondition(lambda self: self.awake == "m1")
+    @rule(model=st.sampled_from(["a1", "a2"]))
+    def lack_adapter(self, model: str) -> None:
+        """An adapter does not load: whatever was to run on it comes back."""
+        self.tell(SwapFailed(ModelName(model), "failed"))
+        assert model not in self.engine.values()
 
     @rule()
     def crash(self) -> None:

@@ -76,17 +76,17 @@ def test_showing_masks_secrets() -> None:
         ("gateway: {attempts_max: 0}", "gateway.attempts_max: must be above 0."),
         ("gateway: {limits: {open_requests_max: 0}}", "open_requests_max: must be above 0."),
         (
-            "gateway: {limits: {body_bytes_max: 33554432}}",
-            "gateway.limits.message_bytes_max: 16777216 is too small for a request of "
-            "gateway.limits.body_bytes_max (33554432)",
+            "gateway: {limits: {body_bytes_max: 67108864}}",
+            "gateway.limits.message_bytes_max: 67108864 is too small for a request of "
+            "gateway.limits.body_bytes_max (67108864)",
         ),
         (
-            "gateway: {limits: {body_bytes_max: 33554432, message_bytes_max: 40000000}}",
-            "agents[0].message_bytes_max: 16777216 is too small",
+            "gateway: {limits: {body_bytes_max: 67108864, message_bytes_max: 100000000}}",
+            "agents[0].message_bytes_max: 67108864 is too small",
         ),
         (
             f"agents: [{{name: a, {ONE}, message_bytes_max: 9000000}}]",
-            "message_bytes_max of the gateway and of every agent to at least 12648448.",
+            "message_bytes_max of the gateway and of every agent to at least 25231360.",
         ),
         ("gateway: {advertise: me}", "gateway.advertise: 'me' is not host:port"),
         ("gateway: {id: ''}", "gateway.id: empty."),
@@ -136,9 +136,9 @@ def test_a_mistake_is_named_with_its_remedy(text: str, message: str) -> None:
 
 
 def test_limits_of_messages_are_raised_with_those_of_bodies() -> None:
-    raised = ["gateway.limits.message_bytes_max=37814272", "agents.*.message_bytes_max=37814272"]
-    config = config_file.override(Config(), ["gateway.limits.body_bytes_max=33554432", *raised])
-    assert config.gateway.limits.body_bytes_max == 33554432
+    raised = ["gateway.limits.message_bytes_max=83951616", "agents.*.message_bytes_max=83951616"]
+    config = config_file.override(Config(), ["gateway.limits.body_bytes_max=67108864", *raised])
+    assert config.gateway.limits.body_bytes_max == 67108864
 
 
 def test_secrets_come_from_the_environment() -> None:

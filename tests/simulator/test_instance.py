@@ -105,6 +105,19 @@ def test_an_evicted_requests_kv_cache_comes_back_from_host_memory() -> None:
     assert fresh.restore_s("r") > bytes_kept / 30e9
 
 
+def test_of_a_request_that_comes_back_the_engines_share_is_computed_again() -> None:
+    """Whoever took it off; of a fresh one of that length, all of it."""
+    profile = replace(PROFILES[0], resume_share=0.1)
+    first_s = []
+    for resumed in (False, True):
+        one = instance(0)
+        one = Instance(replace(one.spec, profiles=(profile,)), EngineOptions(kv_swap=False))
+        one.take("r", attempt=2, prompt_tokens=2000, output_tokens=5, resumed=resumed)
+        one.start("r", 2, 0, 0.0)
+        first_s.append(one.advance(5.0)[0].at_s)
+    assert first_s[1] < 0.5 * first_s[0]
+
+
 def test_no_kv_cache_is_kept_beyond_host_memory() -> None:
     full = instance(2 * WEIGHTS)
     evicted(full)

@@ -95,6 +95,7 @@ states = st.builds(
     prompt_tokens_per_s=seconds,
     resumed_tokens_per_s=seconds,
     mean_batch=seconds,
+    resume_share=st.floats(0.0, 1.0),
     draining=st.booleans(),
 )
 hellos = st.builds(

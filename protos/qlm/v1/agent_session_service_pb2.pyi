@@ -175,6 +175,7 @@ class AgentReport(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     RESUMED_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    RESUME_SHARE_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     awake_model: _builtins.str
     """Empty when no model can serve at once."""
@@ -193,6 +194,8 @@ class AgentReport(_message.Message):
     """The same of attempts that continue an earlier one, by their prompts and the output before them. The engine computes
     these tokens again or has them in its cache; nobody knows which.
     """
+    resume_share: _builtins.float
+    """Of a request that comes back to go on, the mean share of prompt and output that is computed again; all of it if not set."""
     @_builtins.property
     def tiers(self) -> _containers.ScalarMap[_builtins.str, Global___ModelTier.ValueType]: ...
     @_builtins.property
@@ -211,12 +214,15 @@ class AgentReport(_message.Message):
         draining: _builtins.bool = ...,
         prompt_tokens_per_s: _builtins.float = ...,
         resumed_tokens_per_s: _builtins.float = ...,
+        resume_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_share", b"_resume_share", "resume_share", b"resume_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "prompt_tokens_per_s", b"prompt_tokens_per_s", "ready", b"ready", "resumed_tokens_per_s", b"resumed_tokens_per_s", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_share", b"_resume_share", "awake_model", b"awake_model", "draining", b"draining", "kv_used_tokens", b"kv_used_tokens", "mean_batch", b"mean_batch", "prompt_tokens_per_s", b"prompt_tokens_per_s", "ready", b"ready", "resume_share", b"resume_share", "resumed_tokens_per_s", b"resumed_tokens_per_s", "running", b"running", "swapping_to", b"swapping_to", "tiers", b"tiers", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__resume_share: _TypeAlias = _typing.Literal["resume_share"]  # noqa: Y015
+    _WhichOneofArgType__resume_share: _TypeAlias = _typing.Literal["_resume_share", b"_resume_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_share) -> _WhichOneofReturnType__resume_share | None: ...
 
 Global___AgentReport: _TypeAlias = AgentReport  # noqa: Y015
 

@@ -174,8 +174,12 @@ def _with_completion(
             rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
             token_s = rate.seconds_per_token * rate.batch
             swaps = matrix[queue_class, number[model]]
-            swaps[swaps > 0] = (
-                problem.swap_s[queue_class, number[model]][swaps > 0]
+            # Nothing has to drain for what is served beside it.
+            beside = [number[one] for one in agent.beside(model)]
+            drains = swaps > 0
+            drains[beside] = False
+            swaps[drains] = (
+                problem.swap_s[queue_class, number[model]][drains]
                 - rate.residence_s / 2
                 + token_s * _LONGEST_OUTPUT_TOKENS
             )

@@ -15,7 +15,7 @@ from qlm_core.manager import Manager
 from qlm_core.manager.events import Effect, Event, GatewaySaid, TellGateway
 from qlm_core.manager.snapshot import swap_in_s
 from qlm_core.messages import Arrived, EstimateGiven, FirstToken
-from qlm_core.model import Estimate, RequestId, RequestMeta
+from qlm_core.model import Estimate, ModelName, RequestId, RequestMeta
 from qlm_core.profile import EngineProfile
 from qlm_core.sim.lengths import SHAREGPT_OUTPUT, SHAREGPT_PROMPT
 from qlm_core.sim.policies.base import Brain, Context
@@ -97,12 +97,12 @@ def paper_wait_s(manager: Manager, request: RequestMeta, lengths: MeanLengths) -
     for id in agent.queue:
         group = manager.groups[id]
         profile = agent.profiles[group.key.model]
-        if group.key.model != model:
+        if profile.base != model:
             if model is not None and model in agent.profiles:
                 old = agent.profiles[model]
                 wait_s += _completion_s(old, lengths) + old.sleep_s
             wait_s += swap_in_s(profile, agent.tier(group.key.model))
-            model = group.key.model
+            model = ModelName(profile.base)
         if group is held.group:
             return wait_s + (group.waiting - 1) * _pace_s(profile, lengths)
         wait_s += group.waiting * _pace_s(profile, lengths)
