@@ -18,6 +18,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 MODELS = {
     "tiny-llama": ["--architecture", "llama"],
     "tiny-qwen": ["--architecture", "qwen2", "--heads", "2", "--seed", "1"],
+    "tiny-thinker": ["--architecture", "llama", "--seed", "2", "--thinks"],
 }
 
 
