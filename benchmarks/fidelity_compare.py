@@ -183,7 +183,9 @@ class _Stream:
             for kind in kinds:
                 self._shape(kind, f"{key}:null" if key == "usage" and value is None else key)
             if key in _MASKED:
-                _add_new(self._masked.setdefault(key, []), _MASKED[key] if key == "metrics" else value)
+                _add_new(
+                    self._masked.setdefault(key, []), _MASKED[key] if key == "metrics" else value
+                )
             elif key not in ("choices", "usage"):
                 _add_new(self._words.setdefault(key, []), value)
         if "usage" in chunk and not choices:
@@ -298,7 +300,9 @@ def _shown(direct: Json, through: Json) -> tuple[str, str]:
         if ABSENT in (direct, through):
             return tuple(x if x == ABSENT else _short(json.dumps(x)) for x in (direct, through))  # type: ignore[return-value]
         pairs = zip(direct, through, strict=False)
-        parted = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(direct), len(through)))
+        parted = next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(direct), len(through))
+        )
         start = max(0, parted - 15) if max(len(direct), len(through)) > _SHOWN_CHARS else 0
         lead = "…" if start else ""
         return (

@@ -121,7 +121,7 @@ class Server:
                 raise NoVllm(f"the server did not start; see {self.log}")
             time.sleep(_POLL_S)
         body = {"model": self.model, "prompt": "a", "max_tokens": 1}
-        ask = urllib.request.Request(  # noqa: S310 (loopback)
+        ask = urllib.request.Request(
             f"{self.url}/v1/completions",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},

@@ -47,11 +47,14 @@ def write_tokenizer(folder: Path, vocabulary: int, *, thinks: bool) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[*SPECIAL_TOKENS, *(THINKING if thinks else ())],
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(sources(), trainer)
+    if thinks:
+        # Not special, as with most models: what is special is no part of the text, where a parser looks for them.
+        tokenizer.add_tokens(list(THINKING))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
