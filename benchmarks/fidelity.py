@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -120,7 +121,7 @@ async def compare_all(
 
 def attached(direct: dict[str, str]) -> Config:
     """A configuration with an agent for each server, of the kind `openai`."""
-    agents = [
+    agents: list[dict[str, Any]] = [
         {
             "name": f"agent-{model}",
             "gpu": "cpu",
@@ -134,7 +135,7 @@ def attached(direct: dict[str, str]) -> Config:
 
 def started(direct: dict[str, str]) -> Config:
     """A configuration with an agent for each model that starts its server, of the kind `vllm`."""
-    agents = [
+    agents: list[dict[str, Any]] = [
         {
             "name": f"agent-{model}",
             "gpu": "cpu",
@@ -160,12 +161,12 @@ def started(direct: dict[str, str]) -> Config:
     return _config(agents)
 
 
-def _config(agents: list[dict[str, object]]) -> Config:
+def _config(agents: list[dict[str, Any]]) -> Config:
     models = {
         name: {"path": str(vllm_servers.MODELS / name), "max_model_len": 2048}
         for name in (PLAIN, THINKER)
     }
-    if agents[0]["engine"]["kind"] == "openai":  # type: ignore[index]
+    if agents[0]["engine"]["kind"] == "openai":
         models = {name: {"max_model_len": 2048} for name in models}
     return Config.from_mapping({"models": models, "agents": agents})
 

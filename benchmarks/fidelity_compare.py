@@ -115,7 +115,7 @@ def _masked(body: Json) -> Json:
     """A whole answer without what may differ."""
     if not isinstance(body, dict):
         return body
-    whole = {k: _MASKED.get(k, v) for k, v in body.items() if k not in _LEFT_OUT}
+    whole: dict[str, Json] = {k: _MASKED.get(k, v) for k, v in body.items() if k not in _LEFT_OUT}
     if isinstance(whole.get("choices"), list):
         whole["choices"] = [_without_call_ids(choice) for choice in whole["choices"]]
     return whole
@@ -271,7 +271,7 @@ def _differ(path: str, direct: Json, through: Json) -> Iterator[Difference]:
         yield Difference(path, *_shown(direct, through))
 
 
-def _differ_lists(path: str, direct: list[Json], through: list[Json]) -> Iterator[Difference]:
+def _differ_lists(path: str, direct: list[Any], through: list[Any]) -> Iterator[Difference]:
     """The lengths and the first item that differs: a list that has slipped differs everywhere behind it."""
     if all(isinstance(item, str) for item in [*direct, *through]):
         if direct != through:
