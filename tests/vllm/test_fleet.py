@@ -51,8 +51,8 @@ async def test_what_is_due_first_goes_first(four_slots: Server, tmp_path: Path):
 async def test_bursts_beside_batches_end_each_once_and_unchanged(
     four_slots: Server, tmp_path: Path
 ):
-    batch = [body | {"max_tokens": 120} for body in loads.hundred()[::2]]
-    burst = [loads.urgent(number) for number in range(40)]
+    batch = [body | {"max_tokens": 120} for body in loads.hundred()[::4]]
+    burst = [loads.urgent(number) for number in range(32)]
     expected = await beds.one_by_one(four_slots.url, [*batch, *burst])
     base = beds.config([beds.agent("agent", beds.LLAMA, four_slots.url, slots=4)])
     async with beds.running(base, tmp_path) as fleet, beds.session() as client:
@@ -76,7 +76,7 @@ async def test_models_are_swapped_under_load_and_each_answers_its_own(
     direct = {beds.LLAMA: four_slots.url, beds.QWEN: other_model.url}
     load: list[Json] = []
     for number, topic in enumerate(loads.TOPICS):
-        body = {"prompt": topic, "max_tokens": 150, "ignore_eos": True} | loads.WANDERING
+        body = {"prompt": topic, "max_tokens": 80, "ignore_eos": True} | loads.WANDERING
         load += [body | {"model": model, "stream": number % 2 == 0} for model in direct]
     expected = [(await beds.one_by_one(direct[body["model"]], [body]))[0] for body in load]
     base_port = int(ports.free_addresses(1)[0].rsplit(":", 1)[1])
