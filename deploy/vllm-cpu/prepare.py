@@ -15,9 +15,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ENVIRONMENT = ROOT / ".venv-vllm"
 PYTHON = ENVIRONMENT / "bin" / "python"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 MODELS = {
     "tiny-llama": ["--architecture", "llama"],
     "tiny-qwen": ["--architecture", "qwen2", "--heads", "2", "--seed", "1"],
+    "tiny-thinker": ["--architecture", "llama", "--seed", "2", "--thinks"],
 }
 # LoRA adapters of the first of them, with their seeds.
 ADAPTED = "tiny-llama"
@@ -34,7 +36,10 @@ def install() -> None:
     if not PYTHON.exists():
         venv.create(ENVIRONMENT, with_pip=True)
     # Without dependencies: the lock is complete, and the resolver would add builds for a GPU.
-    _run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(lock))
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(lock)]
+    if _status(*pip):
+        # PyPI has no PyTorch for the CPU alone; an index or a folder of wheels of one's own may have it.
+        _run(*pip, "--extra-index-url", CPU_WHEELS)
     _run(PYTHON, str(HERE / "shim.py"))
     mark.write_text(lock.read_text())
 
@@ -55,10 +60,14 @@ def make_models() -> None:
 
 
 def _run(*command: str | Path) -> None:
+    status = _status(*command)
+    if status:
+        sys.exit(f"{' '.join(map(str, command))}: failed with status {status}")
+
+
+def _status(*command: str | Path) -> int:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}: failed with status {done.returncode}")
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> None:

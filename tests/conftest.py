@@ -1,4 +1,4 @@
-"""Tests that need a real vLLM run only when asked for: `pytest -m vllm`."""
+"""Tests that need a real vLLM run only when asked for: `pytest -m vllm` or `make test-vllm`."""
 
 from __future__ import annotations
 
