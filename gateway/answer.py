@@ -34,12 +34,14 @@ class Answer:
 
     def __init__(self, *, chat: bool) -> None:
         self._chat = chat
+        self._came_whole = False
         self._extra: Json = {}
         self._usage: Json = {}
         self._choices: dict[int, Json] = {}
 
-    def fold(self, data: bytes) -> None:
-        """Add a chunk. Raises BadChunkError if it is not of OpenAI's shape."""
+    def fold(self, data: bytes, *, whole: bool = False) -> None:
+        """Add a chunk, or all of an answer at once. Raises BadChunkError if it is not of OpenAI's shape."""
+        self._came_whole |= whole
         try:
             chunk = _decode(data)
         except (ValueError, RecursionError) as error:
@@ -50,7 +52,7 @@ class Answer:
             if key not in _OURS:
                 _replace(self._extra, key, value)
         if isinstance(chunk.get("usage"), dict):
-            self._usage |= chunk["usage"]
+            self._usage = _over(self._usage, chunk["usage"])
         for choice in chunk.get("choices") or ():
             self._fold_choice(choice)
 
@@ -122,7 +124,9 @@ class Answer:
         for whole in (self._choices or {0: {"index": 0}}).values():
             choice: Json = {"logprobs": None, "finish_reason": record.reason} | whole
             if self._chat:
-                choice["message"] = _message(choice.get("message", {}))
+                message = choice.get("message", {})
+                choice["message"] = message if self._came_whole else _message(message)
+                _number_no_calls(choice["message"])
             else:
                 choice.setdefault("text", "")
             choices.append(choice)
@@ -148,7 +152,7 @@ def usage_of(record: EndRecord, before: Json | None = None) -> Json:
         before: what was said of usage while the output came.
     """
     said = _closing(record).get("usage")
-    usage = (before or {}) | (said if isinstance(said, dict) else {})
+    usage = _over(before or {}, said if isinstance(said, dict) else {})
     counted = {
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.output_tokens,
@@ -169,6 +173,16 @@ def closing_extra(record: EndRecord) -> Json:
     """What the engine's last word has beside usage and the gateway's own words."""
     closing = _closing(record)
     return {key: value for key, value in closing.items() if key not in _OURS and value is not None}
+
+
+def _over(below: Json, above: Json) -> Json:
+    """Fields over other fields, and details over details. What is empty below shows only among others of its kind."""
+    whole = {**below, **above}
+    for key, value in below.items():
+        if isinstance(value, dict):
+            details = above.get(key)
+            whole[key] = {**value, **details} if isinstance(details, dict) else details
+    return whole
 
 
 def _is_chunk(chunk: Any) -> bool:
@@ -197,16 +211,21 @@ def _closing(record: EndRecord) -> Json:
 def _message(joined: Json) -> Json:
     """A chat message from its joined deltas."""
     message: Json = {"role": "assistant", "content": None} | joined
-    calls = message.get("tool_calls")
-    if calls:
-        message["tool_calls"] = [
-            {key: value for key, value in call.items() if key != "index"} for call in calls
-        ]
+    if message.get("tool_calls"):
         # A stream begins with empty content; in a whole answer a tool call has none.
         message["content"] = message["content"] or None
     elif message["content"] is None:
         message["content"] = ""
     return message
+
+
+def _number_no_calls(message: Json) -> None:
+    """Leave out of tool calls what numbers them in a stream."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        message["tool_calls"] = [
+            {key: value for key, value in call.items() if key != "index"} for call in calls
+        ]
 
 
 def _replace(whole: Json, key: str, value: Any) -> None:

@@ -131,10 +131,14 @@ class Live:
         if chunk.ids is not None:
             self._trail.add(chunk.ids)
         data = chunk.data
+        if chunk.whole:
+            self._fold()
+            self._answer.fold(data, whole=True)
         framed = self._framer.frame(data) if self._followers else b""
-        self._raw.append(data)
-        self._raw_bytes += len(data)
-        if self._raw_bytes > FOLD_BYTES:
+        if not chunk.whole:
+            self._raw.append(data)
+            self._raw_bytes += len(data)
+        if chunk.whole or self._raw_bytes > FOLD_BYTES:
             self._fold()
             self._folded_bytes = len(self._answer.chunk())
         if framed:

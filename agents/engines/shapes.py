@@ -49,12 +49,18 @@ def learn(data: bytes) -> Shape:
     message = choice.get("message") or {}
     return Shape(
         answer=_empty(answer),
-        usage=_empty(answer.get("usage") or {}),
+        usage=_usage(answer.get("usage") or {}),
         choice=_empty(choice),
         message=_empty(message),
         fingerprint=str(answer.get("system_fingerprint") or ""),
         reasons=bool(message.get("reasoning") or message.get("reasoning_content")),
     )
+
+
+def _usage(usage: Json) -> Json:
+    """The empty fields of usage, and of the details in it."""
+    details = {key: _empty(value) for key, value in usage.items() if isinstance(value, dict)}
+    return _empty(usage) | {key: value for key, value in details.items() if value}
 
 
 def _empty(fields: Json) -> Json:
