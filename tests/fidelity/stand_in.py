@@ -216,6 +216,9 @@ class Script:
                     chunk |= {"prompt_token_ids": ids, "prompt_text": None}
                 if running:
                     chunk["usage"] = self.usage(number + (not self.chat), whole=False)
+                if choice["finish_reason"] and not options.get("include_usage"):
+                    # With usage this is said in the chunk that follows.
+                    chunk["system_fingerprint"] = "stand-in-1"
                 chunks.append(chunk)
         if options.get("include_usage"):
             last = head | {
