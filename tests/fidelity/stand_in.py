@@ -180,6 +180,7 @@ class Script:
         choice: Json = {"index": index, "logprobs": self.logprobs(index, range(self.tokens))}
         choice |= self.end() | {"token_ids": list(range(self.tokens)) if self.ids else None}
         choice["routed_experts"] = None
+        choice["choice_of_tomorrow"] = self.tokens - 1
         if not self.chat:
             lead = "echoed" if self.body.get("echo") else ""
             asked = self.body.get("prompt_logprobs") is not None
@@ -225,8 +226,9 @@ class Script:
                 "choices": [],
                 "usage": self.usage(self.choices * self.tokens, whole=False),
             }
+            word = {"word_of_tomorrow": [self.body.get("a_field_of_tomorrow")]}
             chunks.append(
-                last | {"system_fingerprint": "stand-in-1", "metrics": {"queue_time_ms": 1}}
+                last | {"system_fingerprint": "stand-in-1", "metrics": {"queue_time_ms": 1}} | word
             )
         return chunks
 
@@ -289,7 +291,7 @@ class StandIn:
 
     async def list_models(self, _: web.Request) -> web.Response:
         return web.json_response(
-            {"object": "list", "data": [{"id": model} for model in self.models]}
+            {"object": "list", "data": [{"id": m, "owned_by": "vllm"} for m in self.models]}
         )
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
