@@ -28,7 +28,7 @@ from benchmarks.fidelity_corpus import PLAIN, THINKER, Case, corpus
 from qlm import fleet, ports
 from qlm_core.config import Config
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 # How often the server is asked again where QLM's answer differs from its first one.
 REPEATS = 3
 SERVER_ARGUMENTS = {

@@ -2,8 +2,8 @@
 
 Pure. Of an answer's own words only ids, times and measurements may differ, which are masked (their presence counts), and
 `service_tier`, which is left out. How a stream is cut into chunks may differ, since a server merges tokens when its
-client or itself is slow; joined texts and lists, and which keys chunks have (any, the first
-and the last of a choice, the one with the usage), may not. Of errors, status and message are compared: type and code
+client or itself is slow; joined texts and lists, and which keys chunks have (any, the
+last of a choice, the one with the usage), may not. Of errors, status and message are compared: type and code
 are each server's own words.
 """
 
@@ -82,11 +82,6 @@ def differences(direct: Answer, through: Answer) -> list[Difference]:
         return [Difference("status", _summary(one), _summary(other))]
     if "error" in other and _refused_at_the_door(through.body):
         return []
-    # A choice that came as one chunk has no first one beside the last.
-    kinds = [side["shape"] for side in (one, other) if "shape" in side]
-    if not all("first" in shape for shape in kinds):
-        for shape in kinds:
-            shape.pop("first", None)
     return list(_differ("", one, other))
 
 
@@ -156,7 +151,6 @@ class _Stream:
 
     def __init__(self) -> None:
         self._choices: dict[int, dict[str, Json]] = {}
-        self._begun: dict[int, bool] = {}
         self._words: dict[str, list[Json]] = {}
         self._masked: dict[str, list[Json]] = {}
         self._usage: list[Json] = []
@@ -216,24 +210,20 @@ class _Stream:
             self._running_usage[choices[0].get("index", 0)] = chunk["usage"]
 
     def _shape(self, kind: str, key: str) -> None:
-        shapes = {"usage": ("usage",), "first": ("first", "any"), "last": ("last", "any")}
-        for shape in shapes.get(kind, ("any",)):
+        for shape in (kind, "any") if kind == "last" else (kind,):
             self._shapes.setdefault(shape, {})[key] = None
 
     def _choice(self, choice: dict[str, Json]) -> str:
         """Fold a choice of a chunk into what came before it; returns which kind of chunk it is."""
         index = choice.get("index", 0)
-        kind = "middle" if index in self._begun else "first"
-        self._begun[index] = True
-        if choice.get("finish_reason") is not None:
-            kind = "last"
+        kind = "any" if choice.get("finish_reason") is None else "last"
         whole = self._choices.setdefault(index, {})
         for key, value in choice.items():
             self._shape(kind, f"choices.{key}")
             if key == "delta":
                 for name in value or {}:
                     # Whether the last chunk has text of its own is a matter of how the stream is cut.
-                    self._shape("any" if kind == "last" else kind, f"choices.delta.{name}")
+                    self._shape("any", f"choices.delta.{name}")
                 _join(whole.setdefault("delta", {}), value or {})
             elif key in ("finish_reason", "stop_reason"):
                 if value is not None:

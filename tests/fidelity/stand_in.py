@@ -214,7 +214,8 @@ class Script:
                 chunk = head | {"choices": [choice]}
                 if self.chat and not number:
                     ids = [1, 2, 3] if self.ids else None
-                    chunk |= {"prompt_token_ids": ids, "prompt_text": None}
+                    rendered = "rendered" if self.body.get("return_prompt_text") else None
+                    chunk |= {"prompt_token_ids": ids, "prompt_text": rendered}
                 if running:
                     chunk["usage"] = self.usage(number + (not self.chat), whole=False)
                 if choice["finish_reason"] and not options.get("include_usage"):
@@ -237,7 +238,8 @@ class Script:
         if self.chat:
             role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
             deltas.append({"index": index, **role, "finish_reason": None})
-        for token in range(self.tokens):
+        # An echo alone is one chunk too.
+        for token in range(max(1, self.tokens)):
             choice: Json = {
                 "index": index,
                 "logprobs": self.logprobs(index, range(token, token + 1)),
