@@ -77,27 +77,29 @@ def test_an_engine_goes_on_with_what_was_aborted_until_it_hears_of_it(abort_s: f
 
 
 @pytest.mark.parametrize("pull_ahead", [0, 2, 8])
-def test_one_slot_a_long_background_request_then_an_urgent_one(pull_ahead: int) -> None:
-    """The lax one gives way in time, whatever was pulled ahead."""
+def test_one_slot_long_background_requests_then_an_urgent_one(pull_ahead: int) -> None:
+    """The one that runs gives way in time, whatever was pulled ahead."""
     data = one_model(count=1)
     data["executor"] = {"pull_ahead": pull_ahead}
     data["profiles"] = yaml.safe_load(SCENARIO.read_text())["profiles"]
     data["profiles"][0] |= {"gpu": "a10", "max_num_seqs": 1}
     bed = scenario(data)
-    long, urgent = [
+    coming = [
         WorkloadRequest(
             arrival_s=arrival_s,
             model="mistral-7b",
             slo_class=slo_class,
             prompt_tokens=100,
             output_tokens=output_tokens,
-            max_tokens=output_tokens,
+            max_tokens=16_000,
         )
         for arrival_s, slo_class, output_tokens in (
-            (0.0, "batch-2", 4000),
-            (1.0, "interactive", 50),
+            *((number / 10, "batch-2", 8000) for number in range(30)),
+            (2240.0, "interactive", 50),
         )
     ]
-    record = World(bed, policy_named("qlm"), [long, urgent], seed=0).run()
-    assert list(record.attained) == [1, 1]
+    record = World(bed, policy_named("qlm"), coming, seed=0).run()
+    assert list(record.attained) == [1] * 31
     assert record.evictions == 1
+    # Who waits until the last moment is told so, not that its turn is at once.
+    assert 10.0 < record.p50_s[-1] < record.ttft_s[-1] < record.p90_s[-1]
