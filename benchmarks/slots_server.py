@@ -39,14 +39,16 @@ class _Ask(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    """What was aborted.
+    """What happened here.
 
+    first_ms: by name, from a request's coming to its first token, for those that came once.
     aborted: requests whose connection was closed while they ran.
     freed_ms: from then until the slot was free.
     resumed_tokens: prompt tokens of requests that came back, what they had produced before included.
     recomputed_tokens: those of them that were not in the cache any more.
     """
 
+    first_ms: dict[str, float] = msgspec.field(default_factory=dict)
     aborted: int = 0
     freed_ms: list[float] = msgspec.field(default_factory=list)
     resumed_tokens: int = 0
@@ -58,10 +60,10 @@ _ask = msgspec.json.Decoder(_Ask)
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """A request on the engine: where its tokens go, how many there are, and how many are out."""
+    """A request on the engine: where its tokens go, when it came, and how many are out."""
 
     connection: _Connection | None
-    tokens: int
+    came_s: float
     sent: int = 0
 
 
@@ -91,6 +93,7 @@ class _Server:
         self._batch.advance(time.monotonic())
         self._streams: dict[str, _Stream] = {}
         self._known: dict[str, None] = {}
+        self._again: dict[str, None] = {}
         self._abort_s = abort_s
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_s = 0.0
@@ -101,6 +104,7 @@ class _Server:
         stats.recomputed_tokens = self._batch.recomputed_tokens
         self._batch.recomputed_tokens = 0
         self._known.clear()
+        self._again.clear()
         return stats
 
     def begin(self, connection: _Connection, ask: _Ask) -> str:
@@ -109,8 +113,9 @@ class _Server:
         name = words[0]
         self._free(name)
         connection.write(_HEAD)
-        self._streams[name] = _Stream(connection, ask.max_tokens)
+        self._streams[name] = _Stream(connection, time.monotonic())
         if name in self._known:
+            self._again[name] = None
             self.stats.resumed_tokens += len(words)
             self._batch.again[name] = None
         self._batch.add(
@@ -158,6 +163,8 @@ class _Server:
             stream_ends = outcome.kind is OutcomeKind.FINISHED
             if stream_ends:
                 del self._streams[outcome.request_id]
+            if not stream.sent and outcome.request_id not in self._again:
+                self.stats.first_ms[outcome.request_id] = (now_s - stream.came_s) * 1e3
             self._send(stream, outcome.output_tokens, last=stream_ends)
         if now_s - self._flushed_s >= _STREAM_INTERVAL_S:
             self._flushed_s = now_s
