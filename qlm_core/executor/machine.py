@@ -317,6 +317,8 @@ class Executor:
                 break
             overdue.append(item)
         self._attempts.requeue(overdue)
+        if overdue and self.state is _S.SERVING:
+            self._pull()
         for model in [m for m, until_s in self._passed_over.items() if until_s <= self._now_s]:
             del self._passed_over[model]
         return True
@@ -383,10 +385,7 @@ class Executor:
 
     def _fill(self) -> None:
         """Give the engine what there is room for, and ask for more."""
-        if self.batch.held:
-            # What there is room for is asked for before laxer work that is here already takes the room.
-            self._pull()
-            self._start_held()
+        self._start_held()
         self._pull()
         self._starved = self._config.eviction and (self._starved or bool(self.batch.held))
 
@@ -443,7 +442,7 @@ class Executor:
                 break
 
     def _relieve(self) -> None:
-        """Evict what gives way to requests that would wait too long otherwise."""
+        """Evict what gives way to requests that would wait too long, and ask for these before laxer ones take the room."""
         head = self._head()
         givers = self._reserve.givers(head)
         if givers:
@@ -453,6 +452,7 @@ class Executor:
         for item in givers:
             self._attempts.evict(item)
         if givers:
+            self._pull()
             self._fill()
 
     def _empty(self, head: QueuedGroup) -> None:
