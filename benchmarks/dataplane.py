@@ -70,7 +70,7 @@ def measure(*, seconds: float = 8.0) -> list[Figure]:
 
 
 async def _measure(folder: Path, seconds: float) -> list[Figure]:
-    async with _stand_in(PACED_TICK_S) as server:
+    async with stand_in("benchmarks.stand_in", "--tick-s", str(PACED_TICK_S)) as server:
         config = fleet.temporary_config(folder, overrides(server))
         async with (
             fleet.running(config, folder) as running,
@@ -98,10 +98,10 @@ async def _phases(
 
 
 @contextlib.asynccontextmanager
-async def _stand_in(tick_s: float) -> AsyncIterator[str]:
-    """A process with the stand-in for a model server; its address."""
+async def stand_in(module: str, *arguments: str) -> AsyncIterator[str]:
+    """A process with a stand-in for a model server; its address."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.stand_in", "--tick-s", str(tick_s)),
+        *(sys.executable, "-m", module, *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -88,6 +88,7 @@ simulation:
   solve_work: 20000           # moves that the planner tries for one plan
   solve_s: 0.2                # simulated time that this takes
   report_interval_s: 1.0      # how often a busy agent reports
+  abort_s: 0.0                # how long an engine goes on with what was aborted
 
 policies: [qlm, edf, fcfs]    # what is compared unless --policy says otherwise
 """

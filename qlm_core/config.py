@@ -239,12 +239,12 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     """How an agent carries out its queue (docs/states.md).
 
     kv_headroom: share of the KV cache kept free when pulling.
-    pull_ahead: requests pulled beyond the room there is, to hide the pull's round trip.
+    pull_ahead: requests of a class pulled beyond the room there is, to hide the pull's round trip.
     output_share: share of a request's expected output for which there must be room when it is pulled; with less, more
         requests run at once and more are evicted. Without eviction it is 1.
     eviction: whether running requests may be evicted for more urgent ones.
     drain_s_max: a longer drain before a model swap is cut short by eviction.
-    evict_margin_s: how long before a predicted miss an eviction is made.
+    evict_margin_s: how long before a predicted miss an eviction is made. Classes with shorter targets find slots kept free.
     evictions_max: how often one request may be evicted before it is left alone.
     pull_timeout_s: a pull without an answer is made again after this.
     swap_retry_s: after a failed swap, how long the model's groups are passed over.

@@ -49,6 +49,7 @@ _COUNTED = (
     "repetition_detection",
     "thinking_token_budget",
     "logits_processors",
+    "bad_words",
     "vllm_xargs",
     "kv_transfer_params",
 )
@@ -81,10 +82,13 @@ def resume_of(body: Mapping[str, Any], *, chat: bool) -> Resume:
 def exact_from_ids(body: Mapping[str, Any], *, chat: bool) -> bool:
     """Whether token ids continue a request as if it had not been interrupted, where its output so far is text.
 
-    Of sampled output that means: by the same distribution. For chats it takes plain text, since ids go on past the
-    template, the tools and the pictures of a chat; alternatives to the chosen tokens are lost when chats go on so.
+    Of sampled output that means: by the same distribution. Who names a seed wants more, but an engine draws anew from
+    the seed on. For chats it takes plain text, since ids go on past the template, the tools and the pictures of a chat;
+    alternatives to the chosen tokens are lost when chats go on so.
     """
     if resume_of(body, chat=chat) is Resume.NEVER or any(body.get(field) for field in _COUNTED):
+        return False
+    if body.get("seed") is not None and body.get("temperature") != 0:
         return False
     return not chat or (plain_chat(body) and not body.get("top_logprobs"))
 

@@ -1,4 +1,4 @@
-"""`qlm bench`: measurements of the data plane, the core, the planner and the simulator, each figure beside its target."""
+"""`qlm bench`: measurements of the data plane, slots, the core, the planner and the simulator, each figure beside its target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "decisions", help="attainment in the simulator and on the real service"
     )
     decisions.add_argument("--seeds", type=int, default=1, help="a minute or three each")
-    for subject in (dataplane, core, simulator, decisions):
+    slots = subjects.add_parser("slots", help="urgent requests beside work that fills all slots")
+    slots.add_argument("--quick", action="store_true", help="a quarter of the load: two minutes")
+    slots.add_argument("--repetitions", type=int, default=1, help="seven minutes each")
+    slots.add_argument("--ttft-s", type=float, default=1.0, help="what chats are promised")
+    for subject in (dataplane, core, simulator, decisions, slots):
         subject.add_argument("--json", action="store_true", help="print one JSON object")
     bench_planner.add_parser(subjects)
     bench_paper.add_parser(subjects)
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
         return bench_paper_program.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
-    known = ("seconds", "requests", "seeds")
+    known = ("seconds", "requests", "seeds", "quick", "repetitions", "ttft_s")
     measured = subject.measure(
         **{name: value for name, value in vars(args).items() if name in known}
     )

@@ -161,13 +161,12 @@ class Attempts:
             return False
         return self._evictions.get(item.ref.id, 0) < self._evictions_max
 
-    def gives_way(self, item: InFlight, slo_class: str) -> bool:
-        """Whether a request may be evicted for one that waits for its first token.
+    def gives_way(self, item: InFlight, laxity_s: float) -> bool:
+        """Whether a request may be evicted for one of such laxity that waits for its first token.
 
         It is of a laxer class; or of any, and it owes nothing. So no two requests evict each other in turn.
         """
-        laxer = item.class_ttft_s > self.laxity(slo_class)
-        return (laxer or item.owes_nothing) and self.may_evict(item)
+        return item.laxity_s > laxity_s and self.may_evict(item)
 
     def evict(self, item: InFlight) -> None:
         """Return an attempt for a more urgent one."""

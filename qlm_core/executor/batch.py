@@ -9,11 +9,28 @@ with a share, first tokens come earlier, and laxer work gives way when the batch
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from math import inf
 
 from qlm_core.executor.states import ATTEMPT_MOVES, AttemptState
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId, RequestRef, RunningRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Sequences, and tokens in the KV cache."""
+
+    slots: int
+    kv_tokens: int
+
+    def __add__(self, other: Room) -> Room:
+        return Room(self.slots + other.slots, self.kv_tokens + other.kv_tokens)
+
+
+NO_ROOM = Room(0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +71,11 @@ class InFlight:
         return self.begun and self.first_token_only
 
     @property
+    def laxity_s(self) -> float:
+        """How lax it is: as its class, and without bound once it owes nothing."""
+        return inf if self.owes_nothing else self.class_ttft_s
+
+    @property
     def resident_tokens(self) -> int:
         """Tokens in the KV cache if it runs: what an eviction has to compute again."""
         return self.ref.prompt_tokens + self.ref.produced_tokens + self.produced
@@ -69,9 +91,47 @@ class InFlight:
         return max(1, min(left, limit))
 
 
+def stricter(items: Iterable[InFlight], than: InFlight) -> Room:
+    """What those of stricter classes than that one's are charged."""
+    charges = [item.charged_tokens for item in items if item.class_ttft_s < than.class_ttft_s]
+    return Room(len(charges), sum(charges))
+
+
 def expected_output(ref: RequestRef) -> int:
     """Output tokens that a request is still expected to produce, at least one."""
     return max(1, min(ref.expected_output_tokens, ref.max_output_tokens - ref.produced_tokens))
+
+
+class Line:
+    """How many requests wait for room here, pulling or held, and what they are charged: by the laxity of their class."""
+
+    __slots__ = ("_by_laxity",)
+
+    def __init__(self) -> None:
+        self._by_laxity: dict[float, tuple[int, int]] = {}
+
+    def count(self, item: InFlight, sign: int) -> None:
+        """One joins (1) or leaves (-1)."""
+        many, charged = self._by_laxity.get(item.class_ttft_s, (0, 0))
+        many, charged = many + sign, charged + sign * item.charged_tokens
+        if many:
+            self._by_laxity[item.class_ttft_s] = many, charged
+        else:
+            del self._by_laxity[item.class_ttft_s]
+
+    def before(self, laxity_s: float) -> tuple[int, int]:
+        """Those of no laxer class than that, and their charge."""
+        many = charged = 0
+        for one_s, (own, tokens) in self._by_laxity.items():
+            if one_s <= laxity_s:
+                many += own
+                charged += tokens
+        return many, charged
+
+    @property
+    def laxities(self) -> list[float]:
+        """Of the classes in it."""
+        return list(self._by_laxity)
 
 
 class Batch:
@@ -88,6 +148,7 @@ class Batch:
         self.pulling: OrderedDict[RequestId, InFlight] = OrderedDict()
         self.held: OrderedDict[RequestId, InFlight] = OrderedDict()
         self.running: dict[RequestId, InFlight] = {}
+        self.line = Line()
         self._charged_ahead = 0
         self._charged_running = 0
         self.resident_tokens = 0
@@ -107,11 +168,6 @@ class Batch:
         self.slots, self.kv_tokens = slots, kv_tokens
 
     @property
-    def free_slots(self) -> int:
-        """Sequences that could still be pulled."""
-        return self.slots - len(self)
-
-    @property
     def free_tokens(self) -> int:
         """KV tokens not charged to anyone."""
         return self.kv_tokens - self._charged_running - self._charged_ahead
@@ -124,24 +180,44 @@ class Batch:
         """KV tokens that are counted for a request from the start."""
         return ref.prompt_tokens + ref.produced_tokens + self.foreseen(ref)
 
-    def has_room_for(self, charged_tokens: int) -> bool:
-        """Whether a request of this size fits beside all that is in flight. Alone, anything fits."""
+    def in_line(self) -> list[InFlight]:
+        """Everybody who waits for room here, payload or not, in the order in which they start.
+
+        The strictest class is first, and in it who is due first: what was pulled in the order of a plan that has changed since
+        holds nobody up.
+        """
+        return sorted(
+            chain(self.held.values(), self.pulling.values()),
+            key=lambda item: (item.class_ttft_s, item.ref.due_s),
+        )
+
+    def room(self, laxity_s: float = -inf) -> tuple[int, int]:
+        """Sequences and KV tokens that are free beside what runs, and beside those in line of no laxer class than that."""
+        many, charged = self.line.before(laxity_s)
+        return (
+            self.slots - len(self.running) - many,
+            self.kv_tokens - self._charged_running - charged,
+        )
+
+    def has_room_for(self, charged_tokens: int, laxity_s: float, spare: Room = NO_ROOM) -> bool:
+        """Whether a request of this size and laxity fits and leaves so much to spare. Alone, anything fits."""
         if not len(self):
             return True
-        return self.free_slots > 0 and charged_tokens <= self.free_tokens
+        slots, kv_tokens = self.room(laxity_s)
+        return slots > spare.slots and charged_tokens + spare.kv_tokens <= kv_tokens
 
-    def can_start(self, item: InFlight) -> bool:
-        """Whether a held request fits on the engine beside what runs there."""
-        if not self.running:
+    def can_start(self, item: InFlight, others: Room = NO_ROOM, spare: Room = NO_ROOM) -> bool:
+        """Whether a held request fits beside what runs and so much for `others`, and leaves so much to spare."""
+        if not self.running and not others.slots:
             return True
-        return (
-            len(self.running) < self.slots
-            and self._charged_running + item.charged_tokens <= self.kv_tokens
-        )
+        slots, kv_tokens = self.room()
+        kept = others + spare
+        return slots > kept.slots and item.charged_tokens + kept.kv_tokens <= kv_tokens
 
     def ask(self, item: InFlight) -> None:
         """Its payload is asked for."""
         self.pulling[item.ref.id] = item
+        self.line.count(item, 1)
         self._charged_ahead += item.charged_tokens
 
     def hold(self, item: InFlight, job: Payload) -> None:
@@ -155,6 +231,7 @@ class Batch:
         """It goes onto the engine."""
         self._move(item, AttemptState.RUNNING)
         del self.held[item.ref.id]
+        self.line.count(item, -1)
         self._charged_ahead -= item.charged_tokens
         self._charged_running += item.charged_tokens
         self.resident_tokens += item.resident_tokens
@@ -183,6 +260,7 @@ class Batch:
             self.resident_tokens -= item.resident_tokens
             return
         del (self.pulling if before is AttemptState.PULLING else self.held)[item.ref.id]
+        self.line.count(item, -1)
         self._charged_ahead -= item.charged_tokens
 
     def progress(self) -> tuple[RunningRequest, ...]:
@@ -202,6 +280,7 @@ class Batch:
         """Assert what must hold between the sums and the requests. O(n); for tests."""
         ahead = [*self.pulling.values(), *self.held.values()]
         assert self._charged_ahead == sum(item.charged_tokens for item in ahead)
+        assert self.line.before(inf) == (len(ahead), self._charged_ahead)
         running = self.running.values()
         assert self._charged_running == sum(item.charged_tokens for item in running)
         assert self.resident_tokens == sum(item.resident_tokens for item in running)

@@ -7,7 +7,8 @@ The rules (paper §4-5):
 * A model and its LoRA adapters are served together (`models`). A head group of another base ends pulling: the batch
   drains, then the base is swapped. A drain that takes too long, or would make the head late, is cut short by eviction.
   A group that was started is finished first, as long as the new head can wait.
-* Evict running requests that may give way when the head group's next requests would be late otherwise (`urgency`).
+* Evict running requests that may give way when more urgent ones would be late otherwise (`relief`). Keep room free of lax
+  work for those that are promised a first token sooner than an eviction takes effect (`reserve`).
 * Whatever happens to engine, gateway or solver, each pulled request ends or returns exactly once. Without
   a solver the window is worked off as it stands.
 
@@ -24,10 +25,12 @@ from typing import Any
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
-from qlm_core.executor.batch import InFlight
+from qlm_core.executor.batch import InFlight, stricter
 from qlm_core.executor.models import Models, cheapest_to_leave, latest_begin_s
+from qlm_core.executor.relief import Relief
+from qlm_core.executor.reserve import Reserve
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
-from qlm_core.executor.urgency import LOOKAHEAD, need, overflow, victims
+from qlm_core.executor.urgency import LOOKAHEAD, overflow
 from qlm_core.messages import (
     AttemptReturned,
     Pull,
@@ -45,9 +48,6 @@ from qlm_core.model import (
     SloClass,
 )
 from qlm_core.profile import EngineProfile
-
-# Least time between two checks of urgency.
-_CHECK_S_MIN = 0.05
 
 _S = ExecutorState
 
@@ -76,12 +76,11 @@ class Executor:
         self._models = Models(profiles)
         self._config = config
         self._report_interval_s = report_interval_s
-        # New references and unmet needs are looked at this soon, well within the margin.
-        self._check_s = max(_CHECK_S_MIN, config.evict_margin_s / 4)
+        self._relief = Relief(self._attempts, config)
+        self._reserve = Reserve(self._attempts, config)
         self._started: GroupId | None = None
         self._starved = False
         self._lacks_place: QueuedGroup | None = None
-        self._relief_s = 0.0
         self._hold_s = inf
         self._latest_swap: tuple[GroupId, float] | None = None
         self._empty_by_s = inf
@@ -134,7 +133,9 @@ class Executor:
             oldest = next(iter(self.batch.pulling.values()))
             due_s = min(due_s, oldest.pulled_s + self._config.pull_timeout_s)
         if self.state is _S.SERVING:
-            due_s = min(due_s, self._hold_s, self._relief_s if self._starved else inf)
+            due_s = min(due_s, self._hold_s)
+            if self._starved:
+                due_s = min(due_s, self._relief.due_s, self._reserve.wakeup_s(self._now_s))
             due_s = min(due_s, self._attempts.trust.wakeup_s(self._now_s))
             due_s = min(due_s, self._attempts.room.wakeup_s(self._now_s))
         elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
@@ -166,12 +167,13 @@ class Executor:
     # Each returns whether decisions may change.
 
     def _on_queue(self, update: QueueUpdate) -> bool:
+        new = [ref for ref in update.add if ref.id not in self.window and ref.id not in self.batch]
         if not self.window.apply(update, self.batch):
             return False
         self._latest_swap = None
-        self._relief_s = min(self._relief_s, self._now_s + self._check_s)
+        self._relief.soon(self._now_s, self._reserve.arrived(new, self._now_s) / 4)
         if update.order is not None or update.snapshot:
-            self._relief_s = 0.0
+            self._relief.due_s = 0.0
             self._models.pass_over_unknown(self.window.order)
             self._effects += self._models.hints(self.window.order)
         return True
@@ -305,6 +307,8 @@ class Executor:
             overdue.append(item)
         self._attempts.requeue(overdue)
         self._models.try_again(self._now_s)
+        if overdue and self.state is _S.SERVING:
+            self._pull()
         return True
 
     # ------------------------------------------------------------------- decisions
@@ -323,14 +327,10 @@ class Executor:
             if self._config.eviction:
                 for item in overflow(self.batch, self._attempts.may_evict):
                     self._attempts.evict(item)
-            self._start_held()
-            self._pull()
-            self._starved = self._starved and self._config.eviction
-            if self._starved and self._now_s >= self._relief_s:
-                if self._lacks_place is None:
-                    self._relieve()
-                else:
-                    self._make_place(self._lacks_place)
+            self._reserve.look(self._now_s)
+            self._fill()
+            if self._config.eviction:
+                self._relieve()
             return
         if self.state is _S.SERVING:
             self._move(Trigger.HEAD_NEEDS_SWAP)
@@ -342,12 +342,9 @@ class Executor:
         """The group to serve next: the first in order, unless the started one may be finished first."""
         head = self.window.head(self._models.passed_over)
         self._hold_s = inf
-        if (
-            head is None
-            or self._models.serves(head.model)
-            or self._started is None
-            or self.state is not _S.SERVING
-        ):
+        if head is None or self._models.serves(head.model):
+            return head
+        if self._started is None or self.state is not _S.SERVING:
             return head
         started = self.window.group(self._started)
         if started is None or not self._models.serves(started.model):
@@ -371,8 +368,17 @@ class Executor:
         self._latest_swap = (head.id, latest_s - self._config.evict_margin_s)
         return self._latest_swap[1]
 
+    def _fill(self) -> None:
+        """Give the engine what there is room for, and ask for more."""
+        self._start_held()
+        self._pull()
+        self._starved = self._config.eviction and (self._starved or bool(self.batch.held))
+
     def _pull(self) -> None:
-        """Ask for payloads from the head on, as far as there is room, and a few beyond it."""
+        """Ask for payloads from the head on, as far as there is room, and a few beyond it.
+
+        Laxer requests that wait for room here take none away: they start later.
+        """
         batch = self.batch
         wanted: dict[GatewayId, list[RequestId]] = {}
         places = self._models.places(batch)
@@ -384,8 +390,11 @@ class Executor:
             if not self._attempts.admits(len(batch)):
                 break
             group, ref = self.window.next(group, self._attempts.pauses_until_s(group.slo_class))
-            ahead = len(batch.pulling) + len(batch.held)
-            if not batch.has_room_for(batch.charge(ref)) and ahead >= self._config.pull_ahead:
+            laxity_s = self._attempts.laxity(group.slo_class)
+            fits = batch.has_room_for(
+                batch.charge(ref), laxity_s, self._reserve.spare(ref, laxity_s)
+            )
+            if not fits and batch.line.before(laxity_s)[0] >= self._config.pull_ahead:
                 self._starved = True
                 break
             if not places.take(group.model):
@@ -393,73 +402,64 @@ class Executor:
                 break
             self.window.take(ref.id)
             self._attempts.ask(ref, group.model, group.slo_class)
-            self._started = group.id
+            if self._started != group.id:
+                self._started = group.id
+                self._relief.soon(self._now_s)
             wanted.setdefault(ref.gateway, []).append(ref.id)
         for gateway, ids in wanted.items():
             self._effects.append(e.Send(gateway, Pull(tuple(ids))))
 
     def _start_held(self) -> None:
-        """Put held requests onto the engine, in the order in which they came, as long as they fit."""
-        batch = self.batch
-        while batch.held:
-            item = next(iter(batch.held.values()))
-            if not self._models.starts(item.model):
+        """Put held requests onto the engine, as long as they fit: the strictest class first, and in it who is due first.
+
+        What is on its way keeps its place before laxer ones, so that they do not take what was freed for it.
+        """
+        batch, reserve = self.batch, self._reserve
+        everybody_fits = min(batch.room(inf)) >= 0
+        on_their_way: list[InFlight] = []
+        for item in list(batch.held.values()) if everybody_fits else batch.in_line():
+            if item.job is None:
+                on_their_way.append(item)
+            elif not self._models.starts(item.model):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
-                continue
-            if not self._attempts.admits(len(batch.running)) or not batch.can_start(item):
+            elif not self._attempts.admits(len(batch.running)):
                 break
-            self._attempts.start(item)
+            elif batch.can_start(
+                item, stricter(on_their_way, item), reserve.spare(item.ref, item.class_ttft_s)
+            ):
+                self._attempts.start(item)
+            elif not batch.can_start(item):
+                break
 
     def _relieve(self) -> None:
-        """Evict what may give way if the head group's next requests would be late otherwise."""
+        """Evict what gives way to requests that would wait too long, and ask for these before laxer ones take the room."""
         head = self._head()
-        assert head is not None
-        laxity = self._attempts.laxity(head.slo_class)
-        behind = self._behind(head)
-        self._relief_s = self._now_s + self._check_s
-        if not behind:
-            return
-        upcoming = self.window.upcoming(head, lambda name: self._attempts.laxity(name) <= laxity)
-        begun_first = not self._attempts.first_token_only(head.slo_class)
-        wanted = need(
-            (ref for ref in upcoming if begun_first or not ref.produced_tokens),
-            self.batch,
-            now_s=self._now_s,
-            margin_s=self._config.evict_margin_s,
-            prefill_s_per_token=self._prefill_s_per_token,
-            token_s=self._attempts.pace.token_s,
-            evictable=len(behind),
-            resume_share=self._attempts.pace.resume_share,
-        )
-        if not wanted.slots and not wanted.kv_tokens:
-            self._relief_s = max(wanted.check_s, self._now_s + _CHECK_S_MIN)
-            return
-        chosen = victims(behind, wanted)
-        for item in chosen:
+        givers = self._reserve.givers(head)
+        if givers:
+            self._relief.later(self._now_s)
+        elif self._starved and self._now_s >= self._relief.due_s:
+            if self._lacks_place is None:
+                givers = self._relief.givers(head, self._now_s, self._prefill_s_per_token)
+            else:
+                givers = self._leavers(self._lacks_place)
+        for item in givers:
             self._attempts.evict(item)
-        if chosen:
+        if givers:
             self._pull()
+            self._fill()
 
-    def _behind(self, head: QueuedGroup) -> list[InFlight]:
-        """What may be evicted for the head group."""
-        place = self.window.position
-        position = place(head.id) or 0
-        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
-        return [
-            item
-            for item in chain(self.batch.held.values(), self.batch.running.values())
-            if self._attempts.gives_way(item, head.slo_class)
-            and (item.owes_nothing or (place(item.ref.group) or position) >= position)
-        ]
-
-    def _make_place(self, head: QueuedGroup) -> None:
-        """Have an adapter leave the batch if the head group's next request would be late otherwise."""
+    def _leavers(self, head: QueuedGroup) -> list[InFlight]:
+        """Requests of one adapter that leaves the batch if the head group's next request would be late otherwise."""
         latest_s = self._latest_swap_s(head)
-        self._relief_s = max(latest_s, self._now_s + self._check_s)
-        if self._now_s >= latest_s:
-            for item in cheapest_to_leave(self.batch, self._models, self._behind(head)):
-                self._attempts.evict(item)
-            self._pull()
+        self._relief.at(latest_s, self._now_s)
+        if self._now_s < latest_s:
+            return []
+        laxity_s = self._attempts.laxity(head.slo_class)
+        held = [
+            item for item in self.batch.held.values() if self._attempts.gives_way(item, laxity_s)
+        ]
+        behind = self._relief.behind(head, laxity_s)
+        return cheapest_to_leave(self.batch, self._models, [*held, *behind])
 
     def _empty(self, head: QueuedGroup) -> None:
         """Swap once nothing is in flight; cut the drain short when its time is up."""

@@ -38,7 +38,7 @@ class Need:
 
 
 def need(
-    waiting: Iterable[RequestRef],
+    waiting: Iterable[tuple[RequestRef, bool]],
     batch: Batch,
     *,
     now_s: float,
@@ -51,7 +51,8 @@ def need(
     """What the next requests need beyond what will come free in time.
 
     Args:
-        waiting: the requests to come, first to run first. Those that have begun take room, and are never late.
+        waiting: the requests to come, first to run first, and of each whether it presses. The others take room alone, as
+            do those that have begun: they are never late.
         prefill_s_per_token: engine time of a prompt token.
         token_s: time between two output tokens of a running request.
         evictable: requests in flight that could give way.
@@ -62,18 +63,19 @@ def need(
     slots = kv_tokens = late = late_tokens = 0
     ahead_s = 0.0
     charged = 0
-    for index, ref in enumerate(islice(waiting, LOOKAHEAD)):
+    free_slots, free_tokens = batch.room()
+    for index, (ref, presses) in enumerate(islice(waiting, LOOKAHEAD)):
         own_s = (ref.prompt_tokens + ref.produced_tokens) * prefill_s_per_token
         own_s *= resume_share if ref.produced_tokens else 1.0
         ahead_s += own_s
         charged += batch.charge(ref)
-        if now_s + own_s > ref.due_s or ref.produced_tokens:
+        if now_s + own_s > ref.due_s or ref.produced_tokens or not presses:
             continue
         latest_s = ref.due_s - ahead_s
         if releases is None:
             releases = _Releases(batch, now_s, token_s)
-        missing = index + 1 - batch.free_slots
-        short = charged - batch.free_tokens
+        missing = index + 1 - free_slots
+        short = charged - free_tokens
         if releases.free_at(missing, short) <= latest_s:
             check_s = min(check_s, max(latest_s - margin_s, now_s + margin_s / 4))
             continue

@@ -123,6 +123,11 @@ class Window:
             return None
         return self.order[position]
 
+    def slo_class(self, group: GroupId) -> str | None:
+        """The class of a group in the order, None if it is not there."""
+        position = self._position.get(group)
+        return None if position is None else self.order[position].slo_class
+
     def first(self, group: GroupId) -> RequestRef:
         """The reference of a group that comes next. The group must have one."""
         references = self._groups[group]

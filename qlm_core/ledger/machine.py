@@ -226,6 +226,8 @@ class Ledger:
         row.chunks += 1
         if not chunk.plain:
             row.resume = Resume.NEVER
+        if chunk.ids is not None and chunk.ids.prompt and not chunk.ids.position:
+            row.counted_prompt_tokens = len(chunk.ids.prompt)
         if not chunk.tokens:
             return [Deliver(chunk)]
         row.has_ids &= chunk.ids is not None

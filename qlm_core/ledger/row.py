@@ -24,6 +24,7 @@ class Row:
         losses: attempts that ended because an engine or agent was lost.
         errors: attempts that an engine answered with an error while it served others.
         pulled_s: when it was first granted.
+        counted_prompt_tokens: tokens of the prompt as an engine told their ids, 0 if none did.
         has_ids: whether the token ids of all output so far are known.
         rest_until_s: when it may be granted again, for one that an engine turned away.
         rested_by: the agent that gave it back to rest.
@@ -48,6 +49,7 @@ class Row:
     pulled_s: float | None = None
     first_token_s: float | None = None
     estimate: Estimate | None = None
+    counted_prompt_tokens: int = 0
     has_ids: bool = True
     rest_until_s: float | None = None
     rested_by: AgentId | None = None
@@ -76,7 +78,7 @@ class Row:
         """The terminal record, with latencies measured from arrival at the gateway."""
         arrival_s = self.meta.arrival_s
         output_tokens = self.output_tokens
-        prompt_tokens = self.meta.prompt_tokens
+        prompt_tokens = self.counted_prompt_tokens or self.meta.prompt_tokens
         if engine is not None and engine.output_tokens:
             output_tokens = self.produced_tokens + engine.output_tokens
         if engine is not None and engine.prompt_tokens > self.produced_tokens:

@@ -213,6 +213,11 @@ class Estimators:
             )
         return lengths.expected(request.max_output_tokens)
 
+    def left_tokens(self, key: GroupKey, produced_tokens: int) -> float:
+        """Output tokens still to expect of a running request of `key`, at least 1."""
+        lengths = self.lengths(key.model, key.slo_class)
+        return max(1.0, lengths.remaining(produced_tokens, _limit(key)))
+
     def profile(self, profile: EngineProfile) -> EngineProfile:
         """The profile to plan with: the agent's, unless the configuration gives a throughput."""
         tokens_per_s = self._config.token_throughput.get(profile.model)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Arriving, Estimators, Rate
 from qlm_core.manager.fleet import Agent
+from qlm_core.manager.slots import EVICT_MARGIN_S, FullSlots, full_slots
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
 from qlm_core.model import PAUSE_SHARE, AgentId, GroupId, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile
@@ -104,10 +105,11 @@ class _Streams:
 class _Starts:
     """Starts of one queue's groups: instants, and waiting requests of the same kind ahead."""
 
-    __slots__ = ("end", "made_s", "of")
+    __slots__ = ("end", "full", "made_s", "of")
 
-    def __init__(self, made_s: float):
+    def __init__(self, made_s: float, full: FullSlots | None):
         self.made_s = made_s
+        self.full = full
         self.of: dict[GroupId, Clocks] = {}
         self.end = Clocks(made_s, made_s, made_s)
 
@@ -156,7 +158,8 @@ class Timeline:
             return None
         starts = self._of(agent, groups, now_s)
         start = starts.of.get(group.id, starts.end)
-        return self._wait(request, group.key, agent, start, group.waiting - 1, agents, now_s)
+        ahead = group.waiting - 1
+        return self._wait(request, group.key, agent, start, ahead, starts.full, agents, now_s)
 
     def hypothetical(
         self, request: RequestMeta, agents: Agents, groups: Groups, now_s: float
@@ -176,7 +179,7 @@ class Timeline:
             else:
                 swap_s = self._swap_s(agent, self._last_model(agent, groups), request.model)
                 start, ahead = Clocks(*(end_s + swap_s for end_s in starts.end)), 0
-            waits.append(self._wait(request, key, agent, start, ahead, agents, now_s))
+            waits.append(self._wait(request, key, agent, start, ahead, starts.full, agents, now_s))
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
     def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
@@ -201,6 +204,7 @@ class Timeline:
         agent: Agent,
         start: Clocks,
         ahead: int,
+        full: FullSlots | None,
         agents: Agents,
         now_s: float,
     ) -> Wait:
@@ -219,9 +223,18 @@ class Timeline:
         steady = _behind(start, _PACED, rate, others, own_s, now_s)
         due_in_s = request.due_s - now_s
         press_in_s = due_in_s - PAUSE_SHARE * key.ttft_s
-        if not key.presses or due_in_s <= 0.0 or steady.quantiles_s[-1] <= press_in_s:
+        laxer = full is not None and full.laxer(key.ttft_s) > ahead
+        if laxer:
+            press_in_s = max(0.0, due_in_s - EVICT_MARGIN_S)
+        presses = key.presses or laxer
+        if not presses or due_in_s <= 0.0 or steady.quantiles_s[-1] <= press_in_s:
             return steady
-        pressed = _behind(start, _PRESSED, rate, others, own_s, now_s)
+        if laxer:
+            # Whatever is left of the outputs that give way, it does not count.
+            at_once_s = max(0.0, start.pressed - now_s) + own_s
+            pressed = Wait(at_once_s, (at_once_s, at_once_s, at_once_s))
+        else:
+            pressed = _behind(start, _PRESSED, rate, others, own_s, now_s)
         return relieved(steady, pressed, press_in_s=press_in_s, due_in_s=due_in_s)
 
     def _overtakers(
@@ -275,9 +288,9 @@ class Timeline:
         return found
 
     def _pass(self, agent: Agent, groups: Groups, now_s: float) -> _Starts:
-        starts = _Starts(now_s)
+        starts = _Starts(now_s, full_slots(agent, groups, self._estimators, now_s=now_s))
         model = agent.model
-        start = self._head(agent, now_s)
+        start = self._head(agent, starts.full, now_s)
         leaving = model is not None and bool(agent.held)
         for id in agent.queue:
             group = groups.get(id)
@@ -299,15 +312,17 @@ class Timeline:
         starts.end = start
         return starts
 
-    def _head(self, agent: Agent, now_s: float) -> Clocks:
+    def _head(self, agent: Agent, full: FullSlots | None, now_s: float) -> Clocks:
         """When the first place of a queue can start."""
         paced_s = now_s + ready_in_s(agent, self._estimators, now_s=now_s)
-        computed_s = max(now_s, paced_s)
+        pressed_s = computed_s = max(now_s, paced_s)
+        if full is not None:
+            paced_s = pressed_s + full.next_s
         if agent.model is not None and agent.model in agent.profiles:
             # The engine has gone on with its prompts since it reported.
             prompt_s = self._rate(agent, agent.model, None, now_s).absorb_s
             computed_s = max(computed_s, agent.reported_s + agent.uncomputed * prompt_s)
-        return Clocks(paced_s, max(now_s, paced_s), computed_s)
+        return Clocks(paced_s, pressed_s, computed_s)
 
     def _swap_s(self, agent: Agent, old: ModelName | None, new: ModelName) -> float:
         if old is not None and agent.base(old) == agent.base(new):

@@ -58,6 +58,7 @@ class Surroundings:
     Attributes:
         request_of: the request behind an id; only the engine may look at its output tokens.
         takes_all: requests go to the engine's own queue at once, however full it is.
+        abort_s: how long an engine goes on with what was aborted.
     """
 
     agenda: Agenda
@@ -67,6 +68,7 @@ class Surroundings:
     executor: ExecutorConfig
     classes: tuple[SloClass, ...]
     takes_all: bool
+    abort_s: float
     request_of: Callable[[RequestId], WorkloadRequest]
     tell_ledger: Callable[..., None]
     tell_solver: Callable[[ManagerEvent], None]
@@ -126,7 +128,7 @@ class Host:
                     rest = self._unsent.pop(back.id, 0)
                     self._hand_in(back.id, back.attempt, rest, AttemptCameBack(self.agent, back))
                 case Abort(id=id):
-                    self._unsent[id] = self.instance.abort(id, self._agenda.now_s)
+                    self._abort(id)
                     around.note("evict", self.agent, id, self._unsent[id])
                 case Report(state):
                     report = AgentReported(self.agent, state)
@@ -171,6 +173,17 @@ class Host:
 
     def _start(self, id: RequestId, attempt: int, priority: int) -> None:
         self.instance.start(id, attempt, priority, self._agenda.now_s)
+        self._watch()
+
+    def _abort(self, id: RequestId) -> None:
+        late_s = self._around.abort_s
+        self._unsent[id] = self.instance.abort(id, self._agenda.now_s, heard=not late_s)
+        if late_s:
+            self._agenda.after(late_s, self._hear_abort, id)
+
+    def _hear_abort(self, id: RequestId) -> None:
+        self._listen()
+        self.instance.hear_abort(id, self._agenda.now_s)
         self._watch()
 
     def _run_engine(self, due_s: float) -> None:

@@ -63,6 +63,8 @@ class Instance:
         self._past_busy_s = 0.0
         self._past_preemptions = 0
         self._restoring: dict[str, tuple[int, int, int]] = {}
+        # Aborted, and the engine has yet to hear of it.
+        self._unheard: dict[str, None] = {}
         self.awake: str | None = spec.awake
         self.engine = self._new_engine(spec.awake)
         if options.warm_start:
@@ -113,6 +115,7 @@ class Instance:
         del self._restoring[job]
         prompt, output, _ = waiting
         kept = self.engine.profile.kept_tokens(prompt) if self.jobs[job].resumed else 0
+        self.hear_abort(job, now_s)
         self.engine.add(
             job,
             prompt_tokens=prompt,
@@ -127,22 +130,35 @@ class Instance:
         entry = self.jobs.pop(job)
         return entry.told - entry.sent
 
-    def abort(self, job: str, now_s: float) -> int:
-        """Take a job off; returns its tokens that were not sent yet."""
+    def abort(self, job: str, now_s: float, *, heard: bool = True) -> int:
+        """Take a job off; returns its tokens that were not sent yet.
+
+        Args:
+            heard: False if the engine goes on with it until `hear_abort`. Nobody hears of that work.
+        """
         entry = self.jobs.pop(job)
         if self._restoring.pop(job, None) is not None:
             return 0
         if job not in self.engine:
             return entry.told - entry.sent
-        before = self.engine.produced(job)
-        try:
-            produced = self.engine.abort(job, now_s=now_s)
-        except KeyError:
-            # It ended in the very iteration that ends now; its last tokens are lost with its end.
-            produced = before
+        produced = self.engine.produced(job)
+        self._unheard[job] = None
+        if heard:
+            produced = self.hear_abort(job, now_s) or produced
         if produced and self._options.kv_swap:
             self._keep(job, entry.resident_tokens + produced)
         return produced - entry.sent
+
+    def hear_abort(self, job: str, now_s: float) -> int | None:
+        """The engine hears that a job was aborted; returns the tokens it has produced, None if it is not there any more."""
+        if job not in self._unheard:
+            return None
+        del self._unheard[job]
+        try:
+            return self.engine.abort(job, now_s=now_s)
+        except KeyError:
+            # It ended in the very iteration that ends now; its last tokens are lost with its end.
+            return None
 
     def advance(self, now_s: float) -> list[Outcome]:
         """What happened on the engine up to now."""
@@ -180,6 +196,7 @@ class Instance:
             if self._options.warm_start:
                 self._put_to_sleep(self.awake)
         self.awake = None
+        self._unheard.clear()
         self.engine = self._new_engine(model)
         self.swaps += 1
         self.swap_s += sleep_s + wake_s

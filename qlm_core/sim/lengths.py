@@ -11,7 +11,7 @@ from itertools import pairwise
 from random import Random
 from typing import Literal
 
-LengthsName = Literal["sharegpt", "mega"]
+LengthsName = Literal["sharegpt", "mega", "brief"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,19 @@ SHAREGPT_OUTPUT = Quantiles((
 # Mega prompts (paper, §8, W_C): 3,000 to 4,000 tokens in all.
 MEGA_TOTAL = Quantiles((3000, 4000))
 
+# Brief prompts with answers of some length: what slots are short of, not prompts or KV cache.
+BRIEF_PROMPT = Quantiles((40, 160))
+BRIEF_OUTPUT = Quantiles((100, 600))
+
 
 def sample_lengths(name: LengthsName, rng: Random) -> tuple[int, int]:
     """(prompt tokens, output tokens) of one request of a named kind.
 
     Prompt and output are independent: the sources publish marginals only.
     """
+    if name == "brief":
+        output = BRIEF_OUTPUT.at(rng.random())
+        return BRIEF_PROMPT.at(rng.random()), output
     output = SHAREGPT_OUTPUT.at(rng.random())
     if name == "mega":
         return MEGA_TOTAL.at(rng.random()) - output, output

@@ -119,12 +119,14 @@ class SimulationConfig(Section, frozen=True, kw_only=True):
     link_s: one-way delay between any two processes.
     solve_work: moves that the planner tries for one plan. solve_s: simulated time that it takes.
     report_interval_s: how often a busy agent reports.
+    abort_s: how long an engine goes on with what was aborted: until it has noticed that a connection is closed.
     """
 
     link_s: float = 0.001
     solve_work: int = 20_000
     solve_s: float = 0.2
     report_interval_s: float = 1.0
+    abort_s: float = 0.0
 
 
 class Scenario(Section, frozen=True, kw_only=True):

@@ -122,6 +122,7 @@ class World:
             executor=policy.executor(scenario.executor),
             classes=scenario.classes,
             takes_all=policy.takes_all,
+            abort_s=scenario.simulation.abort_s,
             request_of=self._requests.__getitem__,
             tell_ledger=self.tell_ledger,
             tell_solver=self.tell_solver,

@@ -49,6 +49,8 @@ def test_what_the_last_message_holds_matters_only_if_it_is_to_be_extended():
         ({"prompt": "p", "return_token_ids": True}, False, Resume.FROM_IDS, True),
         ({"prompt": "p", "truncate_prompt_tokens": 5}, False, Resume.FROM_IDS, True),
         ({"prompt": "p", "frequency_penalty": 0.5}, False, Resume.FROM_TEXT, False),
+        ({"prompt": "p", "seed": 1}, False, Resume.FROM_TEXT, False),
+        ({"prompt": "p", "seed": 1, "temperature": 0}, False, Resume.FROM_TEXT, True),
         ({"prompt": "p", "frequency_penalty": 0.0}, False, Resume.FROM_TEXT, True),
         ({"messages": [USER]}, True, Resume.FROM_TEXT, True),
         ({"messages": [USER], "logprobs": False}, True, Resume.FROM_TEXT, True),

@@ -151,6 +151,15 @@ def test_log_probabilities_go_on_from_token_ids_alone() -> None:
         assert (row.phase if row is not None else record(effects).phase) is expected
 
 
+def test_an_end_without_an_engines_word_counts_the_prompt_by_its_ids() -> None:
+    drive = Clocked()
+    drive.submit(request=meta(limit=2))
+    drive(lg.PullAsked(A, (R,)))
+    drive(lg.ChunkCame(A, Chunk(R, 1, b"{}", 2, ids=TokenIds(0, (5, 6), (1, 2, 3)))))
+    end = record(drive(returned(1)))
+    assert (end.prompt_tokens, end.output_tokens) == (3, 2)
+
+
 def test_who_was_turned_away_rests_as_long_as_told_and_loses_no_attempt() -> None:
     drive = Clocked(attempts_max=2)
     drive.submit()

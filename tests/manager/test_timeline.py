@@ -10,9 +10,18 @@ import pytest
 from qlm_core.config import ObjectiveConfig, RwtConfig, SolverConfig
 from qlm_core.grouping import GroupKey
 from qlm_core.manager import Manager
+from qlm_core.manager.events import AgentReported
 from qlm_core.manager.timeline import Clocks, _Stream
 from qlm_core.messages import Arrived, EstimateGiven, Pulled
-from qlm_core.model import RequestMeta, Slo
+from qlm_core.model import (
+    AgentId,
+    InstanceState,
+    ModelName,
+    RequestId,
+    RequestMeta,
+    RunningRequest,
+    Slo,
+)
 from tests.manager.conftest import CLASSES, Bench
 
 SHORT, LONG = 100, 900
@@ -119,3 +128,44 @@ def test_targets_that_clients_name_are_not_each_a_kind_of_their_own(bench: Bench
     [one] = bench.manager.estimators.arriving(one.model, now_s=bench.now_s)
     assert one.per_s == pytest.approx(100.0, rel=0.1)
     assert one.key.ttft_s == 16.0
+
+
+def full(bench: Bench, slo_class: str, count: int = 64) -> None:
+    """An engine whose slots are all taken by requests that have begun."""
+    a = bench.agent("a", "m")
+    ids = bench.arrive("m", slo_class, count=count)
+    for id in ids:
+        bench.fact(Pulled(id, a))
+    book = bench.manager.book
+    running = []
+    for id in ids:
+        held = book.get(id)
+        assert held is not None
+        running.append(RunningRequest(id=id, group=held.group.id, produced_tokens=5))
+    state = InstanceState(ready=True, awake_model=ModelName("m"), running=tuple(running))
+    bench.post(AgentReported(a, state))
+
+
+def told(bench: Bench, slo_class: str) -> EstimateGiven:
+    bench.arrive("m", slo_class)
+    order = bench.to_gateway()[-1]
+    assert isinstance(order, EstimateGiven)
+    return order
+
+
+def test_whoever_finds_every_slot_taken_is_told_of_the_next_end(bench: Bench) -> None:
+    full(bench, "batch-2", count=63)
+    assert told(bench, "batch-2").estimate.mean_s < 0.05
+    bench.fact(Pulled(RequestId("r64"), AgentId("a")))
+    rate = bench.manager.estimators.rate(
+        bench.manager.agents[AgentId("a")].profiles[ModelName("m")], None, now_s=bench.now_s
+    )
+    assert told(bench, "batch-2").estimate.mean_s > rate.seconds_per_request
+
+
+def test_behind_laxer_work_nobody_is_told_of_a_wait_that_eviction_cuts_short(bench: Bench) -> None:
+    """The quantiles of a full engine's next ends reach beyond the target; laxer work gives way before it."""
+    full(bench, "batch-2")
+    for _ in range(40):
+        estimate = told(bench, "interactive").estimate
+    assert estimate.p99_s < 21.0
