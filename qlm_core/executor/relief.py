@@ -114,12 +114,10 @@ class Relief:
         position = 0
         if head is not None and attempts.laxity(head.slo_class) <= laxity_s:
             position = attempts.window.position(head.id) or 0
+        before = dict.fromkeys(group.id for group in attempts.window.order[:position])
         return [
             item
             for item in attempts.batch.running.values()
             if attempts.gives_way(item, laxity_s)
-            and (
-                item.owes_nothing
-                or (attempts.window.position(item.ref.group) or position) >= position
-            )
+            and (item.owes_nothing or item.ref.group not in before)
         ]

@@ -83,7 +83,8 @@ class Listening:
             if isinstance(event, JobOutput):
                 chunk = msgspec.json.decode(event.data)
                 assert "id" not in chunk
-                assert "usage" not in chunk
+                # What whole answers have beside output may go ahead of it.
+                assert "usage" not in chunk or not event.tokens
                 choice = chunk["choices"][0]
                 text += choice.get("text") or choice.get("delta", {}).get("content") or ""
         return text

@@ -59,6 +59,17 @@ def test_an_end_is_counted_on_only_where_the_limit_makes_it_certain(expected, ab
     assert w.aborted == aborted
 
 
+@pytest.mark.parametrize("before", [[], [9]])
+def test_never_what_the_plan_puts_first(before: list[int]):
+    w = world(profile(slots=2))
+    first = [*map(group, before), group(1)]
+    w.queue(*first, add=refs(1, 2, expected=1000))
+    w.grant()
+    w.queue(*first, group(2, slo_class="interactive"), add=refs(2, 1, due_s=20.0), epoch=2)
+    w.at(30.0)
+    assert w.aborted == []
+
+
 def test_never_for_a_head_that_is_late_already():
     w = start()
     w.at(30.0)
