@@ -45,6 +45,8 @@ class Desk:
             return "no solver is connected"
         if not self.solver.models():
             return "no agent serves any model"
+        if not self.solver.engines_up:
+            return "no engine of any agent is up"
         return ""
 
     def models(self) -> bytes:

@@ -78,7 +78,7 @@ class SolverLink:
         self._facts: Outbox[GatewayFact] | None = None
         self._hang_up: Callable[[], object] | None = None
         self._heard = False
-        self._models: tuple[ModelName, ...] = ()
+        self._fleet = Fleet(())
         # Room for an announcement of everything open and all that may happen while it is read.
         self._backlog_max = 4 * config.limits.open_requests_max + 1_000
         limit = config.limits.message_bytes_max
@@ -101,7 +101,12 @@ class SolverLink:
 
     def models(self) -> tuple[ModelName, ...]:
         """The models that the fleet can serve, as the solver last said."""
-        return self._models
+        return self._fleet.models
+
+    @property
+    def engines_up(self) -> bool:
+        """Whether an engine of any agent is up, as the solver last said."""
+        return self._fleet.up
 
     def tell(self, fact: GatewayFact) -> None:
         """Pass a fact on; dropped while there is no session."""
@@ -175,8 +180,8 @@ class SolverLink:
                 handle(lg.EstimateCame(id, estimate))
             case Shed(id, reason):
                 handle(lg.ShedOrdered(id, reason))
-            case Fleet(models):
-                self._models = models
+            case Fleet():
+                self._fleet = order
 
     async def close(self) -> None:
         """Hang up."""

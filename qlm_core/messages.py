@@ -107,9 +107,10 @@ class ShedOrder:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The models that can be served now."""
+    """The models that there are agents for, and whether an engine of any of them is up."""
 
     models: tuple[ModelName, ...]
+    up: bool = True
 
 
 GatewayOrder = EstimateGiven | ShedOrder | Fleet

@@ -103,8 +103,8 @@ def _gateway_order_to_wire(order: m.GatewayOrder) -> gateway_pb.GatewayOrder:
             return gateway_pb.GatewayOrder(estimate=given)
         case m.ShedOrder(id, reason):
             return gateway_pb.GatewayOrder(shed=gateway_pb.Shed(id=id, reason=reason.value))
-        case m.Fleet(models):
-            return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models))
+        case m.Fleet(models, up):
+            return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models, down=not up))
 
 
 def gateway_orders_from_wire(
@@ -119,7 +119,8 @@ def gateway_orders_from_wire(
             case "shed":
                 yield m.ShedOrder(RequestId(order.shed.id), _shed_reason(order.shed.reason))
             case "fleet":
-                yield m.Fleet(tuple(ModelName(model) for model in order.fleet.models))
+                models = tuple(ModelName(model) for model in order.fleet.models)
+                yield m.Fleet(models, not order.fleet.down)
             case _:
                 raise WireError("orders: an order without a kind")
 

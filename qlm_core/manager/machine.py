@@ -63,7 +63,6 @@ from qlm_core.model import (
     GatewayId,
     GroupId,
     InstanceState,
-    ModelName,
     Phase,
     RequestId,
     RequestMeta,
@@ -97,7 +96,7 @@ class Manager:
         self.planner = Planner(config, weights)
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
         self._absent: dict[GatewayId, float] = {}
-        self._fleet: tuple[ModelName, ...] = ()
+        self._fleet = Fleet((), up=False)
         self._grouper = Grouper(
             span_ratio=config.grouping.span_ratio, requests_max=config.grouping.requests_max
         )
@@ -120,7 +119,7 @@ class Manager:
             case GatewaySaid(_, fact):
                 self._fact(fact, effects)
             case AgentReported(agent, state):
-                self._agent_reported(agent, state)
+                self._agent_reported(agent, state, effects)
             case Wakeup():
                 self._improve(effects)
             case PlanImproved(solve, plan):
@@ -164,7 +163,7 @@ class Manager:
         for id in self.book.of_gateway(gateway):
             self._forget(id)
         self.gateways[gateway] = hello.work_address
-        effects.append(TellGateway(gateway, Fleet(self._fleet)))
+        effects.append(TellGateway(gateway, self._fleet))
         self._announce_gateways(effects)
 
     def _announce_gateways(self, effects: list[Effect]) -> None:
@@ -339,13 +338,14 @@ class Manager:
         effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
         self._announce_fleet(effects)
 
-    def _agent_reported(self, id: AgentId, state: InstanceState) -> None:
+    def _agent_reported(self, id: AgentId, state: InstanceState, effects: list[Effect]) -> None:
         agent = self.agents.get(id)
         if agent is None:
             return
         agent.lease_until_s = self._now_s + self.config.agent_lease_s
         if agent.report(state, now_s=self._now_s):
             self._fleet_changed()
+            self._announce_fleet(effects)
             if state.draining:
                 self._empty_queue(agent)
         self.timeline.stale(id)
@@ -472,12 +472,12 @@ class Manager:
         self._publish.clear()
 
     def _announce_fleet(self, effects: list[Effect]) -> None:
-        models = tuple(
-            sorted({model: None for agent in self.agents.values() for model in agent.profiles})
-        )
-        if models != self._fleet:
-            self._fleet = models
-            effects.extend(TellGateway(gateway, Fleet(models)) for gateway in self.gateways)
+        agents = self.agents.values()
+        models = sorted({model: None for agent in agents for model in agent.profiles})
+        fleet = Fleet(tuple(models), up=any(agent.state.ready for agent in agents))
+        if fleet != self._fleet:
+            self._fleet = fleet
+            effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)
 
     def _group_size(self, key: GroupKey) -> int:
         waiting = self.book.waiting

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import routes
 from qlm_core import messages as m
+from qlm_core.model import ModelName
 from tests.gateway.peers import Agent, Solver, config, fleet, running, solving, soon
 from tests.gateway.test_http import CHAT, get, post
 
@@ -199,6 +200,9 @@ async def test_a_gateway_is_ready_when_a_request_could_be_served() -> None:
             solver.orders.put(m.Fleet(()))
             await soon(lambda: not gateway._solver.models())
             assert await ready(url) == unready("no agent serves any model")
+            solver.orders.put(m.Fleet((ModelName("tiny"),), up=False))
+            await soon(gateway._solver.models)
+            assert await ready(url) == unready("no engine of any agent is up")
         solver.orders.close()
         await soon(lambda: not gateway._solver.connected)
         # It lives all the same.

@@ -146,6 +146,15 @@ def test_the_fleet_is_announced_when_models_come_and_go(bench: Bench) -> None:
     assert fleets == [(), ("m", "n"), ()]
 
 
+def test_it_is_announced_whether_any_engine_is_up(bench: Bench) -> None:
+    a, b = bench.agent("a", "m"), bench.agent("b", "m")
+    for agent, ready in ((a, False), (b, False), (a, True)):
+        state = replace(bench.manager.agents[agent].state, ready=ready)
+        bench.post(AgentReported(agent, state))
+    fleets = [order.up for order in bench.to_gateway() if isinstance(order, Fleet)]
+    assert fleets == [False, True, False, True]
+
+
 def test_a_lost_agents_groups_go_to_another(bench: Bench) -> None:
     a = bench.agent("a", "m")
     ids = bench.arrive("m", count=5)

@@ -74,7 +74,7 @@ facts = st.one_of(
 gateway_orders = st.one_of(
     st.builds(m.EstimateGiven, ids, estimates),
     st.builds(m.ShedOrder, ids, st.sampled_from(ShedReason)),
-    st.builds(m.Fleet, st.lists(name.map(ModelName), max_size=3).map(tuple)),
+    st.builds(m.Fleet, st.lists(name.map(ModelName), max_size=3).map(tuple), st.booleans()),
 )
 states = st.builds(
     InstanceState,
