@@ -48,6 +48,11 @@ class HeldText:
         self._received_chars = 0
         self._released_chars = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held, and nothing will be for a stop string."""
+        return not (self._held_chars or self._pieces or self._waiting)
+
     def add(self, piece: Piece) -> Piece | None:
         """Take a piece; returns what is complete now as one piece, None if nothing is."""
         if not piece.plain:

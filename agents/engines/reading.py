@@ -8,10 +8,21 @@ has been counted, or has an id, can be read by the client, so a continued attemp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agents.engines.chunk_fields import (
+    are_ids,
+    cached_tokens_of,
+    chat_logprobs,
+    content_of,
+    empty,
+    ids_of,
+    is_text_alone,
+    only_choice,
+    usage_of,
+    without_role,
+)
 from agents.engines.faults import EngineError, fault_of, said_in
 from agents.engines.held_text import HeldText, Piece
 from agents.engines.lenient_json import Unreadable, encode, read
@@ -24,7 +35,6 @@ End = JobDone | JobRefused | JobLost | JobTurnedAway
 
 # Reported where an answer cannot be read: it came from a server behind us.
 _BAD_GATEWAY = 502
-_COUNT_MAX = 2**31 - 1
 # What a finish reason says that is none.
 _BROKEN_OFF = ("abort", "error")
 
@@ -79,6 +89,7 @@ class Reader:
         self.whole = reading.whole
         self._job = job
         self._reading = reading
+        self._goes_straight = reading.choices == 1 and reading.resumed_by is ResumedBy.NOTHING
         self._finished: dict[int, str] = {}
         self._counted: dict[int, int] = {}
         self._held = HeldText(reading.held_chars)
@@ -119,10 +130,12 @@ class Reader:
         if self.over:
             self._note_closing(event)
             return []
+        if self._goes_straight and (output := self._usual(event)) is not None:
+            return [output]
         said = said_in(event)
         if said is not None:
             raise EngineError(said)
-        usage = _usage(event.pop("usage", None))
+        usage = usage_of(event.pop("usage", None))
         choices = event.pop("choices", None)
         if not choices:
             self._note_counts(usage)
@@ -156,7 +169,7 @@ class Reader:
             output_tokens=max(0, counted - reading.repeated_tokens),
             closing=encode(self._closing) if self._closing else b"",
             resumed_by=reading.resumed_by,
-            cached_tokens=_cached(self._closing.get("usage")),
+            cached_tokens=cached_tokens_of(self._closing.get("usage")),
         )
 
     def failed(self, error: Exception, *, rest_s: float = 0.0) -> End:
@@ -171,6 +184,34 @@ class Reader:
         return JobLost(self._job.id, self._job.attempt, _words(error))
 
     # ------------------------------------------------------------------- one event
+
+    def _usual(self, event: Json) -> JobOutput | None:
+        """A chunk of the usual kind by a short way, since there is one for each token; None for any other kind.
+
+        That is text, of the only choice, which goes on, and whose tokens and text are complete.
+        """
+        job, reading = self._job, self._reading
+        choice = only_choice(event)
+        if choice is None or not is_text_alone(choice, chat=job.chat):
+            return None
+        ids: list[int] = []
+        if reading.exact:
+            ids = ids_of(choice)
+            told = event.get("prompt_token_ids") or choice.get("prompt_token_ids")
+            if not ids or told or not self._held.is_empty:
+                return None
+        usage = usage_of(event.get("usage"))
+        fresh = self._count(0, ids, usage, carries=True)
+        if usage is not None:
+            self._prompt_tokens = usage.get("prompt_tokens", self._prompt_tokens)
+        if not reading.keeps_usage or usage is None:
+            event.pop("usage", None)
+        if reading.exact and not reading.keeps_ids:
+            choice["token_ids"] = None
+        self.begun = True
+        event.pop("id", None)
+        told_ids = self._told(ids) if reading.exact else None
+        return JobOutput(job.id, job.attempt, encode(event), fresh, True, told_ids)
 
     def _outputs(self, event: Json, choices: list[Any], usage: Json | None) -> list[JobOutput]:
         reading = self._reading
@@ -219,10 +260,10 @@ class Reader:
         finish = choice.get("finish_reason")
         if finish is not None and not isinstance(finish, str):
             raise Unreadable("a finish reason that is no text")
-        if self._reading.resumed_by is not ResumedBy.NOTHING and not _without_role(choice):
+        if self._reading.resumed_by is not ResumedBy.NOTHING and not without_role(choice):
             return None
-        text, plain, carries = _content(choice, chat=self._job.chat and not self._reading.as_chat)
-        ids = _ids(choice)
+        text, plain, carries = content_of(choice, chat=self._job.chat and not self._reading.as_chat)
+        ids = ids_of(choice)
         tokens = self._count(index, ids, usage, carries=carries)
         self.begun = self.begun or carries or tokens > 0
         if finish:
@@ -269,14 +310,14 @@ class Reader:
         if reading.exact:
             # The client gets the ids that it asked for; else it finds the field as empty as without ours.
             if not reading.keeps_ids:
-                _empty(choice, "token_ids")
+                empty(choice, "token_ids")
             if not (reading.keeps_ids and self._wants_prompt):
-                _empty(choice, "prompt_token_ids")
+                empty(choice, "prompt_token_ids")
         logprobs = choice.get("logprobs")
         if reading.as_chat:
             choice["delta"] = {"content": choice.pop("text", "")}
             if isinstance(logprobs, dict):
-                choice["logprobs"] = _chat_logprobs(logprobs, reading.top_logprobs)
+                choice["logprobs"] = chat_logprobs(logprobs, reading.top_logprobs)
         elif reading.offset_chars and isinstance(logprobs, dict):
             offsets = logprobs.get("text_offset") or ()
             logprobs["text_offset"] = [offset + reading.offset_chars for offset in offsets]
@@ -291,8 +332,8 @@ class Reader:
         if ids is None and isinstance(choices[0], dict):
             ids = choices[0].get("prompt_token_ids")
         if not (reading.keeps_ids and self._wants_prompt):
-            _empty(event, "prompt_token_ids")
-        if self._wants_prompt and isinstance(ids, list) and _are_ids(ids):
+            empty(event, "prompt_token_ids")
+        if self._wants_prompt and isinstance(ids, list) and are_ids(ids):
             self._prompt_ids = tuple(ids)
 
     def _told(self, ids: list[int]) -> TokenIds | None:
@@ -319,7 +360,7 @@ class Reader:
 
     def _note_closing(self, event: Json) -> None:
         """What follows the last finish reason matters only for what it counts."""
-        usage = _usage(event.pop("usage", None))
+        usage = usage_of(event.pop("usage", None))
         choices = event.pop("choices", None)
         if usage is None or choices or self._closing:
             return
@@ -354,112 +395,6 @@ def whole_as_chunk(data: bytes, *, chat: bool) -> tuple[bytes, bytes]:
             choice["delta"] = choice.pop("message", None) or {}
     usage = answer.get("usage")
     return encode(answer), encode({"choices": [], "usage": usage})
-
-
-# --------------------------------------------------------------------------- fields
-
-
-def _usage(value: Any) -> Json | None:
-    """Usage whose counts are counts; what is not is left out."""
-    if not isinstance(value, dict):
-        return None
-    usage = dict(value)
-    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        count = usage.get(key)
-        if isinstance(count, float) and count.is_integer():
-            count = usage[key] = int(count)
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _COUNT_MAX:
-            usage.pop(key, None)
-    return usage
-
-
-def _cached(usage: Any) -> int | None:
-    """Tokens of the prompt that came from a cache, where the server says."""
-    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return cached if type(cached) is int and 0 <= cached <= _COUNT_MAX else None
-
-
-def _ids(choice: Json) -> list[int]:
-    ids = choice.get("token_ids")
-    return ids if isinstance(ids, list) and ids and _are_ids(ids) else []
-
-
-def _are_ids(ids: list[Any]) -> bool:
-    return all(type(id) is int and 0 <= id <= _COUNT_MAX for id in ids)
-
-
-def _content(choice: Json, *, chat: bool) -> tuple[str, bool, bool]:
-    """The text of a choice, whether it is nothing but text, and whether it carries output at all. Raises Unreadable."""
-    if not chat:
-        text = choice.get("text")
-        if text is None:
-            text = choice["text"] = ""
-        if not isinstance(text, str):
-            raise Unreadable("text that is no text")
-        return text, True, bool(text)
-    delta = choice.get("delta")
-    if delta is None:
-        # Some servers end a stream with the whole message, or send nothing but that.
-        delta = choice.pop("message", None) or {}
-        choice["delta"] = delta
-    if not isinstance(delta, dict):
-        raise Unreadable("a delta that is no JSON object")
-    if not isinstance(delta.get("role", ""), str):
-        delta["role"] = "assistant"
-    text = delta.get("content")
-    if isinstance(text, list):
-        text = delta["content"] = _joined(text)
-    if text is not None and not isinstance(text, str):
-        raise Unreadable("content that is no text")
-    calls = delta.get("tool_calls")
-    if calls is not None and not (
-        isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)
-    ):
-        raise Unreadable("tool calls that are no list of JSON objects")
-    beyond = any(value for key, value in delta.items() if key not in ("role", "content"))
-    return text or "", not beyond, bool(text) or beyond
-
-
-def _without_role(choice: Json) -> bool:
-    """Take the role from the delta of a continued attempt, whose client has it; whether anything else is there."""
-    delta = choice.get("delta")
-    if not isinstance(delta, dict) or delta.pop("role", None) is None:
-        return True
-    return any(delta.values()) or bool(choice.get("finish_reason"))
-
-
-def _empty(fields: Json, name: str) -> None:
-    if name in fields:
-        fields[name] = None
-
-
-def _joined(parts: list[Any]) -> str:
-    """The text of content that came in parts. Raises Unreadable if it has other parts."""
-    texts: list[str] = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(text, str):
-            raise Unreadable("content with parts that are no text")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _chat_logprobs(logprobs: Json, top: int) -> Json:
-    """A completion's log-probabilities as a chat has them."""
-    tokens = logprobs.get("tokens") or []
-    chosen = logprobs.get("token_logprobs") or [None] * len(tokens)
-    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
-    content = []
-    for token, logprob, others in zip(tokens, chosen, tops, strict=False):
-        best = list(others.items())[:top] if isinstance(others, dict) else []
-        alternatives = [_logprob(*other) for other in best]
-        content.append(_logprob(str(token), logprob) | {"top_logprobs": alternatives})
-    return {"content": content}
-
-
-def _logprob(token: str, logprob: Any) -> Json:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
 
 
 def _words(error: Exception) -> str:
