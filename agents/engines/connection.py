@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -18,8 +19,16 @@ import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
-from agents.engines.events import DONE, Events
-from agents.engines.faults import EngineError, Said, fault_of, rest_of, said_by, said_in
+from agents.engines.events import DONE, Event, Events
+from agents.engines.faults import (
+    EngineError,
+    Said,
+    fault_of,
+    is_about_access,
+    rest_of,
+    said_by,
+    said_in,
+)
 from agents.engines.lenient_json import Unreadable, read
 from agents.engines.reading import End, Reader, whole_as_chunk
 from agents.engines.requests import (
@@ -27,6 +36,8 @@ from agents.engines.requests import (
     COMPLETIONS,
     Abilities,
     CannotContinue,
+    NothingLeft,
+    Prepared,
     asked_whole,
     prepare,
 )
@@ -45,7 +56,9 @@ _CLOSING_S = 1.0
 # An answer that is asked for whole is silent until it is there.
 _WHOLE_SILENCES = 10.0
 _HELP_TIMEOUT_S = 10.0
-_CONTEXT_IS_FULL = "maximum context length"
+
+
+_Parts = AsyncIterator[tuple[bytes, bool]]
 
 
 class _Tokens(msgspec.Struct):
@@ -243,15 +256,31 @@ class Connection:
             self._tell(event)
 
     async def _answer(self, job: Payload, priority: int | None) -> End:
+        """Ask the server, and again where it turns out to lack what was taken for granted."""
+        while True:
+            able = self.able
+            try:
+                served = self._served[job.model]
+                prepared = await prepare(job, served, self, able, priority=priority)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                return JobRefused(job.id, job.attempt, 400, f"body: {error}")
+            except NothingLeft:
+                return JobDone(job.id, job.attempt, "length", 0, 0, resumed_by=ResumedBy.IDS)
+            except CannotContinue as error:
+                log.warning("job cannot go on here", extra={"id": job.id, "reason": str(error)})
+                return JobLost(job.id, job.attempt, str(error), answered=True)
+            event = await self._ask(job, prepared)
+            if not isinstance(event, JobRefused):
+                return event
+            lacking = able.without(event.error, asked=job.body)
+            if lacking is None:
+                return event
+            if self.able is able:
+                log.warning("engine lacks what it was taken for", extra={"id": job.id})
+                self.able = lacking
+
+    async def _ask(self, job: Payload, prepared: Prepared) -> End:
         assert self._http is not None, "not open"
-        try:
-            served = self._served[job.model]
-            prepared = await prepare(job, served, self, self.able, priority=priority)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            return JobRefused(job.id, job.attempt, 400, f"body: {error}")
-        except CannotContinue as error:
-            log.warning("job cannot go on here", extra={"id": job.id, "reason": str(error)})
-            return JobLost(job.id, job.attempt, str(error), answered=True)
         headers = {
             **dict(job.headers),
             "Content-Type": "application/json",
@@ -287,20 +316,11 @@ class Connection:
         rest_s = rest_of(response.headers.get("Retry-After"))
         if response.status != 200:
             answer = await response.content.read(_ERROR_BYTES_MAX)
-            return self._fault(job, reader, said_by(response.status, answer), rest_s)
-        # Not every server does as it is asked.
-        reader.whole = response.content_type == "application/json"
+            return self._fault(job, said_by(response.status, answer), rest_s)
         try:
-            if reader.whole:
-                await self._whole(job, reader, response)
-            else:
-                await self._stream(reader, response, limit)
+            await self._take_in(job, reader, response, limit)
         except EngineError as error:
-            return (
-                reader.failed(error)
-                if reader.over
-                else self._fault(job, reader, error.said, rest_s)
-            )
+            return self._fault(job, error.said, rest_s)
         except Unreadable as error:
             log.warning("unreadable answer", extra={"id": job.id, "reason": str(error)})
             return reader.failed(error)
@@ -308,36 +328,64 @@ class Connection:
             return reader.failed(error)
         return reader.end()
 
-    async def _whole(self, job: Payload, reader: Reader, response: aiohttp.ClientResponse) -> None:
+    async def _take_in(
+        self,
+        job: Payload,
+        reader: Reader,
+        response: aiohttp.ClientResponse,
+        limit: asyncio.Timeout,
+    ) -> None:
+        """An answer with status 200: whole or streamed, as it shows. Not every server does as it is asked, or as it says."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Unreadable("it is compressed, which it was asked not to be")
+        parts = response.content.iter_chunks()
+        head = b""
+        async for data, _ in parts:
+            head += data
+            if head.strip():
+                break
+        reader.whole = head.lstrip().startswith(b"{")
+        if reader.whole:
+            await self._whole(job, reader, head, parts)
+        else:
+            await self._stream(reader, head, parts, limit)
+
+    async def _whole(self, job: Payload, reader: Reader, head: bytes, parts: _Parts) -> None:
         """An answer in one piece."""
-        parts: list[bytes] = []
-        size = 0
-        async for data, _ in response.content.iter_chunks():
-            parts.append(data)
+        pieces, size = [head], len(head)
+        async for data, _ in parts:
+            pieces.append(data)
             size += len(data)
             if size > self._event_bytes_max:
                 raise Unreadable(f"an answer of more than {self._event_bytes_max} bytes")
-        for event in whole_as_chunk(b"".join(parts), chat=job.chat):
+        for event in whole_as_chunk(b"".join(pieces), chat=job.chat):
             self._pass_on(reader.take(event))
 
     async def _stream(
-        self, reader: Reader, response: aiohttp.ClientResponse, limit: asyncio.Timeout
+        self, reader: Reader, head: bytes, parts: _Parts, limit: asyncio.Timeout
     ) -> None:
         """Pass a stream on, event by event, until the server ends it or has nothing more to say."""
         loop = asyncio.get_running_loop()
-        events = Events(self._event_bytes_max)
         self._pass_on(reader.opening())
-        heard_s = -inf
-        async for data, _ in response.content.iter_chunks():
-            for event in events.feed(data):
-                if event.data == DONE:
-                    return
-                self._take(reader, event.data, error=event.error)
-                heard_s = self._be_patient(reader, limit, heard_s, loop.time())
-        for event in events.finish():
+        heard_s, seen = -inf, False
+        async for event in self._events(head, parts):
             if event.data == DONE:
                 return
+            seen = True
             self._take(reader, event.data, error=event.error)
+            heard_s = self._be_patient(reader, limit, heard_s, loop.time())
+        if head and not seen:
+            raise Unreadable("no server-sent events, though it was asked for a stream")
+
+    async def _events(self, head: bytes, parts: _Parts) -> AsyncIterator[Event]:
+        events = Events(self._event_bytes_max)
+        for event in events.feed(head):
+            yield event
+        async for data, _ in parts:
+            for event in events.feed(data):
+                yield event
+        for event in events.finish():
+            yield event
 
     def _take(self, reader: Reader, data: bytes, *, error: bool) -> None:
         if error and not reader.over:
@@ -362,21 +410,16 @@ class Connection:
             limit.reschedule(now_s + next_s if next_s else None)
         return now_s
 
-    def _fault(self, job: Payload, reader: Reader, said: Said, rest_s: float) -> End:
+    def _fault(self, job: Payload, said: Said, rest_s: float) -> End:
         """What an error means, and a word of it in the log; its own words may quote a prompt."""
-        resumed_by = reader.resumed_by
-        full = said.status == 400 and _CONTEXT_IS_FULL in said.text
-        if full and resumed_by is not ResumedBy.NOTHING:
-            # The context was full when the attempt before was broken off: nothing is missing but the word.
-            return JobDone(job.id, job.attempt, "length", 0, 0, resumed_by=resumed_by)
         event = fault_of(job, said, rest_s=rest_s)
         extra = {"id": job.id, "status": said.status}
         if not isinstance(event, JobLost):
             log.info("engine refused", extra=extra)
-        elif event.answered:
-            log.warning("engine error", extra=extra)
+        elif is_about_access(said.status):
+            log.error("engine denies access", extra=extra)
         else:
-            log.error("engine denies access, or is not there", extra=extra)
+            log.warning("engine error", extra=extra)
         return event
 
     # ------------------------------------------------------------------- help with tokens

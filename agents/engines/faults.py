@@ -3,10 +3,11 @@
 One rule for HTTP statuses and for errors inside a stream, since servers report the same things in both ways:
 
 * about the request (most of 4xx): the client gets the engine's status and words, and nothing is tried again;
-* about room (429, 503, and a request id that the server has not let go of yet): the job waits, at least as long as the
-  server says, and no attempt is counted;
+* about room (429, 503): the job waits, at least as long as the server says, and no attempt is counted;
 * about our access (401, 402, 403, 404, 407, redirects): the operator is told, and the job is tried elsewhere;
-* anything else: the job is tried again, and whoever else is served well shows whether it or the engine is at fault.
+* anything else, and a request id that the server has not let go of yet: the job is tried again.
+
+Of the last two kinds, whoever else is served well shows whether the job or the engine is at fault.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _OUR_ACCESS = (401, 402, 403, 404, 407)
 # The same request may well succeed at another moment.
 _RETRIED = (408, 409, 421, 425)
 # What servers say who know a request by an id that an earlier attempt still holds.
-_ID_IN_USE = re.compile(r"request.{0,3}id\b.*\b(already|in use|duplicate|exists)", re.I | re.S)
+_ID_IN_USE = re.compile(r"request.{0,3}id\b.{0,80}\b(already|in use|duplicate|exists)", re.I | re.S)
 _STATUS_OF_TYPE = (
     ("rate_limit", 429),
     ("ratelimit", 429),
@@ -71,14 +72,19 @@ def fault_of(job: Payload, said: Said, *, rest_s: float = 0.0) -> Fault:
     """What becomes of a job after an error."""
     status = said.status
     words = f"HTTP {status}: {said.text}"
-    if status in _NO_ROOM or (400 <= status < 500 and _ID_IN_USE.search(said.text)):
+    if status in _NO_ROOM:
         return JobTurnedAway(job.id, job.attempt, words, rest_s)
-    if status in _OUR_ACCESS or 300 <= status < 400:
-        return JobLost(job.id, job.attempt, f"access denied to the agent, {words}")
-    if 400 <= status < 500 and status not in _RETRIED:
+    if is_about_access(status):
+        words = f"access denied to the agent, {words}"
+    elif 400 <= status < 500 and status not in _RETRIED and not _ID_IN_USE.search(said.text):
         return JobRefused(job.id, job.attempt, status, said.text)
     # A proxy without its server answers for nobody.
     return JobLost(job.id, job.attempt, words, answered=status not in (502, 504))
+
+
+def is_about_access(status: int) -> bool:
+    """Whether a status says that the agent may not in, or asks at the wrong place."""
+    return status in _OUR_ACCESS or 300 <= status < 400
 
 
 def said_in(event: Mapping[str, Any]) -> Said | None:
@@ -125,14 +131,14 @@ def rest_of(retry_after: str | None, *, now: datetime | None = None) -> float:
 def _status(*places: Mapping[str, Any]) -> int:
     """The first HTTP status in these objects, or the one that an error's type stands for."""
     for place in places:
-        for key in ("code", "status", "status_code", "http_code"):
+        for key in ("code", "status", "status_code", "http_status_code", "http_code"):
             value = place.get(key)
             if isinstance(value, str) and value.isdigit():
                 value = int(value)
             if isinstance(value, int) and not isinstance(value, bool) and 300 <= value < 600:
                 return value
     for place in places:
-        kind = f"{place.get('type', '')} {place.get('code', '')}".lower()
+        kind = " ".join(str(place.get(key, "")) for key in ("type", "error_type", "code")).lower()
         for word, status in _STATUS_OF_TYPE:
             if word in kind:
                 return status

@@ -23,7 +23,7 @@ from agents.engines.chunk_fields import (
     usage_of,
     without_role,
 )
-from agents.engines.faults import EngineError, fault_of, said_in
+from agents.engines.faults import EngineError, Said, fault_of, said_in
 from agents.engines.held_text import HeldText, Piece
 from agents.engines.lenient_json import Unreadable, encode, read
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
@@ -35,8 +35,10 @@ End = JobDone | JobRefused | JobLost | JobTurnedAway
 
 # Reported where an answer cannot be read: it came from a server behind us.
 _BAD_GATEWAY = 502
-# What a finish reason says that is none.
-_BROKEN_OFF = ("abort", "error")
+# Finish reasons that say that it was not finished: by whom, as a status. The engine gave the job up by itself, or it failed.
+_BROKEN_OFF = {"abort": 502, "error": 500}
+# Written by servers that mean none.
+_NO_REASON = ("null", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +154,7 @@ class Reader:
         if not self.over:
             missing = reading.choices - len(self._finished)
             of = f"{missing} of {reading.choices} choices" if reading.choices > 1 else "the answer"
-            return JobLost(job.id, job.attempt, f"{of} did not come to an end")
-        broken = next((one for one in self._finished.values() if one in _BROKEN_OFF), None)
-        if broken is not None:
-            return JobLost(job.id, job.attempt, f"the engine ended it with {broken!r}")
+            return JobLost(job.id, job.attempt, f"{of} did not come to an end", answered=True)
         if not self._closing and self._latest_usage is not None and reading.choices == 1:
             # Some servers count with the last output, and say nothing after it.
             self._note_counts(self._latest_usage)
@@ -181,7 +180,7 @@ class Reader:
         if isinstance(error, Unreadable):
             words = f"the engine's answer cannot be read: {error}"
             return JobRefused(self._job.id, self._job.attempt, _BAD_GATEWAY, words)
-        return JobLost(self._job.id, self._job.attempt, _words(error))
+        return JobLost(self._job.id, self._job.attempt, _words(error), answered=True)
 
     # ------------------------------------------------------------------- one event
 
@@ -260,6 +259,10 @@ class Reader:
         finish = choice.get("finish_reason")
         if finish is not None and not isinstance(finish, str):
             raise Unreadable("a finish reason that is no text")
+        if finish in _BROKEN_OFF:
+            raise EngineError(Said(_BROKEN_OFF[finish], f"the engine ended it with {finish!r}"))
+        if finish in _NO_REASON:
+            finish = choice["finish_reason"] = None
         if self._reading.resumed_by is not ResumedBy.NOTHING and not without_role(choice):
             return None
         text, plain, carries = content_of(choice, chat=self._job.chat and not self._reading.as_chat)
@@ -282,7 +285,9 @@ class Reader:
         index = choice.get("index")
         if index is None or isinstance(index, bool):
             index = 0
-        if isinstance(index, str) and index.isdigit():
+        if (isinstance(index, str) and index.isdigit()) or (
+            isinstance(index, float) and index.is_integer()
+        ):
             index = int(index)
         if not isinstance(index, int) or not 0 <= index < self._reading.choices:
             raise Unreadable(f"a choice beyond the {self._reading.choices} that were asked for")
@@ -297,7 +302,8 @@ class Reader:
         before = self._counted.get(index, 0)
         if ids:
             now = before + len(ids)
-        elif usage is not None and "completion_tokens" in usage and not self.whole:
+        elif usage is not None and usage.get("completion_tokens") and not self.whole:
+            # Servers that count only at the end say 0 until then.
             now = max(before, usage["completion_tokens"])
         else:
             now = before + carries

@@ -68,6 +68,10 @@ class CannotContinue(Exception):
     """This server cannot go on with the job; another one may, and its client is not to blame."""
 
 
+class NothingLeft(Exception):
+    """The context was full when the attempt before was broken off: nothing is missing of the answer but the word."""
+
+
 class Helper(Protocol):
     """What a server does with tokens beside generating them."""
 
@@ -85,6 +89,7 @@ class Abilities:
     Attributes:
         ids: it tells the token ids of prompt and output, and takes prompts of ids.
         parses_chats: it divides the output of chats into reasoning and content.
+        options: it takes `stream_options`.
         running_counts: it counts tokens as it streams, or does not mind being asked to.
         shapes: by endpoint, what its whole answers have beside output, as far as it is known.
         fingerprint: its `system_fingerprint`, "" while not known.
@@ -94,11 +99,28 @@ class Abilities:
 
     ids: bool = False
     parses_chats: bool = False
+    options: bool = True
     running_counts: bool = True
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     fingerprint: str = ""
     context_tokens: int = 0
     output_tokens_max: int = 0
+
+    def without(self, refusal: str, *, asked: bytes) -> Abilities | None:
+        """What is left if a server refuses what QLM added to a request; None if it refuses something of the client's.
+
+        Args:
+            refusal: the server's words.
+            asked: the client's body.
+        """
+        for name, lacking in (
+            ("return_token_ids", replace(self, ids=False)),
+            ("continuous_usage_stats", replace(self, running_counts=False)),
+            ("stream_options", replace(self, options=False)),
+        ):
+            if name in refusal and name.encode() not in asked and lacking != self:
+                return lacking
+        return None
 
     def shape(self, path: str, choices: int) -> bytes:
         """What an answer of so many choices has beside output, as a chunk; empty where that is not known."""
@@ -146,6 +168,7 @@ async def prepare(
     Raises:
         msgspec.MsgspecError, ValueError: the body is not what the endpoint takes.
         CannotContinue: the server lacks what it takes to go on with the job.
+        NothingLeft: there is no room for more output.
     """
     body = _body.decode(job.body)
     body.pop("qlm_sim", None)
@@ -193,6 +216,8 @@ async def _continued_from_ids(
     body: _Body, job: Payload, served: str, helper: Helper, able: Abilities
 ) -> Prepared:
     ids = list(job.resume_ids)
+    if 0 < able.context_tokens <= len(ids):
+        raise NothingLeft
     most = min(_BROKEN_TOKENS_MAX, job.produced_tokens)
     again = await _broken_end(ids, served, helper, most=most)
     del ids[len(ids) - again :]
@@ -294,7 +319,7 @@ def _stream(body: _Body, able: Abilities) -> None:
     """Ask for a stream that is counted, keeping what else the client said about it, mistakes included."""
     options = _any.decode(body["stream_options"]) if "stream_options" in body else None
     body["stream"] = _TRUE
-    if options is not None and not isinstance(options, dict):
+    if not able.options or (options is not None and not isinstance(options, dict)):
         return
     asked: dict[str, Any] = dict(options or {})
     counted = ("include_usage", "continuous_usage_stats")[: 1 + able.running_counts]

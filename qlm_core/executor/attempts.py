@@ -21,8 +21,8 @@ from qlm_core.executor.window import Window
 from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
 from qlm_core.model import PAUSE_SHARE, ModelName, RequestId, RequestRef, SloClass
 
-# How many evicted requests are remembered, to bound how often each is evicted.
-_EVICTIONS_REMEMBERED = 4096
+# How many requests are remembered that were evicted, to bound how often each is, or turned away.
+_REMEMBERED = 4096
 
 
 class Attempts:
@@ -45,6 +45,7 @@ class Attempts:
         self._evictions_max = config.evictions_max
         self._slos = {one.name: one.slo for one in classes}
         self._evictions: OrderedDict[RequestId, int] = OrderedDict()
+        self._rests: OrderedDict[RequestId, float] = OrderedDict()
 
     def laxity(self, slo_class: str) -> float:
         """How lax the work of a class is; that of an unknown one not at all."""
@@ -130,6 +131,10 @@ class Attempts:
         if item is None or item.attempt != event.attempt:
             return False
         rest_s = max(event.rest_s, self.room.turned_away(len(self.batch.running) - 1, self.now_s))
+        self._rests[event.id] = self.now_s + rest_s
+        self._rests.move_to_end(event.id)
+        if len(self._rests) > _REMEMBERED:
+            self._rests.popitem(last=False)
         self.give_back(
             item,
             ReturnReason.TURNED_AWAY,
@@ -138,6 +143,10 @@ class Attempts:
             rest_s=rest_s,
         )
         return True
+
+    def rest_s(self, id: RequestId) -> float:
+        """How long this engine does not want to be asked again for a request; other engines may be."""
+        return self._rests.get(id, self.now_s) - self.now_s
 
     def give_back(
         self,
@@ -174,7 +183,7 @@ class Attempts:
             id = item.ref.id
             self._evictions[id] = self._evictions.get(id, 0) + 1
             self._evictions.move_to_end(id)
-            if len(self._evictions) > _EVICTIONS_REMEMBERED:
+            if len(self._evictions) > _REMEMBERED:
                 self._evictions.popitem(last=False)
         self.give_back(item, ReturnReason.EVICTED)
 

@@ -149,7 +149,8 @@ class Executor:
         swapping = self.state is _S.SWAPPING
         return InstanceState(
             ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING)
-            and not self._attempts.trust.pauses(self._now_s),
+            and not self._attempts.trust.doubted
+            and not self._attempts.room.takes_nothing,
             awake_model=None if swapping else self._models.awake,
             swapping_to=self._models.swapping_to if swapping else None,
             tiers=self._models.tiers,
@@ -198,7 +199,10 @@ class Executor:
             item = self._attempts.ask(ref, job.model)
         self.batch.hold(item, job)
         item.evictable = event.evictable
-        if self.state in (_S.DOWN, _S.SWAPPING):
+        rest_s = self._attempts.rest_s(job.id)
+        if rest_s > 0.0:
+            self._attempts.give_back(item, ReturnReason.TURNED_AWAY, rest_s=rest_s)
+        elif self.state in (_S.DOWN, _S.SWAPPING):
             self._attempts.give_back(item, ReturnReason.ENGINE_LOST)
         elif self.state in (_S.LEAVING, _S.GONE):
             self._attempts.give_back(item, ReturnReason.DRAINING)

@@ -27,7 +27,7 @@ class Room:
         self._until_s = -inf
 
     def turned_away(self, beside: int, now_s: float) -> float:
-        """It has turned a request away beside so many that run there; how long that one is to rest, in seconds."""
+        """It has turned a request away beside so many that run there; how long that one is to rest at least, in seconds."""
         self._in_a_row += 1
         if self._in_a_row == 1:
             return _PAUSE_S_MIN
@@ -45,6 +45,11 @@ class Room:
     def admits(self, in_flight: int, *, now_s: float) -> bool:
         """Whether one more request may be given to an engine that has so many."""
         return now_s >= self._until_s or in_flight < self._taken
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether it has turned several away in a row with nothing to do, and so is better not counted on."""
+        return self._pause_s > 0.0 and not self._taken
 
     def wakeup_s(self, now_s: float) -> float:
         """When more may be tried; infinite if nothing is held back."""

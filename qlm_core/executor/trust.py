@@ -5,8 +5,8 @@ request one of its attempts (`gateway.attempts_max`), and a whole queue would be
 supply for a while, which doubles with each further one; then a few requests are tried, until an output of the engine shows it
 to work. They are more than one, so that a single request that no engine can bear does not keep the others from showing that.
 
-An engine that answers one request with an error and serves the others is not at fault. So of what is lost by an answer, the
-first request since the engine last worked is what is blamed; another one in a row is one too many, and the engine is.
+An engine that answers some requests with errors and serves the others is not at fault. So of what is lost by an answer, the
+first few requests since the engine last worked are what is blamed; if there are more in a row, the engine is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from qlm_core.model import RequestId
 _PAUSE_S_MIN = 1.0
 _PAUSE_S_MAX = 10.0
 _TRIED = 2
+# So many requests in a row may be what is wrong; bad ones come from one client, and together.
+_BLAMED_MAX = 3
 
 
 class Trust:
@@ -26,15 +28,15 @@ class Trust:
     __slots__ = ("_blamed", "_pause_s", "_until_s")
 
     def __init__(self) -> None:
-        self._blamed: RequestId | None = None
+        self._blamed: dict[RequestId, None] = {}
         self._pause_s = 0.0
         self._until_s = -inf
 
     def blames(self, id: RequestId) -> bool:
         """Whether a request that the engine answered with an error is what is wrong, rather than the engine."""
-        if self._blamed is None and not self._pause_s:
-            self._blamed = id
-        return self._blamed == id
+        if len(self._blamed) < _BLAMED_MAX and not self._pause_s:
+            self._blamed[id] = None
+        return id in self._blamed
 
     def lost(self, now_s: float) -> None:
         """The engine has lost an attempt. What goes down together counts once."""
@@ -44,7 +46,7 @@ class Trust:
 
     def worked(self) -> bool:
         """The engine has answered; whether that was in doubt."""
-        self._blamed = None
+        self._blamed.clear()
         doubted = self._pause_s > 0.0
         if doubted:
             self._pause_s, self._until_s = 0.0, -inf
@@ -59,6 +61,11 @@ class Trust:
     def pauses(self, now_s: float) -> bool:
         """Whether nothing is given to it now."""
         return now_s < self._until_s
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it has lost something since it last worked, and so is better not counted on."""
+        return self._pause_s > 0.0
 
     def wakeup_s(self, now_s: float) -> float:
         """When that ends; infinite if it does not."""

@@ -49,6 +49,9 @@ from qlm_core.resume import Resume
 _ERRORS_MAX = 3
 # It rests this long after the first of them, and twice as long after the next: a server may be about to restart.
 _ERROR_REST_S = 1.0
+# How long a request rests at least that was turned away: the first time, and at most.
+_TURNED_AWAY_S_MIN = 0.5
+_TURNED_AWAY_S_MAX = 30.0
 # Ended ids that are still told apart from unknown ones when an agent asks for them.
 _ENDED_IDS_KEPT = 4096
 
@@ -71,6 +74,7 @@ class Ledger:
         self._first_attempt = first_attempt
         self._rows: dict[RequestId, Row] = {}
         self._held: dict[AgentId, dict[RequestId, None]] = {}
+        self._connected: dict[AgentId, None] = {}
         self._missing: dict[AgentId, float] = {}
         self._expiries: list[tuple[float, int, RequestId]] = []
         self._resting: list[tuple[float, int, RequestId]] = []
@@ -259,6 +263,8 @@ class Ledger:
             return []
         row.evictions += returned.reason is ReturnReason.EVICTED
         rest_s = returned.rest_s
+        if returned.reason is ReturnReason.TURNED_AWAY:
+            rest_s = self._rest_s(row, returned.rest_s)
         if returned.reason is ReturnReason.ENGINE_ERROR:
             row.errors += 1
             if row.errors >= _ERRORS_MAX:
@@ -271,6 +277,7 @@ class Ledger:
 
     def _agent_connected(self, event: ev.AgentConnected) -> list[Effect]:
         self._missing.pop(event.agent, None)
+        self._connected[event.agent] = None
         effects: list[Effect] = []
         going_on: dict[RequestId, None] = {}
         for run in event.running:
@@ -285,6 +292,7 @@ class Ledger:
         return effects
 
     def _agent_disconnected(self, event: ev.AgentDisconnected) -> list[Effect]:
+        self._connected.pop(event.agent, None)
         if self._held.get(event.agent):
             self._missing[event.agent] = self._now_s + self._agent_grace_s
         return []
@@ -372,6 +380,15 @@ class Ledger:
             heapq.heappush(self._resting, (row.rest_until_s, row.number, id))
             return effects
         return [*effects, Tell(Returned(id, produced))]
+
+    def _rest_s(self, row: Row, told_s: float) -> float:
+        """How long a request rests that an engine had no room for: as long as told, and longer each time.
+
+        Where other agents are, one of them may have room sooner; the one that turned it away remembers what it was told.
+        """
+        row.turned_away += 1
+        pause_s = min(_TURNED_AWAY_S_MAX, _TURNED_AWAY_S_MIN * 2.0 ** min(row.turned_away - 1, 10))
+        return pause_s if len(self._connected) > 1 else max(told_s, pause_s)
 
     def _fail(self, row: Row, error: str) -> list[Effect]:
         return self._end(row, Step.FAIL, FinishReason.ERROR.value, error=error)

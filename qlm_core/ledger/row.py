@@ -23,6 +23,7 @@ class Row:
         attempt_tokens: output of the current attempt.
         losses: attempts that ended because an engine or agent was lost.
         errors: attempts that an engine answered with an error while it served others.
+        turned_away: how often engines had no room for it.
         pulled_s: when it was first granted.
         counted_prompt_tokens: tokens of the prompt as an engine told their ids, 0 if none did.
         has_ids: whether the token ids of all output so far are known.
@@ -45,6 +46,7 @@ class Row:
     attempts: int = 0
     losses: int = 0
     errors: int = 0
+    turned_away: int = 0
     evictions: int = 0
     pulled_s: float | None = None
     first_token_s: float | None = None

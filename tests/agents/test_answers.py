@@ -66,9 +66,18 @@ class TestWhenAnAnswerIsOver:
             end = await ask(harness, prompt=["script", "q"], n=2)
             assert isinstance(end, JobLost)
 
-    async def test_an_engine_that_aborts_has_not_finished(self):
-        async with scripted([text("a"), text("", "abort"), DONE]) as harness:
+    @pytest.mark.parametrize("reason", ["abort", "error"])
+    async def test_an_engine_that_breaks_off_has_not_finished_and_nobody_is_told_so(
+        self, reason: str
+    ):
+        async with scripted([text("a"), text("b", reason), DONE]) as harness:
             assert isinstance(await ask(harness), JobLost)
+            assert [chunk["choices"][0]["finish_reason"] for chunk in chunks(harness)] == [None]
+
+    async def test_a_finish_reason_that_says_null_in_words_is_none(self):
+        async with scripted([text("a", "null"), text("b", "stop"), DONE]) as harness:
+            assert isinstance(await ask(harness), JobDone)
+            assert harness.heard.text("a") == "ab"
 
 
 class TestOddValues:
@@ -173,7 +182,7 @@ class TestWhoseFaultItIs:
         async with scripted(answer) as harness:
             end = await ask(harness)
             assert isinstance(end, JobLost)
-            assert not end.answered
+            assert "access denied" in end.reason
             assert len(harness.server.told) == 1  # type: ignore[attr-defined]
         assert [one.status for one in caplog.records if "denies access" in one.message] == [status]  # type: ignore[attr-defined]
 
@@ -219,7 +228,7 @@ class TestWhoseFaultItIs:
     async def test_a_request_id_that_still_runs_is_not_the_clients_fault(self):
         busy = Answer(status=400, body={"error": {"message": "Request id x already running"}})
         async with scripted(busy, [text("a", "stop"), DONE]) as harness:
-            assert isinstance(await ask(harness), JobTurnedAway)
+            assert isinstance(await ask(harness), JobLost)
             assert isinstance(await ask(harness, attempt=2), JobDone)
             assert harness.server.ids == ["a-1", "a-2"]  # type: ignore[attr-defined]
 
@@ -233,8 +242,72 @@ class TestWhoseFaultItIs:
             assert isinstance(end, JobLost)
             assert "silent" in end.reason
 
+    async def test_bad_words_of_a_client_are_not_taken_for_an_id_in_use(self):
+        words = "bad request id: " + "x" * 100 + " already"
+        async with scripted(Answer(status=400, body={"error": {"message": words}})) as harness:
+            assert isinstance(await ask(harness), JobRefused)
+
+    async def test_text_generation_inference_says_it_in_its_own_way(self):
+        body = {
+            "error": "Input validation error",
+            "error_type": "validation",
+            "http_status_code": 422,
+        }
+        async with scripted([body]) as harness:
+            end = await ask(harness)
+            assert isinstance(end, JobRefused)
+            assert end.status == 422
+
+
+class TestForms:
+    async def test_what_comes_is_read_as_what_it_is_whatever_it_is_called(self):
+        whole = json.dumps(
+            {"choices": [{"index": 0, "text": "ab", "finish_reason": "stop"}]}
+        ).encode()
+        stream = b'data: {"choices": [{"index": 0.0, "text": "ab", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+        for body in (whole, stream):
+            async with scripted(Answer(body=body)) as harness:
+                assert isinstance(await ask(harness), JobDone)
+                assert harness.heard.text("a") == "ab"
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (b"hello", {}),
+            (b'{"a": 1}\n{"b": 2}\n', {}),
+            (b"\x1f\x8b", {"Content-Encoding": "gzip"}),
+        ],
+    )
+    async def test_what_is_neither_whole_nor_a_stream_fails_once(
+        self, body: bytes, headers: dict[str, str]
+    ):
+        async with scripted(Answer(body=body, headers=headers)) as harness:
+            end = await ask(harness)
+            assert isinstance(end, JobRefused)
+            assert end.status == 502
+
+    @pytest.mark.parametrize("field", ["return_token_ids", "continuous_usage_stats"])
+    async def test_a_server_that_refuses_what_was_added_is_asked_without_it(self, field: str):
+        refusal = Answer(status=400, body={"error": {"message": f"Unknown field: {field}"}})
+        async with scripted(refusal, [text("a", "stop"), DONE], dialect="vllm") as harness:
+            assert isinstance(await ask(harness), JobDone)
+            assert isinstance(await ask(harness, attempt=2), JobDone)
+            told = harness.server.told  # type: ignore[attr-defined]
+            assert [field in json.dumps(body) for body in told] == [True, False, False]
+
+    async def test_what_a_client_added_is_refused_to_it(self):
+        refusal = Answer(status=400, body={"error": {"message": "Unknown field: return_token_ids"}})
+        async with scripted(refusal, dialect="vllm") as harness:
+            assert isinstance(await ask(harness, return_token_ids=True), JobRefused)
+
 
 class TestCounting:
+    async def test_a_server_that_says_nothing_came_until_the_end_is_not_believed(self):
+        events = [text("a") | usage(0, 0) | {"choices": text("a")["choices"]}] * 2
+        async with scripted([*events, CUT]) as harness:
+            assert isinstance(await ask(harness), JobLost)
+            assert harness.heard.tokens("a") == 2
+
     async def test_only_what_carries_output_counts_where_the_server_does_not(self):
         events = [
             delta(role="assistant", content=""),

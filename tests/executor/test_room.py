@@ -6,7 +6,7 @@ from qlm_core.executor import JobTurnedAway
 from qlm_core.messages import ReturnReason
 from qlm_core.model import RequestId
 from tests.executor.test_trust import busy
-from tests.executor.world import World
+from tests.executor.world import World, group, refs
 
 
 def turn_away(w: World, id: str, rest_s: float = 0.0) -> None:
@@ -23,6 +23,37 @@ def test_one_request_rests_as_long_as_told_and_others_go_on() -> None:
     assert w.reasons == {"1-0": ReturnReason.TURNED_AWAY}
     assert rests(w) == {"1-0": 90.0}
     assert len(w.pulled) == 5
+
+
+def test_the_engine_is_not_asked_again_before_that() -> None:
+    w = busy(waiting=0)
+    turn_away(w, "1-0", 90.0)
+    w.at(60.0)
+    w.queue(group(1), add=refs(1, 1))
+    w.grant()
+    assert w.submitted.count("1-0") == 1
+    assert w.returned[-1].rest_s == 30.0
+    w.at(91.0)
+    w.queue(group(1), add=refs(1, 1))
+    w.grant()
+    assert w.submitted.count("1-0") == 2
+
+
+def test_an_engine_that_takes_nothing_is_not_ready_until_it_takes_something() -> None:
+    w = busy(waiting=1)
+    for id in ("1-1", "1-2", "1-3"):
+        w.finish(id)
+    w.grant()
+    turn_away(w, "1-0")
+    assert w.executor.instance_state().ready
+    turn_away(w, "1-4")
+    assert not w.executor.instance_state().ready
+    w.at(10.0)
+    assert not w.executor.instance_state().ready
+    w.queue(group(1), add=refs(1, 1), epoch=2)
+    w.grant()
+    w.produce("1-0", 1)
+    assert w.executor.instance_state().ready
 
 
 def test_one_that_is_told_no_time_rests_a_little() -> None:

@@ -110,7 +110,7 @@ def test_what_was_pulled_ahead_is_tried_first_and_given_back_on_leaving() -> Non
     assert len(w.executor.batch) == 0
 
 
-def test_while_it_pauses_an_engine_is_not_reported_ready() -> None:
+def test_until_it_works_again_an_engine_is_not_reported_ready() -> None:
     w = busy()
     lose(w)
     w.at(1.1)
@@ -119,7 +119,10 @@ def test_while_it_pauses_an_engine_is_not_reported_ready() -> None:
     w.at(2.5)
     assert w.reports[-1].state.ready is False
     w.at(4.5)
-    assert w.reports[-1].state.ready is True
+    assert w.reports[-1].state.ready is False
+    w.grant()
+    w.produce(w.running[0], 1)
+    assert w.executor.instance_state().ready is True
 
 
 def error(w: World, id: str) -> None:
@@ -141,14 +144,14 @@ def test_a_request_that_is_answered_with_an_error_among_others_is_what_is_wrong(
 
 def test_an_engine_that_answers_one_request_after_the_other_with_errors_is_not_trusted() -> None:
     w = busy()
-    for id in ("1-0", "1-1", "1-2"):
+    ids = ("1-0", "1-1", "1-2", "1-3")
+    for id in ids:
         error(w, id)
-    assert w.reasons == {
-        "1-0": ReturnReason.ENGINE_ERROR,
-        "1-1": ReturnReason.ENGINE_LOST,
-        "1-2": ReturnReason.ENGINE_LOST,
-    }
-    assert len(w.pulled) == 5
+    # A few bad requests may come together; a fourth in a row is the engine's doing.
+    assert [w.reasons[id] for id in ids] == [ReturnReason.ENGINE_ERROR] * 3 + [
+        ReturnReason.ENGINE_LOST
+    ]
+    assert len(w.pulled) == 7
 
 
 def test_a_request_stays_the_suspect_when_it_comes_again() -> None:

@@ -176,6 +176,18 @@ def test_who_was_turned_away_rests_as_long_as_told_and_loses_no_attempt() -> Non
     assert drive(lg.PullAsked(B, (R,)))[0] == lg.Grant(B, R, 5, 0)
 
 
+def test_where_another_agent_is_who_was_turned_away_rests_a_moment_that_grows() -> None:
+    drive = Clocked()
+    drive(lg.AgentConnected(A))
+    drive(lg.AgentConnected(B))
+    drive.submit()
+    for attempt, rest_s in ((1, 0.5), (2, 1.0), (3, 2.0)):
+        drive(lg.PullAsked(A, (R,)))
+        back = AttemptReturned(R, attempt, ReturnReason.TURNED_AWAY, "HTTP 429", 3600.0)
+        assert drive(lg.AttemptCameBack(A, back)) == []
+        assert drive(lg.Woken(), at=drive.now_s + rest_s) == [lg.Tell(Returned(R, 0))]
+
+
 def test_a_resting_request_can_be_cancelled_and_runs_out_of_time() -> None:
     for end, phase in ((lg.CancelAsked(R), Phase.CANCELLED), (lg.Woken(), Phase.SHED)):
         drive = Clocked()
