@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -89,7 +90,11 @@ class Server:
             served=served,
             patience=patience,
             event_bytes_max=event_bytes_max,
-            able=Abilities(ids=True, context_tokens=settings.max_model_len),
+            able=Abilities(
+                ids=True,
+                context_tokens=settings.max_model_len,
+                output_tokens_max=output_limit_of(Path(settings.path)) if settings.path else 0,
+            ),
         )
         self.adapters = Adapters(
             self.connection, self._order, adapters, loaded_max=section.max_cpu_loras
@@ -275,6 +280,16 @@ class Server:
         except _NoAnswer as error:
             raise ServerError(f"{self.model}: /is_sleeping: no answer ({error!r})") from error
         return b"true" in answer
+
+
+def output_limit_of(model: Path) -> int:
+    """The limit on output that a model's folder says, which vLLM keeps where a client names none; 0 for none."""
+    try:
+        said = json.loads((model / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    limit = said.get("max_new_tokens") if isinstance(said, dict) else None
+    return limit if isinstance(limit, int) and limit > 0 else 0
 
 
 def _open_log(path: Path) -> BinaryIO:

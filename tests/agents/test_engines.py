@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ from tests.agents.harness import (
 )
 from tests.agents.test_connection import NoHelp
 from tests.executor.world import profile
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [('{"max_new_tokens": 40}', 40), ("{}", 0), ("[]", 0), ("{", 0), ('{"max_new_tokens": "x"}', 0), (None, 0)],
+)  # fmt: skip
+def test_a_models_own_limit_on_output_is_known(said: str | None, limit: int, tmp_path: Path):
+    if said is not None:
+        (tmp_path / "generation_config.json").write_text(said)
+    assert vllm_server.output_limit_of(tmp_path) == limit
 
 
 class TestOpenAI:
