@@ -18,7 +18,7 @@ import grpc
 from agents.driver import Driver, Run
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
-from protos.outbox import Outbox
+from protos.outbox import Outbox, batches
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core.config import AgentConfig
@@ -214,7 +214,7 @@ class GatewayLink:
         while events := await self._outbox.take():
             # All count as sent: what a breaking stream swallows is then missed on the other side.
             self._count(events)
-            for batch in _batches(events, bytes_max):
+            for batch in batches(events, _weight, bytes_max):
                 await call.write(wire.work_to_wire(batch))
         if self._closing:
             await call.done_writing()
@@ -270,20 +270,6 @@ class GatewayLink:
 
     def _new_outbox(self) -> Outbox[_Outgoing]:
         return Outbox(limit=self._agent.backlog_events_max)
-
-
-def _batches(events: list[_Outgoing], bytes_max: int) -> list[list[_Outgoing]]:
-    """Split events so that no message becomes too large to send."""
-    batches: list[list[_Outgoing]] = [[]]
-    size = 0
-    for event in events:
-        weight = _weight(event)
-        if batches[-1] and size + weight > bytes_max:
-            batches.append([])
-            size = 0
-        batches[-1].append(event)
-        size += weight
-    return batches
 
 
 def _weight(event: _Outgoing) -> int:

@@ -11,7 +11,7 @@ import grpc
 
 from gateway.driver import Driver
 from protos import wire
-from protos.outbox import Outbox
+from protos.outbox import Outbox, batches
 from protos.qlm.v1 import work_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
@@ -60,7 +60,7 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
         try:
             while orders := await stream.orders.take():
                 sendable = [self._sendable(order) for order in orders]
-                for batch in _batches(sendable, self._order_bytes_max):
+                for batch in batches(sendable, _weight, self._order_bytes_max):
                     yield wire.work_orders_to_wire(batch)
             if stream.refusal is not None:
                 await context.abort(*stream.refusal)
@@ -182,20 +182,6 @@ class _Stream:
         self._driver.connect(event.agent, self.orders)
         log.info("agent connected", extra={"agent": event.agent, "running": len(event.running)})
         self._driver.handle(lg.AgentConnected(event.agent, event.running))
-
-
-def _batches(orders: list[WorkOrder], bytes_max: int) -> list[list[WorkOrder]]:
-    """Split orders so that no message becomes too large to send."""
-    batches: list[list[WorkOrder]] = [[]]
-    size = 0
-    for order in orders:
-        weight = _weight(order)
-        if batches[-1] and size + weight > bytes_max:
-            batches.append([])
-            size = 0
-        batches[-1].append(order)
-        size += weight
-    return batches
 
 
 def _weight(order: WorkOrder) -> int:

@@ -8,6 +8,7 @@ next. The outbox has a limit: a peer that does not read is dropped rather than b
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -78,3 +79,21 @@ class Outbox(Generic[T]):
             self._linger = None
         self._due = True
         self._ready.set()
+
+
+def batches(items: list[T], weight: Callable[[T], int], bytes_max: int) -> list[list[T]]:
+    """Split what goes out so that no message becomes too large to send; one item alone may be.
+
+    Args:
+        weight: how many bytes of a message an item takes at most.
+    """
+    split: list[list[T]] = [[]]
+    size = 0
+    for item in items:
+        own = weight(item)
+        if split[-1] and size + own > bytes_max:
+            split.append([])
+            size = 0
+        split[-1].append(item)
+        size += own
+    return split

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 
 from agents.engines.base import Listener
+from agents.engines.calls import Calls
 from agents.engines.events import DONE, Event, Events
 from agents.engines.faults import (
     EngineError,
@@ -32,8 +33,6 @@ from agents.engines.faults import (
 from agents.engines.lenient_json import Unreadable, read
 from agents.engines.reading import End, Reader, whole_as_chunk
 from agents.engines.requests import (
-    CHATS,
-    COMPLETIONS,
     Abilities,
     CannotContinue,
     NothingLeft,
@@ -41,7 +40,6 @@ from agents.engines.requests import (
     asked_whole,
     prepare,
 )
-from agents.engines.shapes import Shape, learn
 from qlm_core.config import EngineConfig
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
@@ -55,24 +53,12 @@ _ERROR_BYTES_MAX = 65_536
 _CLOSING_S = 1.0
 # An answer that is asked for whole is silent until it is there.
 _WHOLE_SILENCES = 10.0
-_HELP_TIMEOUT_S = 10.0
 
 
 _Parts = AsyncIterator[tuple[bytes, bool]]
 
 
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Prompt(msgspec.Struct):
-    prompt: str
-
-
 _body = msgspec.json.Decoder(dict[str, Any])
-_tokens = msgspec.json.Decoder(_Tokens)
-_prompt = msgspec.json.Decoder(_Prompt)
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +79,7 @@ def patience_of(engine: EngineConfig) -> Patience:
     return Patience(first_s=engine.silence_first_s_max, next_s=engine.silence_s_max)
 
 
-class Connection:
+class Connection(Calls):
     """The request path to one server: submits jobs, streams their output, aborts them.
 
     Args:
@@ -116,17 +102,11 @@ class Connection:
         event_bytes_max: int = 16_777_216,
         able: Abilities | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        super().__init__(base_url, api_key=api_key, connect_timeout_s=connect_timeout_s)
         self.able = able or Abilities()
         self._served = served
         self._patience = patience or Patience()
         self._event_bytes_max = event_bytes_max
-        # Streams pass on as they come, so they must come as they are.
-        self._headers = {"Accept-Encoding": "identity"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._connect_timeout_s = connect_timeout_s
-        self._http: aiohttp.ClientSession | None = None
         self._listener: Listener | None = None
         self._tasks: dict[RequestId, tuple[int, asyncio.Task[None]]] = {}
         self._ended: dict[asyncio.Task[None], None] = {}
@@ -134,20 +114,14 @@ class Connection:
     def open(self, listener: Listener) -> None:
         """Be ready to take jobs."""
         self._listener = listener
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
-            headers=self._headers,
-            auto_decompress=False,
-        )
+        self.connect()
 
     async def close(self) -> None:
         """Drop all jobs without a word and hang up."""
         self._drop_all()
         if self._ended:
             await asyncio.wait(list(self._ended))
-        if self._http is not None:
-            await self._http.close()
+        await self.hang_up()
 
     @property
     def jobs(self) -> int:
@@ -173,6 +147,17 @@ class Connection:
         for event in lost:
             self._tell(event)
 
+    async def probe(self, model: ModelName, *, timeout_s: float) -> str:
+        """Have the server produce one token. Returns what is wrong, "" if nothing."""
+        return await self.try_out(self._served[model], timeout_s=timeout_s)
+
+    async def learn_shapes(self, model: ModelName, *, timeout_s: float) -> None:
+        """Find out what the server's whole answers look like."""
+        shapes = await self.shapes(self._served[model], timeout_s=timeout_s)
+        fingerprint = next((one.fingerprint for one in shapes.values() if one.fingerprint), "")
+        parses = any(one.reasons for one in shapes.values())
+        self.able = replace(self.able, shapes=shapes, fingerprint=fingerprint, parses_chats=parses)
+
     def evictable(self, job: Payload) -> bool:
         """Whether a job could go on elsewhere as well as this server's answers allow.
 
@@ -188,58 +173,7 @@ class Connection:
             return exact_from_ids(body, chat=job.chat)
         return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
 
-    async def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """GET a path of the server. Raises OSError, asyncio.TimeoutError or aiohttp.ClientError."""
-        return await self._call("GET", path, None, timeout_s)
-
-    async def post(self, path: str, body: object, *, timeout_s: float) -> tuple[int, bytes]:
-        """POST JSON to a path of the server; raises as `get`."""
-        return await self._call("POST", path, _encode(body), timeout_s)
-
-    async def probe(self, model: ModelName, *, timeout_s: float) -> str:
-        """Have the server produce one token. Returns what is wrong, "" if nothing."""
-        body = {"model": self._served[model], "prompt": "a", "max_tokens": 1, "temperature": 0}
-        try:
-            status, answer = await self.post("/v1/completions", body, timeout_s=timeout_s)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            return f"no answer: {error!r}"
-        return "" if status == 200 else f"HTTP {status}: {said_by(status, answer).text}"
-
-    async def learn_shapes(self, model: ModelName, *, timeout_s: float) -> None:
-        """Find out what the server's whole answers look like, by a token of each endpoint."""
-        asked: dict[str, dict[str, Any]] = {
-            COMPLETIONS: {"prompt": "a"},
-            CHATS: {"messages": [{"role": "user", "content": "a"}]},
-        }
-        shapes: dict[str, Shape] = {}
-        fingerprint, parses = "", False
-        for path, said in asked.items():
-            body = {"model": self._served[model], "max_tokens": 1, "temperature": 0, **said}
-            try:
-                status, answer = await self.post(path, body, timeout_s=timeout_s)
-                if status == 200:
-                    shape = shapes[path] = learn(answer)
-                    fingerprint, parses = shape.fingerprint, parses or shape.reasons
-            except (OSError, TimeoutError, aiohttp.ClientError):
-                return
-            except (Unreadable, KeyError, TypeError, IndexError, AttributeError):
-                log.warning("an endpoint answers strangely", extra={"path": path})
-        self.able = replace(self.able, shapes=shapes, fingerprint=fingerprint, parses_chats=parses)
-
     # ------------------------------------------------------------------- one job
-
-    async def _call(
-        self, method: str, path: str, body: bytes | None, timeout_s: float
-    ) -> tuple[int, bytes]:
-        assert self._http is not None, "not open"
-        async with self._http.request(
-            method,
-            self.base_url + path,
-            data=body,
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        ) as response:
-            return response.status, await response.read()
 
     async def _run(self, job: Payload, priority: int | None) -> None:
         event: End = JobLost(job.id, job.attempt, "the agent failed")
@@ -280,7 +214,6 @@ class Connection:
                 self.able = lacking
 
     async def _ask(self, job: Payload, prepared: Prepared) -> End:
-        assert self._http is not None, "not open"
         headers = {
             **dict(job.headers),
             "Content-Type": "application/json",
@@ -290,7 +223,7 @@ class Connection:
         first_s = self._patience.first_s * (_WHOLE_SILENCES if prepared.reading.whole else 1.0)
         try:
             async with asyncio.timeout(first_s or None) as limit:
-                async with self._http.post(
+                async with self.http.post(
                     self.base_url + prepared.path,
                     data=prepared.body,
                     headers=headers,
@@ -421,33 +354,6 @@ class Connection:
         else:
             log.warning("engine error", extra=extra)
         return event
-
-    # ------------------------------------------------------------------- help with tokens
-
-    async def tokenize(self, served: str, text: str) -> list[int]:
-        """The ids of a text. Raises CannotContinue."""
-        body = {"model": served, "prompt": text, "add_special_tokens": False}
-        status, answer = await self.post("/tokenize", body, timeout_s=_HELP_TIMEOUT_S)
-        try:
-            tokens = _tokens.decode(answer).tokens if status == 200 else []
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            tokens = []
-        # Of text there is always a token; servers with another /tokenize than vLLM's may find no text.
-        if text and not tokens:
-            raise CannotContinue(
-                f"the server does not tokenize as vLLM does (HTTP {status} at /tokenize), so a "
-                "prompt of token ids cannot be continued there"
-            )
-        return tokens
-
-    async def detokenize(self, served: str, ids: list[int]) -> str | None:
-        """The text of ids; None where the server does not say."""
-        body = {"model": served, "tokens": ids}
-        status, answer = await self.post("/detokenize", body, timeout_s=_HELP_TIMEOUT_S)
-        try:
-            return _prompt.decode(answer).prompt if status == 200 else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None
 
     # ------------------------------------------------------------------- bookkeeping
 

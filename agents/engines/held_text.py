@@ -123,17 +123,19 @@ def _merged(first: Piece, second: Piece) -> Piece:
     """Two pieces of one choice as one; their text is cut later."""
     choice = first.choice | second.choice
     for key in ("token_ids", "prompt_token_ids"):
-        both = [piece.choice.get(key) for piece in (first, second)]
-        if all(isinstance(ids, list) for ids in both):
-            choice[key] = [*both[0], *both[1]]  # type: ignore[misc]
-        elif isinstance(both[0], list):
-            choice[key] = both[0]
+        lists = [
+            piece.choice[key]
+            for piece in (first, second)
+            if isinstance(piece.choice.get(key), list)
+        ]
+        if lists:
+            choice[key] = [id for ids in lists for id in ids]
     choice["logprobs"] = _merged_logprobs(
         first.choice.get("logprobs"), second.choice.get("logprobs")
     )
-    deltas = [piece.choice.get("delta") for piece in (first, second)]
-    if all(isinstance(delta, dict) for delta in deltas):
-        choice["delta"] = deltas[0] | deltas[1]  # type: ignore[operator]
+    before, after = first.choice.get("delta"), second.choice.get("delta")
+    if isinstance(before, dict) and isinstance(after, dict):
+        choice["delta"] = before | after
     return Piece(
         index=first.index,
         choice=choice,
