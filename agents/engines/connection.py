@@ -44,7 +44,7 @@ from qlm_core.config import EngineConfig
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
-from qlm_core.resume import Resume, ResumedBy, exact_from_ids, resume_of
+from qlm_core.resume import Resume, ResumedBy, exact_from_ids, resume_of, single_prompt
 
 log = logging.getLogger("qlm.engine")
 
@@ -171,6 +171,8 @@ class Connection(Calls):
             return False
         if self.able.ids:
             return exact_from_ids(body, chat=job.chat)
+        if not job.chat and not isinstance(single_prompt(body.get("prompt")), str):
+            return False  # its text cannot go behind ids, for who knows how to divide it
         return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
 
     # ------------------------------------------------------------------- one job

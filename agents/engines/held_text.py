@@ -1,8 +1,8 @@
 """Keeps tokens and their text together, where an engine sends one before the other.
 
-An engine that tells token ids sends a token at once, and its text when that is complete: after the last byte of a
-character, or when no stop string can begin in it any more. A continued attempt begins after whole tokens. So what
-leaves here has both: tokens whose text is out, and no text whose tokens are not.
+An engine tells of a token at once, by its id or in its count, and sends its text when that is complete: after the last
+byte of a character, or when no stop string can begin in it any more. A continued attempt begins after whole tokens. So
+what leaves here has both: tokens whose text is out, and no text whose tokens are not.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class HeldText:
         choice = released.choice
         if "text" in choice:
             choice["text"] = text
-        elif isinstance(choice.get("delta"), dict) and (text or "content" in choice["delta"]):
+        elif isinstance(choice.get("delta"), dict) and (text or choice["delta"].get("content")):
+            # Content that says that there is none stays as it is.
             choice["delta"]["content"] = text
         return released
 

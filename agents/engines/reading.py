@@ -48,7 +48,7 @@ class Reading:
     Attributes:
         choices: how many choices the answer has (n times prompts).
         exact: the engine tells token ids.
-        held_chars: for stop strings it holds back the text of so many characters.
+        held_chars: for stop strings it may hold back the text of so many characters.
         keeps_ids: the client wants token ids as well.
         keeps_usage: the client wants the running count in each chunk.
         as_chat: a completion answers a chat.
@@ -193,11 +193,12 @@ class Reader:
         choice = only_choice(event)
         if choice is None or not is_text_alone(choice, chat=job.chat):
             return None
+        if not self._held.is_empty:
+            return None
         ids: list[int] = []
         if reading.exact:
             ids = ids_of(choice)
-            told = event.get("prompt_token_ids") or choice.get("prompt_token_ids")
-            if not ids or told or not self._held.is_empty:
+            if not ids or event.get("prompt_token_ids") or choice.get("prompt_token_ids"):
                 return None
         usage = usage_of(event.get("usage"))
         fresh = self._count(0, ids, usage, carries=True)
@@ -223,7 +224,7 @@ class Reader:
         tokens, plain, finished = 0, True, False
         for choice in choices:
             piece = self._piece(choice, usage)
-            if piece is not None and reading.exact:
+            if piece is not None and reading.choices == 1 and not self.whole:
                 piece = self._held.add(piece)
             if piece is None:
                 continue

@@ -291,7 +291,7 @@ def _reading(body: _Body, job: Payload, able: Abilities) -> Reading:
     return Reading(
         choices=choices,
         exact=exact,
-        held_chars=_held_chars(body) if exact else 0,
+        held_chars=_held_chars(body) if choices == 1 else 0,
         keeps_ids=_flag(body, "return_token_ids"),
         keeps_usage=bool(wants.get("include_usage") and wants.get("continuous_usage_stats")),
         fingerprint=able.fingerprint if streamed and not wants.get("include_usage") else "",
@@ -307,7 +307,7 @@ def _choices(body: _Body, job: Payload) -> int:
 
 
 def _held_chars(body: _Body) -> int:
-    """Characters that vLLM holds back because a stop string may begin in them."""
+    """Characters that a server may hold back because a stop string may begin in them. vLLM always does."""
     if _flag(body, "include_stop_str_in_output") or "stop" not in body:
         return 0
     stop = _any.decode(body["stop"])

@@ -158,6 +158,21 @@ class TestTokensLeaveWithTheirText:
             assert "".join(texts(outputs)) == "".join(words[: len(told)])
         assert "".join(texts(outputs)) == "".join(words)
 
+    def test_what_is_counted_without_ids_is_held_back_as_well(self):
+        read = reader(held_chars=2)
+        counted = [
+            {
+                "choices": [{"index": 0, "text": said, "finish_reason": None}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": count},
+            }
+            for said, count in (("", 1), ("", 2), ("aa", 3), ("bb", 4))
+        ]
+        outputs = fed(read, *counted)
+        # Of "aa" it is certain when two more characters are out; three tokens go with it.
+        assert [(json.loads(one.data)["choices"][0]["text"], one.tokens) for one in outputs] == [
+            ("aabb", 3)
+        ]
+
     def test_log_probabilities_stay_with_their_tokens(self):
         read = reader(exact=True)
         outputs = fed(
