@@ -10,6 +10,7 @@ are each server's own words.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -303,14 +304,14 @@ def _differ_lists(path: str, direct: list[Any], through: list[Any]) -> Iterator[
 
 def _same(direct: Json, through: Json) -> bool:
     # NaN, which servers do send, equals itself here.
-    return bool(direct == through) or (direct != direct and through != through)  # noqa: PLR0124
+    if isinstance(direct, float) and math.isnan(direct):
+        return math.isnan(through)
+    return bool(direct == through)
 
 
 def _shown(direct: Json, through: Json) -> tuple[str, str]:
     """Both values, long texts from shortly before where they part."""
-    if isinstance(direct, str) and isinstance(through, str):
-        if ABSENT in (direct, through):
-            return tuple(x if x == ABSENT else _short(json.dumps(x)) for x in (direct, through))  # type: ignore[return-value]
+    if isinstance(direct, str) and isinstance(through, str) and ABSENT not in (direct, through):
         pairs = zip(direct, through, strict=False)
         parted = next(
             (i for i, (a, b) in enumerate(pairs) if a != b), min(len(direct), len(through))

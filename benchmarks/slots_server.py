@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-import httptools
 import msgspec
 import uvloop
 
+from benchmarks.loopback import STREAM_HEAD, Connection, serve
 from qlm_core.profile import EngineProfile
 from qlm_core.profile_catalog import find_profile
 from qlm_core.sim.batch import ContinuousBatch, OutcomeKind
@@ -28,8 +26,6 @@ MODEL, GPU = "mistral-7b", "a100"
 SLOTS = 32
 _STREAM_INTERVAL_S = 0.05
 """Tokens within this time share a chunk, but for the first: 32 streams would cost more than what is to be measured."""
-
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class _Ask(msgspec.Struct):
@@ -112,7 +108,7 @@ class _Server:
         words = ask.prompt.split()
         name = words[0]
         self._free(name)
-        connection.write(_HEAD)
+        connection.write(STREAM_HEAD)
         self._streams[name] = _Stream(connection, time.monotonic())
         if name in self._known:
             self._again[name] = None
@@ -203,41 +199,21 @@ class _Server:
         self._schedule()
 
 
-class _Connection(asyncio.Protocol):
-    """One HTTP connection."""
-
+class _Connection(Connection):
     def __init__(self, server: _Server) -> None:
+        super().__init__()
         self._server = server
-        self._parser = httptools.HttpRequestParser(self)
-        self._body, self._url = b"", b""
         self._name: str | None = None
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         if self._name is not None:
             self._server.hung_up(self._name)
 
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+    def asked(self, body: bytes) -> None:
+        self._name = self._server.begin(self, _ask.decode(body))
 
-    def on_url(self, url: bytes) -> None:
-        self._url = url
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        body, self._body = self._body, b""
-        if self._parser.get_method() == b"POST":
-            self._name = self._server.begin(self, _ask.decode(body))
-            return
-        answer = b""
-        if self._url == b"/stats":
-            answer = msgspec.json.encode(self._server.take_stats())
-        self.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
+    def answer_to_get(self, url: bytes) -> bytes:
+        return msgspec.json.encode(self._server.take_stats()) if url == b"/stats" else b""
 
     def send(self, text: str, last: bool) -> None:
         """Write a chunk, and the end of the stream with the last."""
@@ -247,30 +223,14 @@ class _Connection(asyncio.Protocol):
         if last:
             self.write(b"\r\n\r\n")
 
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
 
-
-async def serve(abort_s: float) -> None:
-    """Serve on a free loopback port until standard input ends."""
+async def _serve(abort_s: float) -> None:
     server = _Server(abort_s)
-    loop = asyncio.get_running_loop()
-    listener = await loop.create_server(lambda: _Connection(server), "127.0.0.1", 0)
-    host, port = listener.sockets[0].getsockname()
-    print(f"{host}:{port}", flush=True)
-    ended = asyncio.Event()
-
-    def watch() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=watch, daemon=True).start()
-    await ended.wait()
+    await serve(lambda: _Connection(server))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--abort-s", type=float, default=0.01, help="until a hang-up is noticed")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(parser.parse_args().abort_s))
+        runner.run(_serve(parser.parse_args().abort_s))

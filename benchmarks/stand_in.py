@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-import threading
-from typing import cast
 
-import httptools
 import msgspec
 import uvloop
 
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-_EMPTY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+from benchmarks.loopback import STREAM_HEAD, Connection, serve
+
 _END = b"0\r\n\r\n"
 
 
@@ -51,11 +47,11 @@ class _Server:
 
     def begin(self, connection: _Connection, tokens: int) -> None:
         if self._tick_s:
-            connection.write(_HEAD)
+            connection.write(STREAM_HEAD)
             self._streams[connection] = (1, tokens)
         else:
             chunks = [_events(number, tokens) for number in range(1, tokens + 1)]
-            connection.write(_HEAD + b"".join(chunks))
+            connection.write(STREAM_HEAD + b"".join(chunks))
 
     def end(self, connection: _Connection) -> None:
         self._streams.pop(connection, None)
@@ -71,55 +67,25 @@ class _Server:
                     self._streams[connection] = (number + 1, last)
 
 
-class _Connection(asyncio.Protocol):
-    """One HTTP connection."""
-
+class _Connection(Connection):
     def __init__(self, server: _Server) -> None:
+        super().__init__()
         self._server = server
-        self._parser = httptools.HttpRequestParser(self)
-        self._body = b""
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.end(self)
 
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+    def asked(self, body: bytes) -> None:
+        self._server.begin(self, _ask.decode(body).max_tokens)
 
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        body, self._body = self._body, b""
-        if self._parser.get_method() == b"POST":
-            self._server.begin(self, _ask.decode(body).max_tokens)
-        else:
-            self.write(_EMPTY)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+    def answer_to_get(self, _: bytes) -> bytes:
+        return b""
 
 
-async def serve(tick_s: float) -> None:
-    """Serve on a free loopback port until standard input ends."""
+async def _serve(tick_s: float) -> None:
     server = _Server(tick_s)
-    loop = asyncio.get_running_loop()
-    listener = await loop.create_server(lambda: _Connection(server), "127.0.0.1", 0)
-    host, port = listener.sockets[0].getsockname()
-    print(f"{host}:{port}", flush=True)
-    ended = asyncio.Event()
-
-    def watch() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=watch, daemon=True).start()
     ticking = asyncio.create_task(server.run())
-    await ended.wait()
+    await serve(lambda: _Connection(server))
     ticking.cancel()
 
 
@@ -127,4 +93,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tick-s", type=float, default=0.0, help="seconds between two tokens")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(parser.parse_args().tick_s))
+        runner.run(_serve(parser.parse_args().tick_s))

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Setup:
     name: str
     url: str
     server: str
-    interactive: Mapping[str, Any]
-    batch: Mapping[str, Any]
+    interactive: Mapping[str, Any] = field(default_factory=dict)
+    batch: Mapping[str, Any] = field(default_factory=dict)
     has_batch: bool = True
 
 
@@ -92,12 +92,10 @@ async def measure(zygote: Zygote, *, repetitions: int) -> list[Figure]:
     """All figures."""
     first_come = zygote.start(MODEL, f"--max-num-seqs={SLOTS}", "--scheduling-policy=fcfs").url
     by_priority = zygote.start(MODEL, f"--max-num-seqs={SLOTS}", "--scheduling-policy=priority").url
-    none: dict[str, Any] = {}
     async with before_qlm() as (gateway, own):
-        fcfs = {"url": first_come, "server": first_come, "interactive": none, "batch": none}
         setups = [
-            Setup(name="alone", has_batch=False, **fcfs),  # type: ignore[arg-type]
-            Setup(name="FCFS", **fcfs),  # type: ignore[arg-type]
+            Setup(name="alone", url=first_come, server=first_come, has_batch=False),
+            Setup(name="FCFS", url=first_come, server=first_come),
             Setup(
                 name="vLLM priority",
                 url=by_priority,

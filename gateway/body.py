@@ -88,8 +88,8 @@ def measure_prompt(fields: Json, *, chat: bool, model_len: int | None) -> int:
 def _check_length(field: str, part: object, model_len: int) -> None:
     if isinstance(part, str):
         _check_text(field, part, model_len)
-    elif is_token_ids(part) and len(part) > model_len:  # type: ignore[arg-type]
-        raise ContextExceeded(field, model_len, f"{len(part)} tokens")  # type: ignore[arg-type]
+    elif is_token_ids(part) and len(part) > model_len:
+        raise ContextExceeded(field, model_len, f"{len(part)} tokens")
 
 
 def _check_text(field: str, text: str, model_len: int) -> None:

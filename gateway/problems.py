@@ -16,7 +16,6 @@ from qlm_core.errors import (
     QueueFull,
     TooLate,
     Unavailable,
-    UnknownModel,
 )
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
@@ -66,6 +65,7 @@ UNAUTHORIZED = Problem(
 )
 
 _STATUS_OF_CODE = {
+    "model_not_found": 404,
     "body_too_large": 413,
     "body_too_slow": 408,
     "unsupported_content_encoding": 415,
@@ -76,14 +76,6 @@ def problem_of(error: Exception) -> Problem:
     """What an error of ours is over HTTP."""
     message = str(error)
     match error:
-        case UnknownModel():
-            return Problem(
-                status=404,
-                message=message,
-                type="invalid_request_error",
-                code=error.code,
-                param=error.field,
-            )
         case InvalidRequest():
             return Problem(
                 status=_STATUS_OF_CODE.get(error.code, 400),
@@ -102,21 +94,12 @@ def problem_of(error: Exception) -> Problem:
                 param="idempotency-key",
                 should_retry=False,
             )
-        case QueueFull():
+        case QueueFull() | TooLate():
             return Problem(
                 status=429,
                 message=message,
                 type="rate_limit_error",
-                code="queue_full",
-                retry_after_s=error.retry_after_s,
-                dropped=ShedReason.SATURATED.value,
-            )
-        case TooLate():
-            return Problem(
-                status=429,
-                message=message,
-                type="rate_limit_error",
-                code="too_late_for_client",
+                code="queue_full" if isinstance(error, QueueFull) else "too_late_for_client",
                 retry_after_s=error.retry_after_s,
                 dropped=ShedReason.SATURATED.value,
             )

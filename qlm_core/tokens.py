@@ -8,7 +8,7 @@ estimator, simulated engine) uses these functions, so they agree.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 BYTES_PER_TOKEN = 4
 
@@ -48,7 +48,7 @@ def completion_prompts(prompt: object) -> Sequence[object]:
     return prompt if isinstance(prompt, list) and not is_token_ids(prompt) else [prompt]
 
 
-def is_token_ids(prompt: object) -> bool:
+def is_token_ids(prompt: object) -> TypeGuard[Sequence[int]]:
     """Whether a completion prompt is one list of token ids."""
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], int)
 
@@ -72,4 +72,4 @@ def _completion_tokens(prompt: object) -> int:
 def _sequence_tokens(prompt: object) -> int:
     if isinstance(prompt, str):
         return text_tokens(prompt)
-    return len(prompt) if is_token_ids(prompt) else 0  # type: ignore[arg-type]
+    return len(prompt) if is_token_ids(prompt) else 0

@@ -8,9 +8,9 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -121,8 +121,17 @@ class Harness:
     def expected_text(self, id: str, start: int, stop: int) -> str:
         return "".join(f" t{index}" for index in range(start, stop))
 
-    async def crash(self) -> None:
+    @classmethod
+    def started(cls) -> AbstractAsyncContextManager[Self]:
+        """An engine of this kind from its start to its stop."""
         raise NotImplementedError
+
+    async def crash(self) -> None:
+        """End what runs the models, as a fault would."""
+        raise NotImplementedError
+
+
+AnyHarness = TypeVar("AnyHarness", bound=Harness)
 
 
 class SimHarness(Harness):
@@ -134,7 +143,7 @@ class SimHarness(Harness):
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, **sim: object) -> AsyncIterator[Harness]:
+    async def started(cls, **sim: object) -> AsyncIterator[Self]:
         section = {"time_scale": 50.0} | sim
         config = config_of(cls.models, {"kind": "sim", "sim": section})
         async with running(cls, config) as harness:
@@ -147,7 +156,7 @@ class OpenAIHarness(Harness):
 
     @classmethod
     @asynccontextmanager
-    async def started(cls) -> AsyncIterator[Harness]:
+    async def started(cls) -> AsyncIterator[Self]:
         server = FakeServer(cls.models[0])
         runner, port = await serving(server)
         engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{port}"}}
@@ -176,7 +185,7 @@ class VllmHarness(Harness):
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, **vllm: object) -> AsyncIterator[Harness]:
+    async def started(cls, **vllm: object) -> AsyncIterator[Self]:
         section = {
             "command": cls.command,
             "args": cls.args,
@@ -228,7 +237,7 @@ async def serving(server: FakeServer, port: int = 0) -> tuple[web.AppRunner, int
 
 
 @asynccontextmanager
-async def running(kind: type[Harness], config: Config) -> AsyncIterator[Harness]:
+async def running(kind: type[AnyHarness], config: Config) -> AsyncIterator[AnyHarness]:
     """An engine from its start to its stop."""
     engine = make_engine(config, config.agents[0])
     listening = Listening()

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.agents.fake_vllm import FakeServer
-from tests.agents.harness import Harness, OpenAIHarness, config_of, running, serving
+from tests.agents.harness import OpenAIHarness, config_of, running, serving
 
 # Ways for a stream to go on that are no event.
 CUT, HANG, END = "cut", "hang", "end"
@@ -93,18 +93,24 @@ class ScriptedServer(FakeServer):
         return response
 
 
+class ScriptedHarness(OpenAIHarness):
+    """An engine before such a server."""
+
+    server: ScriptedServer
+
+
 @asynccontextmanager
 async def scripted(
     *answers: Answer | Sequence[Any], dialect: str = "openai", **engine: Any
-) -> AsyncIterator[Harness]:
+) -> AsyncIterator[ScriptedHarness]:
     """An engine before a scripted server, without any extension of OpenAI's interface unless `dialect` says so."""
     server = ScriptedServer(*answers)
     runner, port = await serving(server)
     section = {"base_url": f"http://127.0.0.1:{port}", "dialect": dialect}
     try:
         config = config_of(("mistral-7b",), {"kind": "openai", "openai": section, **engine})
-        async with running(OpenAIHarness, config) as harness:
-            harness.server, harness.runner = server, runner  # type: ignore[attr-defined]
+        async with running(ScriptedHarness, config) as harness:
+            harness.server, harness.runner = server, runner
             yield harness
     finally:
         await runner.cleanup()

@@ -183,7 +183,7 @@ class TestWhoseFaultItIs:
             end = await ask(harness)
             assert isinstance(end, JobLost)
             assert "access denied" in end.reason
-            assert len(harness.server.told) == 1  # type: ignore[attr-defined]
+            assert len(harness.server.told) == 1
         assert [one.status for one in caplog.records if "denies access" in one.message] == [status]  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize("status", [400, 413, 422])
@@ -230,7 +230,7 @@ class TestWhoseFaultItIs:
         async with scripted(busy, [text("a", "stop"), DONE]) as harness:
             assert isinstance(await ask(harness), JobLost)
             assert isinstance(await ask(harness, attempt=2), JobDone)
-            assert harness.server.ids == ["a-1", "a-2"]  # type: ignore[attr-defined]
+            assert harness.server.ids == ["a-1", "a-2"]
 
     @pytest.mark.parametrize("begun", [True, False])
     async def test_silence_has_a_limit(self, begun: bool):
@@ -292,7 +292,7 @@ class TestForms:
         async with scripted(refusal, [text("a", "stop"), DONE], dialect="vllm") as harness:
             assert isinstance(await ask(harness), JobDone)
             assert isinstance(await ask(harness, attempt=2), JobDone)
-            told = harness.server.told  # type: ignore[attr-defined]
+            told = harness.server.told
             assert [field in json.dumps(body) for body in told] == [True, False, False]
 
     async def test_what_a_client_added_is_refused_to_it(self):
@@ -355,7 +355,7 @@ class TestWhatIsAsked:
         ):
             async with scripted(events, dialect=dialect) as harness:
                 await ask(harness)
-                body = harness.server.told[0]  # type: ignore[attr-defined]
+                body = harness.server.told[0]
                 assert ("return_token_ids" in body) is ids
                 assert ("continuous_usage_stats" in body["stream_options"]) is counts
 
@@ -376,13 +376,13 @@ class TestWhatIsAsked:
         ]
         async with scripted(Answer(body={"choices": choices})) as harness:
             assert isinstance(await ask(harness, stream=False, **asked), JobDone)
-            [body] = harness.server.told  # type: ignore[attr-defined]
+            [body] = harness.server.told
             assert not body["stream"]
             assert body.get("stream_options") == asked.get("stream_options")
 
     async def test_what_a_client_says_of_its_stream_reaches_the_server(self):
         async with scripted([text("a", "stop"), DONE]) as harness:
             await ask(harness, stream_options={"include_usage": "perhaps", "x": 1})
-            [body] = harness.server.told  # type: ignore[attr-defined]
+            [body] = harness.server.told
             assert body["stream_options"]["include_usage"] == "perhaps"
             assert body["stream_options"]["x"] == 1

@@ -16,7 +16,7 @@ from tests.agents.harness import ENDS, HARNESSES, Harness
 
 @pytest.fixture(params=sorted(KINDS))
 async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
-    async with HARNESSES[request.param].started() as started:  # type: ignore[attr-defined]
+    async with HARNESSES[request.param].started() as started:
         yield started
 
 

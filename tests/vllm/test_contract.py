@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import pytest
 import pytest_asyncio
@@ -37,12 +37,12 @@ class AttachedHarness(OpenAIHarness):
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def started(cls) -> AsyncIterator[Harness]:
+    async def started(cls) -> AsyncIterator[Self]:
         server = await asyncio.to_thread(cls.zygote.start, LLAMA, f"--max-num-seqs={SLOTS}")
         engine = {"kind": "openai", "openai": {"base_url": server.url, "max_num_seqs": SLOTS}}
         try:
             async with running(cls, config_of(cls.models, engine)) as harness:
-                harness.vllm = server  # type: ignore[attr-defined]
+                harness.vllm = server
                 yield harness
         finally:
             await asyncio.to_thread(server.stop)
@@ -77,21 +77,21 @@ class StartedHarness(VllmHarness):
 class Shared:
     """An engine that outlives a test, in a task of its own."""
 
-    def __init__(self, kind: type[Harness]) -> None:
+    def __init__(self, kind: type[AttachedHarness | StartedHarness]) -> None:
         self._kind = kind
         self._stack = contextlib.AsyncExitStack()
-        self._harness: Harness | None = None
+        self._harness: AttachedHarness | StartedHarness | None = None
         self._ready: EngineReady | None = None
 
     async def fresh(self) -> Harness:
         """The engine in service, with nothing heard yet but that it is ready."""
         if self._harness is None:
-            self._harness = await self._stack.enter_async_context(self._kind.started())  # type: ignore[attr-defined]
+            self._harness = await self._stack.enter_async_context(self._kind.started())
             self._ready = next(e for e in self._harness.heard.events if isinstance(e, EngineReady))
         events = self._harness.heard.events
         last = [e for e in events if isinstance(e, EngineReady | EngineDown)]
         if last and isinstance(last[-1], EngineDown):
-            await self._harness.mend()  # type: ignore[attr-defined]
+            await self._harness.mend()
             events.clear()
             await self._harness.heard.until(EngineReady)
         assert self._ready is not None
