@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -30,6 +30,7 @@ from qlm_core.messages import (
     Chunk,
     Payload,
     Pull,
+    WorkEvent,
     WorkHello,
 )
 from qlm_core.model import AgentId, GatewayId, RequestId
@@ -160,7 +161,7 @@ class GatewayLink:
         """One stream from its hello to its end. Raises when it breaks."""
         hello, repeated = self._hello()
         try:
-            await call.write(wire.work_to_wire([hello, *repeated]))
+            await self._send(call, [hello, *repeated])
             self._joined()
             writer = asyncio.create_task(self._write(call))
             # An agent that reads and cannot write would look well and be mute.
@@ -210,18 +211,22 @@ class GatewayLink:
                     self._driver.post(order)
 
     async def _write(self, call: _WorkCall) -> None:
-        bytes_max = int(self._agent.message_bytes_max * _MESSAGE_SHARE)
         while events := await self._outbox.take():
             # All count as sent: what a breaking stream swallows is then missed on the other side.
             self._count(events)
-            for batch in batches(events, _weight, bytes_max):
-                await call.write(wire.work_to_wire(batch))
+            await self._send(call, events)
         if self._closing:
             await call.done_writing()
         else:
             # Too much has piled up: what is missing cannot be made good, so start anew.
             self._give_up("backlog")
             call.cancel()
+
+    async def _send(self, call: _WorkCall, events: Sequence[WorkEvent]) -> None:
+        """Write events in order, in messages that are not too large."""
+        bytes_max = int(self._agent.message_bytes_max * _MESSAGE_SHARE)
+        for batch in batches(events, _weight, bytes_max):
+            await call.write(wire.work_to_wire(batch))
 
     def _count(self, events: list[_Outgoing]) -> None:
         """Note what goes out with the next message."""
@@ -272,7 +277,7 @@ class GatewayLink:
         return Outbox(limit=self._agent.backlog_events_max)
 
 
-def _weight(event: _Outgoing) -> int:
+def _weight(event: WorkEvent) -> int:
     """At most this many bytes of a message, but for what a pull asks for."""
     if isinstance(event, Chunk):
         ids = event.ids
@@ -280,6 +285,8 @@ def _weight(event: _Outgoing) -> int:
         return _EVENT_BYTES + len(event.data) + _ID_BYTES * told
     if isinstance(event, AttemptEnded):
         return _EVENT_BYTES + len(event.closing) + 4 * len(event.error)
+    if isinstance(event, AttemptReturned):
+        return _EVENT_BYTES + 4 * len(event.detail)
     return _EVENT_BYTES
 
 

@@ -8,7 +8,7 @@ next. The outbox has a limit: a peer that does not read is dropped rather than b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Outbox(Generic[T]):
         self._ready.set()
 
 
-def batches(items: list[T], weight: Callable[[T], int], bytes_max: int) -> list[list[T]]:
+def batches(items: Sequence[T], weight: Callable[[T], int], bytes_max: int) -> list[list[T]]:
     """Split what goes out so that no message becomes too large to send; one item alone may be.
 
     Args:

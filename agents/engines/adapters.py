@@ -15,13 +15,17 @@ from collections.abc import Awaitable, Callable
 
 from agents.engines.base import Listener
 from agents.engines.connection import Connection
+from agents.engines.reading import End
 from qlm_core.errors import QlmError
-from qlm_core.executor import JobDone, JobLost, JobRefused, SwapFailed
+from qlm_core.executor import JobLost, SwapFailed
 from qlm_core.executor.events import EngineEvent
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 
 log = logging.getLogger("qlm.engine")
+
+# How vLLM refuses to load an adapter that it has.
+_ALREADY_LOADED = "already been loaded"
 
 Order = Callable[[str, dict[str, str]], Awaitable[None]]
 """Posts a body to a path of the server. Raises QlmError if that is not done."""
@@ -51,7 +55,7 @@ class Adapters:
         self._loaded: OrderedDict[ModelName, None] = OrderedDict()
         self._loading: dict[ModelName, asyncio.Task[None]] = {}
         self._waiting: dict[RequestId, tuple[Payload, int]] = {}
-        self._running: dict[RequestId, ModelName] = {}
+        self._running: dict[RequestId, tuple[int, ModelName]] = {}
         self._turn = asyncio.Lock()
 
     def __bool__(self) -> bool:
@@ -77,7 +81,7 @@ class Adapters:
             return
         if job.model in self._loaded:
             self._loaded.move_to_end(job.model)
-            self._running[job.id] = job.model
+            self._running[job.id] = job.attempt, job.model
         self._connection.submit(job, priority)
 
     def abort(self, id: RequestId, attempt: int) -> None:
@@ -85,7 +89,7 @@ class Adapters:
         waiting = self._waiting.get(id)
         if waiting is not None and waiting[0].attempt == attempt:
             del self._waiting[id]
-        self._running.pop(id, None)
+        self._no_longer(id, attempt)
         self._connection.abort(id, attempt)
 
     def lose_all(self) -> None:
@@ -109,9 +113,7 @@ class Adapters:
             async with self._turn:
                 await self._make_room()
                 begun_s = time.monotonic()
-                await self._order(
-                    "/v1/load_lora_adapter", {"lora_name": model, "lora_path": self._paths[model]}
-                )
+                await self._order_load(model)
         except Exception as error:  # whatever it is, jobs wait for the outcome
             reason = str(error) if isinstance(error, QlmError) else repr(error)
             del self._loading[model]
@@ -127,9 +129,20 @@ class Adapters:
         for job, priority in self._take_waiting(model):
             self.submit(job, priority)
 
+    async def _order_load(self, model: ModelName) -> None:
+        """Have the server load an adapter. Raises QlmError."""
+        try:
+            await self._order(
+                "/v1/load_lora_adapter", {"lora_name": model, "lora_path": self._paths[model]}
+            )
+        except QlmError as error:
+            # An earlier order was done although its answer did not say so in time, or at all.
+            if _ALREADY_LOADED not in str(error):
+                raise
+
     async def _make_room(self) -> None:
         while len(self._loaded) >= self._loaded_max:
-            used = self._running.values()
+            used = {model for _, model in self._running.values()}
             idle = next((model for model in self._loaded if model not in used), None)
             if idle is None:
                 return
@@ -157,9 +170,14 @@ class Adapters:
     # ------------------------------------------------------------------- events
 
     def _hear(self, event: EngineEvent) -> None:
-        if isinstance(event, JobDone | JobRefused | JobLost):
-            self._running.pop(event.id, None)
+        if isinstance(event, End):
+            self._no_longer(event.id, event.attempt)
         self._tell(event)
+
+    def _no_longer(self, id: RequestId, attempt: int) -> None:
+        """An attempt is not on its adapter any more; a later one of the same request may be."""
+        if id in self._running and self._running[id][0] == attempt:
+            del self._running[id]
 
     def _tell(self, event: EngineEvent) -> None:
         if self._listener is not None:

@@ -129,15 +129,28 @@ def _joined(parts: list[Any]) -> str:
 
 def chat_logprobs(logprobs: Json, top: int) -> Json:
     """A completion's log-probabilities as a chat has them."""
-    tokens = logprobs.get("tokens") or []
-    chosen = logprobs.get("token_logprobs") or [None] * len(tokens)
-    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
+    tokens = _list(logprobs, "tokens")
+    chosen = _list(logprobs, "token_logprobs") or [None] * len(tokens)
+    tops = _list(logprobs, "top_logprobs") or [None] * len(tokens)
     content = []
     for token, logprob, others in zip(tokens, chosen, tops, strict=False):
         best = list(others.items())[:top] if isinstance(others, dict) else []
         alternatives = [_logprob(*other) for other in best]
         content.append(_logprob(str(token), logprob) | {"top_logprobs": alternatives})
     return {"content": content}
+
+
+def move_offsets(logprobs: Json, chars: int) -> None:
+    """Count the text offsets of log-probabilities from so many characters earlier."""
+    offsets = _list(logprobs, "text_offset")
+    logprobs["text_offset"] = [
+        offset + chars if type(offset) is int else offset for offset in offsets
+    ]
+
+
+def _list(fields: Json, name: str) -> list[Any]:
+    value = fields.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _logprob(token: str, logprob: Any) -> Json:

@@ -51,7 +51,7 @@ log = logging.getLogger("qlm.engine")
 _ERROR_BYTES_MAX = 65_536
 # What a server still has to say after an answer is over must come within this time.
 _CLOSING_S = 1.0
-# An answer that is asked for whole is silent until it is there.
+# An answer that is asked for whole is silent until it is there: so many times as long as a stream before its first token.
 _WHOLE_SILENCES = 10.0
 
 
@@ -122,11 +122,6 @@ class Connection(Calls):
         if self._ended:
             await asyncio.wait(list(self._ended))
         await self.hang_up()
-
-    @property
-    def jobs(self) -> int:
-        """Jobs on the server."""
-        return len(self._tasks)
 
     def submit(self, job: Payload, priority: int | None = None) -> None:
         """Start a job, with a priority if the server is to hear of one."""

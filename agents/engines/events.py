@@ -34,10 +34,16 @@ class Events:
         self._rest: list[bytes] = []
         self._rest_bytes = 0
         self._lines: list[bytes] = []
+        self._lines_bytes = 0
+        self._ended_in_cr = False
         self._error = False
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that are complete with this. Raises Unreadable for one that is too long."""
+        if self._ended_in_cr and data.startswith(b"\n"):
+            # The second half of a line's end, which came in two reads.
+            data = data[1:]
+        self._ended_in_cr = data.endswith(b"\r")
         if b"\n" not in data and b"\r" not in data:
             self._keep(data)
             return []
@@ -65,7 +71,10 @@ class Events:
             return
         self._rest.append(rest)
         self._rest_bytes += len(rest)
-        if self._rest_bytes > self._bytes_max:
+        self._check(self._rest_bytes)
+
+    def _check(self, size: int) -> None:
+        if size > self._bytes_max:
             raise Unreadable(f"an event of more than {self._bytes_max} bytes")
 
     def _take(self, line: bytes, events: list[Event]) -> None:
@@ -80,11 +89,13 @@ class Events:
                 self._error = False
             elif data:
                 self._lines.append(data)
+                self._lines_bytes += len(data)
+                self._check(self._lines_bytes)
         elif line.startswith(b"event:"):
             self._error = line[6:].strip() == b"error"
 
     def _dispatch(self, events: list[Event]) -> None:
         if self._lines:
             events.append(Event(b"\n".join(self._lines), self._error))
-            self._lines = []
+            self._lines, self._lines_bytes = [], 0
         self._error = False

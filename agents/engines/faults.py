@@ -3,11 +3,11 @@
 One rule for HTTP statuses and for errors inside a stream, since servers report the same things in both ways:
 
 * about the request (most of 4xx): the client gets the engine's status and words, and nothing is tried again;
-* about room (429, 503): the job waits, at least as long as the server says, and no attempt is counted;
+* about room (429, 503, 529): the job waits, at least as long as the server says, and no attempt is counted;
 * about our access (401, 402, 403, 404, 407, redirects): the operator is told, and the job is tried elsewhere;
 * anything else, and a request id that the server has not let go of yet: the job is tried again.
 
-Of the last two kinds, whoever else is served well shows whether the job or the engine is at fault.
+After the last two kinds the executor decides who is at fault: the job, if the engine serves other jobs well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from agents.engines.lenient_json import Unreadable, read
+from agents.engines.lenient_json import Unreadable, read, whole_number
 from qlm_core.executor import JobLost, JobRefused, JobTurnedAway
 from qlm_core.messages import Payload
 
@@ -132,9 +132,7 @@ def _status(*places: Mapping[str, Any]) -> int:
     """The first HTTP status in these objects, or the one that an error's type stands for."""
     for place in places:
         for key in ("code", "status", "status_code", "http_status_code", "http_code"):
-            value = place.get(key)
-            if isinstance(value, str) and value.isdigit():
-                value = int(value)
+            value = whole_number(place.get(key))
             if isinstance(value, int) and not isinstance(value, bool) and 300 <= value < 600:
                 return value
     for place in places:

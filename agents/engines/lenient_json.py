@@ -17,6 +17,7 @@ _decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 
 _INTEGER_MAX = 2**63
+_DIGITS_MAX = 9
 
 
 class Unreadable(Exception):
@@ -29,6 +30,12 @@ def read(data: bytes) -> Any:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _repaired(data)
+
+
+def whole_number(value: Any) -> Any:
+    """A number that was written as text, as a number; anything else as it is."""
+    written = isinstance(value, str) and value.isascii() and value.isdigit()
+    return int(value) if written and len(value) <= _DIGITS_MAX else value
 
 
 def _repaired(data: bytes) -> Any:

@@ -19,13 +19,14 @@ from agents.engines.chunk_fields import (
     empty,
     ids_of,
     is_text_alone,
+    move_offsets,
     only_choice,
     usage_of,
     without_role,
 )
-from agents.engines.faults import EngineError, Said, fault_of, said_in
+from agents.engines.faults import EngineError, Said, said_in
 from agents.engines.held_text import HeldText, Piece
-from agents.engines.lenient_json import Unreadable, encode, read
+from agents.engines.lenient_json import Unreadable, encode, read, whole_number
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
 from qlm_core.messages import Payload, TokenIds
 from qlm_core.resume import ResumedBy
@@ -106,11 +107,6 @@ class Reader:
         self._latest_usage: Json | None = None
 
     @property
-    def resumed_by(self) -> ResumedBy:
-        """From what the job goes on."""
-        return self._reading.resumed_by
-
-    @property
     def over(self) -> bool:
         """Whether every choice has been finished."""
         return len(self._finished) >= self._reading.choices
@@ -171,12 +167,10 @@ class Reader:
             cached_tokens=cached_tokens_of(self._closing.get("usage")),
         )
 
-    def failed(self, error: Exception, *, rest_s: float = 0.0) -> End:
-        """What becomes of the job after an error from `take`, or after its connection broke: over is over."""
+    def failed(self, error: Exception) -> End:
+        """What becomes of the job whose answer cannot be read, or whose connection broke: over is over."""
         if self.over:
             return self.end()
-        if isinstance(error, EngineError):
-            return fault_of(self._job, error.said, rest_s=rest_s)
         if isinstance(error, Unreadable):
             words = f"the engine's answer cannot be read: {error}"
             return JobRefused(self._job.id, self._job.attempt, _BAD_GATEWAY, words)
@@ -286,10 +280,9 @@ class Reader:
         index = choice.get("index")
         if index is None or isinstance(index, bool):
             index = 0
-        if (isinstance(index, str) and index.isdigit()) or (
-            isinstance(index, float) and index.is_integer()
-        ):
+        elif isinstance(index, float) and index.is_integer():
             index = int(index)
+        index = whole_number(index)
         if not isinstance(index, int) or not 0 <= index < self._reading.choices:
             raise Unreadable(f"a choice beyond the {self._reading.choices} that were asked for")
         choice["index"] = index
@@ -326,8 +319,7 @@ class Reader:
             if isinstance(logprobs, dict):
                 choice["logprobs"] = chat_logprobs(logprobs, reading.top_logprobs)
         elif reading.offset_chars and isinstance(logprobs, dict):
-            offsets = logprobs.get("text_offset") or ()
-            logprobs["text_offset"] = [offset + reading.offset_chars for offset in offsets]
+            move_offsets(logprobs, reading.offset_chars)
         return choice
 
     def _take_prompt_ids(self, event: Json, choices: list[Any]) -> None:

@@ -69,7 +69,7 @@ class CannotContinue(Exception):
 
 
 class NothingLeft(Exception):
-    """The context was full when the attempt before was broken off: nothing is missing of the answer but the word."""
+    """The context was full when the attempt before was broken off: nothing is missing of the answer but its finish reason."""
 
 
 class Helper(Protocol):
@@ -194,7 +194,7 @@ async def _continued(
 ) -> Prepared:
     if job.resume_ids and able.ids and (not job.chat or _completes(body, able)):
         return await _continued_from_ids(body, job, served, helper, able)
-    if _flag(body, "logprobs") or _flag(body, "return_token_ids"):
+    if resume_of(_fields(body), chat=job.chat) is not Resume.FROM_TEXT:
         raise CannotContinue(
             "the server tells no token ids, without which this output cannot go on"
         )

@@ -111,6 +111,9 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
             return m.Pull(tuple(RequestId(id) for id in event.pull.ids))
         case "ended":
             ended = event.ended
+            resumed_by = _RESUMED_FROM_WIRE.get(ended.resumed_by)
+            if resumed_by is None:
+                raise WireError(f"events.ended.resumed_by: {ended.resumed_by} is not known")
             return m.AttemptEnded(
                 id=RequestId(ended.id),
                 attempt=ended.attempt,
@@ -120,7 +123,7 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
                 error=ended.error,
                 error_status=ended.error_status,
                 closing=ended.closing_json,
-                resumed_by=_RESUMED_FROM_WIRE.get(ended.resumed_by, ResumedBy.NOTHING),
+                resumed_by=resumed_by,
             )
         case "returned":
             returned = event.returned

@@ -8,14 +8,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import aiohttp
 import pytest
 
 from agents.engines import make_engine
+from agents.engines.adapters import Adapters
+from agents.engines.base import Listener
+from agents.engines.connection import Connection
+from agents.engines.vllm_server import ServerError
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
-from qlm_core.executor import EngineDown, EngineReady, JobDone, JobLost, JobOutput, SwapFailed
+from qlm_core.executor import (
+    EngineDown,
+    EngineReady,
+    JobDone,
+    JobLost,
+    JobOutput,
+    JobRefused,
+    JobTurnedAway,
+    SwapFailed,
+)
+from qlm_core.executor.events import EngineEvent
+from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
 from qlm_core.profile_catalog import find_profile
 from tests.agents.fake_vllm import FakeServer
@@ -261,3 +277,86 @@ def test_vllm_keeps_kv_blocks_in_host_memory_where_it_is_told_to(offloaded: int,
     assert "--enable-prompt-tokens-details" in line
     [profile] = made.profiles
     assert (profile.resume_share < 1.0) == bool(offloaded)
+
+
+class Passing:
+    """Stands in for the connection: jobs that reach the server, and what is heard of them."""
+
+    def __init__(self) -> None:
+        self.jobs: list[RequestId] = []
+        self.tell: Listener = lambda _: None
+
+    def open(self, listener: Listener) -> None:
+        self.tell = listener
+
+    def submit(self, job: Payload, _: int) -> None:
+        self.jobs.append(job.id)
+
+    def abort(self, id: RequestId, attempt: int) -> None:
+        """The server is none of this test's business."""
+
+
+class OneAdapter:
+    """Adapters before a server that has room for one."""
+
+    def __init__(self, *refusals: str) -> None:
+        self.orders: list[str] = []
+        self._refusals = list(refusals)
+        self.connection = Passing()
+        self.adapters = Adapters(
+            cast(Connection, self.connection),
+            self.order,
+            {ModelName(name): f"/adapters/{name}" for name in ADAPTERS},
+            loaded_max=1,
+        )
+        self.adapters.open(lambda _: None)
+
+    async def order(self, path: str, body: dict[str, str]) -> None:
+        verb = path.removeprefix("/v1/").removesuffix("_lora_adapter")
+        self.orders.append(f"{verb} {body['lora_name']}")
+        if self._refusals and (refusal := self._refusals.pop(0)):
+            raise ServerError(refusal)
+
+    async def submit(self, id: str, model: str, attempt: int = 1) -> None:
+        job = Payload(RequestId(id), attempt, ModelName(model), False, b"{}")
+        self.adapters.submit(job, 0)
+        await self.adapters.settle()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        JobDone(RequestId("a"), 1, "stop", 1, 1),
+        JobLost(RequestId("a"), 1),
+        JobRefused(RequestId("a"), 1, 400, "no"),
+        JobTurnedAway(RequestId("a"), 1, "busy"),
+    ],
+)
+async def test_whatever_ends_a_job_frees_its_adapter(end: EngineEvent):
+    it = OneAdapter()
+    await it.submit("a", "sql")
+    it.connection.tell(end)
+    await it.submit("b", "chat")
+    assert it.orders == ["load sql", "unload sql", "load chat"]
+
+
+async def test_what_is_said_of_an_earlier_attempt_leaves_the_later_one_its_adapter():
+    it = OneAdapter()
+    await it.submit("a", "sql", attempt=1)
+    await it.submit("a", "sql", attempt=2)
+    it.adapters.abort(RequestId("a"), 1)
+    it.connection.tell(JobLost(RequestId("a"), 1))
+    await it.submit("b", "chat")
+    assert it.orders == ["load sql", "load chat"]
+
+
+async def test_an_adapter_that_the_server_has_already_is_loaded():
+    """It was not unloaded in time, or was loaded after the agent had given that up."""
+    it = OneAdapter("", "timed out", "", "", "The lora adapter 'sql' has already been loaded.")
+    await it.submit("a", "sql")
+    it.connection.tell(JobLost(RequestId("a"), 1))
+    await it.submit("b", "chat")
+    it.connection.tell(JobLost(RequestId("b"), 1))
+    await it.submit("c", "sql")
+    assert it.orders == ["load sql", "unload sql", "load chat", "unload chat", "load sql"]
+    assert it.connection.jobs == ["a", "b", "c"]

@@ -74,14 +74,42 @@ events = st.one_of(
     values.map(lambda value: json.dumps(value).encode()),
     st.lists(choice, max_size=3).map(lambda parts: json.dumps({"choices": parts}).encode()),
     st.dictionaries(keys, values, max_size=5).map(lambda value: json.dumps(value).encode()),
+    st.builds(
+        lambda index, logprobs, code: json.dumps(
+            {"choices": [{"index": index, "text": "a", "logprobs": logprobs}], "error": code}
+        ).encode(),
+        st.integers(0, 1) | st.sampled_from(["0", "²", "9" * 5000, 0.0, True]),
+        st.dictionaries(
+            st.sampled_from(["tokens", "token_logprobs", "top_logprobs", "text_offset"]), values
+        ),
+        st.none() | st.builds(lambda value: {"code": value}, values | st.just("²")),
+    ),
 )
 
 
 class TestIsTotal:
     @settings(max_examples=400, deadline=None)
-    @given(data=st.data(), chat=st.booleans(), exact=st.booleans(), choices=st.integers(1, 3))
-    def test_over_whatever_comes(self, data: st.DataObject, chat: bool, exact: bool, choices: int):
-        read = reader(chat=chat, exact=exact and choices == 1, choices=choices, held_chars=2)
+    @given(
+        data=st.data(),
+        chat=st.booleans(),
+        exact=st.booleans(),
+        choices=st.integers(1, 3),
+        resumed_by=st.sampled_from(ResumedBy),
+    )
+    def test_over_whatever_comes(
+        self, data: st.DataObject, chat: bool, exact: bool, choices: int, resumed_by: ResumedBy
+    ):
+        by_ids = resumed_by is ResumedBy.IDS
+        read = reader(
+            chat=chat,
+            exact=exact and choices == 1,
+            choices=choices,
+            held_chars=2,
+            resumed_by=resumed_by,
+            as_chat=chat and by_ids,
+            offset_chars=5 if by_ids else 0,
+            top_logprobs=2,
+        )
         failed: Exception | None = None
         for _ in range(data.draw(st.integers(0, 6))):
             event = data.draw(events)
@@ -95,6 +123,9 @@ class TestIsTotal:
                 assert isinstance(chunk["choices"], list)
                 assert "id" not in chunk
                 assert output.tokens >= 0
+        if isinstance(failed, EngineError):
+            assert not read.over
+            return
         end = read.end() if failed is None else read.failed(failed)
         assert isinstance(end, ENDS)
         if isinstance(end, JobDone):
@@ -322,6 +353,8 @@ class TestEvents:
             (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
             (b'data: \n\ndata:\n\ndata: {"a": 1}', [b'{"a": 1}']),
             (b'data: {"a": 1}', [b'{"a": 1}']),
+            (b'data: {"a":\r\ndata: 1}\r\n\r\n', [b'{"a":\n1}']),
+            (b'data: {"a":\rdata: 1}\r\rdata: {"b": 2}\r', [b'{"a":\n1}', b'{"b": 2}']),
         ],
     )
     @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -335,6 +368,21 @@ class TestEvents:
     def test_an_event_may_be_called_an_error(self):
         events = Events(1000).feed(b'event: error\ndata: {"message": "m"}\n\ndata: {"a": 1}\n\n')
         assert events == [Event(b'{"message": "m"}', error=True), Event(b'{"a": 1}')]
+
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+    def test_the_name_is_that_of_its_own_event_however_it_is_read(self, end: bytes):
+        stream = end.join([b"event: error", b'data: {"a": 1}', b"", b'data: {"b": 2}', b"", b""])
+        events, seen = Events(1000), []
+        for start in range(len(stream)):
+            seen += events.feed(stream[start : start + 1])
+        assert [event.error for event in seen] == [True, False]
+
+    def test_one_of_many_lines_that_does_not_end_is_given_up(self):
+        events = Events(1000)
+        for _ in range(100):
+            assert events.feed(b"data: " + b"x" * 10 + b"\n") == []
+        with pytest.raises(Unreadable):
+            events.feed(b"data: x\n")
 
     def test_one_that_does_not_end_is_given_up(self):
         events = Events(1000)

@@ -151,7 +151,9 @@ async def test_a_chat_that_is_more_than_text_goes_on_from_its_text(beyond: dict[
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
 
 
-@pytest.mark.parametrize("field", [{"logprobs": 0}, {"return_token_ids": True}])
+@pytest.mark.parametrize(
+    "field", [{"logprobs": 0}, {"return_token_ids": True}, {"truncate_prompt_tokens": 4}]
+)
 async def test_what_text_does_not_tell_cannot_go_on_from_text(field: dict[str, Any]):
     with pytest.raises(CannotContinue):
         await continued({"prompt": "p"} | field, PLAIN)

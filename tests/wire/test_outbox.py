@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from protos.outbox import Outbox
+import pytest
+
+from protos.outbox import Outbox, batches
 
 
 async def test_everything_accumulated_comes_at_once_and_in_order() -> None:
@@ -66,3 +68,16 @@ async def test_lingering_is_no_way_around_the_limit() -> None:
     outbox.put_soon(2)
     assert outbox.broken
     assert await outbox.take() == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "split"),
+    [
+        ([], [[]]),
+        ([4, 4, 2], [[4, 4, 2]]),
+        ([4, 4, 3], [[4, 4], [3]]),
+        ([30, 1, 10, 1], [[30], [1], [10], [1]]),
+    ],
+)
+def test_no_batch_is_too_large_but_for_one_item_alone(sizes: list[int], split: list[list[int]]):
+    assert batches(sizes, lambda size: size, 10) == split

@@ -275,6 +275,18 @@ def test_clocks_need_not_agree(
         ),
         (
             lambda: list(
+                wire.work_from_wire(
+                    work_pb.WorkRequest(
+                        events=[
+                            work_pb.WorkEvent(ended=work_pb.AttemptEnded(id="r", resumed_by=99))  # type: ignore[arg-type]
+                        ]
+                    )
+                )
+            ),
+            "events.ended.resumed_by",
+        ),
+        (
+            lambda: list(
                 wire.gateway_orders_from_wire(
                     gateway_pb.GatewaySessionResponse(
                         orders=[
