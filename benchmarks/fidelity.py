@@ -28,6 +28,8 @@ from benchmarks.fidelity_corpus import PLAIN, THINKER, Case, corpus
 from qlm import fleet, ports
 from qlm_core.config import Config
 
+Json = dict[str, Any]
+
 TIMEOUT_S = 30.0
 # How often the server is asked again where QLM's answer differs from its first one.
 REPEATS = 3
@@ -39,11 +41,13 @@ SERVER_ARGUMENTS = {
         "--reasoning-parser=deepseek_r1",
     ),
 }
-COMMON_ARGUMENTS = (
-    "--max-num-seqs=16",
+SLOTS = 16
+METRICS = "--enable-per-request-metrics"
+# What an agent adds to the command line by itself.
+AS_AGENTS_DO = (
+    f"--max-num-seqs={SLOTS}",
     "--scheduling-policy=priority",
     "--enable-prompt-tokens-details",
-    "--enable-per-request-metrics",
 )
 
 
@@ -57,11 +61,14 @@ class Result:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, case: Case) -> Answer:
-    """Send a case to a server and wait for all of its answer."""
+    """Send a case to a server and wait for all of its answer; without one the status is 0, and the body the reason."""
     try:
         return await _ask(session, url, case)
     except TimeoutError:
-        return Answer(status=0, content_type="", body=f"no answer within {TIMEOUT_S:g} s")
+        reason = f"no answer within {TIMEOUT_S:g} s"
+    except aiohttp.ClientError as error:
+        reason = f"no whole answer: {error}"
+    return Answer(status=0, content_type="", body=reason)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, case: Case) -> Answer:
@@ -121,53 +128,32 @@ async def compare_all(
 
 def attached(direct: dict[str, str]) -> Config:
     """A configuration with an agent for each server, of the kind `openai`."""
-    agents: list[dict[str, Any]] = [
-        {
-            "name": f"agent-{model}",
-            "gpu": "cpu",
-            "models": [model],
-            "engine": {"kind": "openai", "openai": {"base_url": url, "max_num_seqs": 16}},
-        }
+    engines: dict[str, Json] = {
+        model: {"kind": "openai", "openai": {"base_url": url, "max_num_seqs": SLOTS}}
         for model, url in direct.items()
-    ]
-    return _config(agents)
+    }
+    return _config({model: {} for model in direct}, engines)
 
 
 def started(direct: dict[str, str]) -> Config:
     """A configuration with an agent for each model that starts its server, of the kind `vllm`."""
-    agents: list[dict[str, Any]] = [
-        {
-            "name": f"agent-{model}",
-            "gpu": "cpu",
-            "models": [model],
-            "engine": {
-                "kind": "vllm",
-                "vllm": {
-                    "command": [str(vllm_servers.PYTHON), str(vllm_servers.LAUNCH), "serve"],
-                    "args": [
-                        *vllm_servers.ARGUMENTS,
-                        *SERVER_ARGUMENTS[model],
-                        "--enable-prompt-tokens-details",
-                        "--enable-per-request-metrics",
-                    ],
-                    "env": vllm_servers.ENVIRONMENT,
-                    "port_base": int(url.rsplit(":", 1)[1]),
-                    "max_num_seqs": 16,
-                },
-            },
-        }
+    models = {model: {"path": str(vllm_servers.MODELS / model)} for model in direct}
+    engines = {
+        model: vllm_servers.engine_section(
+            int(url.rsplit(":", 1)[1]), SLOTS, *SERVER_ARGUMENTS[model], METRICS
+        )
         for model, url in direct.items()
-    ]
-    return _config(agents)
-
-
-def _config(agents: list[dict[str, Any]]) -> Config:
-    models = {
-        name: {"path": str(vllm_servers.MODELS / name), "max_model_len": 2048}
-        for name in (PLAIN, THINKER)
     }
-    if agents[0]["engine"]["kind"] == "openai":
-        models = {name: {"max_model_len": 2048} for name in models}
+    return _config(models, engines)
+
+
+def _config(models: dict[str, Json], engines: dict[str, Json]) -> Config:
+    """An agent for each model, with its engine."""
+    agents = [
+        {"name": f"agent-{model}", "gpu": "cpu", "models": [model], "engine": engine}
+        for model, engine in engines.items()
+    ]
+    models = {model: fields | {"max_model_len": 2048} for model, fields in models.items()}
     return Config.from_mapping({"models": models, "agents": agents})
 
 
@@ -181,7 +167,7 @@ async def both(kind: str) -> AsyncIterator[tuple[dict[str, str], str]]:
         if kind == "openai":
             zygote = stack.enter_context(vllm_servers.zygote())
             direct = {
-                model: zygote.start(model, *COMMON_ARGUMENTS, *arguments).url
+                model: zygote.start(model, *AS_AGENTS_DO, *arguments, METRICS).url
                 for model, arguments in SERVER_ARGUMENTS.items()
             }
             config = attached(direct)

@@ -4,7 +4,7 @@ Pure. Of an answer's own words only ids, times and measurements may differ, whic
 `service_tier`, which is left out. How a stream is cut into chunks may differ, since a server merges tokens when its
 client or itself is slow; joined texts and lists, and which keys chunks have (any, the
 last of a choice, the one with the usage), may not. Of errors, status and message are compared: type and code
-are each server's own words.
+are each server's own words. An error which QLM refuses itself, with one of its own codes, is compared by status alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _OUR_CODES = (
     "missing_field",
     "invalid_type",
     "invalid_value",
-    "invalid_request",
     "empty_prompt",
     "invalid_json",
 )
@@ -235,7 +234,7 @@ class _Stream:
 
 
 def _join(whole: dict[str, Json], part: Mapping[str, Json]) -> None:
-    """Texts and lists grow; numbers and the like are kept once for each value."""
+    """Texts and lists grow; of numbers and the like the last counts."""
     for key, value in part.items():
         if value is None:
             whole.setdefault(key, None)

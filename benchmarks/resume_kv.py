@@ -20,14 +20,16 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from agents.engines.connection import patience_of
 from agents.engines.vllm_server import Server, ServerError
+from qlm import ports
 from qlm.config_file import parse
+from qlm.scrape import samples, total
 from qlm_core.config import VllmEngineConfig
 from qlm_core.model import ModelName
 
 CONFIG = Path("deploy/vllm-cpu/config.yaml")
 MODEL = ModelName("tiny-llama")
-PORT = 18_790
 LENGTH = 2048
 PROMPT_TOKENS = 700
 PRODUCED_TOKENS = 500
@@ -116,9 +118,8 @@ class Bench:
 
     async def _external_tokens(self) -> int:
         async with self._http.get(self._url("/metrics")) as response:
-            lines = (await response.text()).splitlines()
-        name = "vllm:external_prefix_cache_hits_total"
-        return round(sum(float(one.split()[-1]) for one in lines if one.startswith(name)))
+            found = samples(await response.text())
+        return round(total(found, "vllm:external_prefix_cache_hits_total") or 0.0)
 
     @staticmethod
     def _body(prompt: list[int], output_tokens: int) -> dict[str, Any]:
@@ -137,16 +138,19 @@ class Bench:
 async def measure(kv_bytes: int, more: list[str], seed: int) -> list[Resumed]:
     """Start a server, resume one request for each share, stop it. Raises ServerError."""
     config = parse(CONFIG.read_text(), environ={})
-    section: VllmEngineConfig = config.agents[0].engine.vllm
+    agent = config.agents[0]
+    section: VllmEngineConfig = agent.engine.vllm
     args = [one for one in section.args if not one.startswith("--kv-cache-memory-bytes")]
-    args += [f"--kv-cache-memory-bytes={kv_bytes}", "--enable-prompt-tokens-details", *more]
+    args += [f"--kv-cache-memory-bytes={kv_bytes}", *more]
     server = Server(
         MODEL,
         settings=config.models[MODEL],
         section=msgspec.structs.replace(section, args=tuple(args)),
-        port=PORT,
+        port=int(ports.free_addresses(1)[0].rsplit(":", 1)[1]),
         agent="resume-kv",
         can_sleep=False,
+        patience=patience_of(agent.engine),
+        event_bytes_max=agent.message_bytes_max // 2,
         adapters={},
     )
     try:
@@ -154,7 +158,7 @@ async def measure(kv_bytes: int, more: list[str], seed: int) -> list[Resumed]:
         async with aiohttp.ClientSession() as http:
             bench = Bench(server, http, seed)
             bench.cache_tokens = await server.kv_cache_tokens()
-            print(f"KV cache of {bench.cache_tokens} tokens", flush=True)
+            print(f"KV cache of {bench.cache_tokens} tokens", file=sys.stderr)
             return [await bench.resume(share) for share in SHARES]
     finally:
         await server.stop()

@@ -126,14 +126,7 @@ async def measure(zygote: Zygote, *, repetitions: int) -> list[Figure]:
 async def before_qlm() -> AsyncIterator[tuple[str, str]]:
     """A fleet of one agent that starts its vLLM: the gateway's address and the server's."""
     address = ports.free_addresses(1)[0]
-    section = {
-        "command": [str(vllm_servers.PYTHON), str(vllm_servers.LAUNCH), "serve"],
-        "args": list(vllm_servers.ARGUMENTS),
-        "env": vllm_servers.ENVIRONMENT,
-        "port_base": int(address.rsplit(":", 1)[1]),
-        "max_num_seqs": SLOTS,
-    }
-    engine = {"kind": "vllm", "vllm": section}
+    engine = vllm_servers.engine_section(int(address.rsplit(":", 1)[1]), SLOTS)
     config = Config.from_mapping(
         {
             "models": {MODEL: {"path": str(vllm_servers.MODELS / MODEL), "max_model_len": 2048}},

@@ -9,25 +9,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import runpy
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlm import ports
+from qlm.scrape import samples, total
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 PROGRAM = ROOT / "deploy" / "vllm-cpu" / "zygote.py"
-LAUNCH = ROOT / "deploy" / "vllm-cpu" / "launch.py"
+PREPARE = ROOT / "deploy" / "vllm-cpu" / "prepare.py"
+COMMAND = (str(PYTHON), str(ROOT / "deploy" / "vllm-cpu" / "launch.py"), "serve")
 MODELS = ROOT / "run" / "models"
 START_S = 180.0
 STOP_S = 15.0
+METRICS_S = 30.0
 _POLL_S = 0.1
 
 # The default executor spins while it waits, and starves everything else on a small machine; no server looks for a hub.
@@ -50,16 +53,34 @@ ARGUMENTS = (
 
 
 class NoVllm(Exception):
-    """There is no vLLM here, or it does not start; the message says what to do."""
+    """There is no vLLM here, or it does not start or answer; the message says what to do."""
 
 
 def missing() -> str:
     """What is missing for servers to start, as a remedy; "" if nothing is."""
     if not PYTHON.exists():
         return "no vLLM in .venv-vllm; run deploy/vllm-cpu/prepare.py first"
-    if not (MODELS / "tiny-llama").is_dir():
-        return "no models in run/models; run deploy/vllm-cpu/prepare.py first"
+    made = runpy.run_path(str(PREPARE))
+    for name in (*made["MODELS"], *made["ADAPTERS"]):
+        if not (MODELS / name).is_dir():
+            return f"no {name} in run/models; run deploy/vllm-cpu/prepare.py first"
     return ""
+
+
+def engine_section(port_base: int, slots: int, *arguments: str) -> dict[str, Any]:
+    """The engine of an agent that starts servers of the models in run/models by itself.
+
+    Args:
+        arguments: of `vllm serve`, beyond `ARGUMENTS`.
+    """
+    section = {
+        "command": COMMAND,
+        "args": [*ARGUMENTS, *arguments],
+        "env": ENVIRONMENT,
+        "port_base": port_base,
+        "max_num_seqs": slots,
+    }
+    return {"kind": "vllm", "vllm": section}
 
 
 def get(url: str, *, timeout_s: float = 5.0) -> str | None:
@@ -67,15 +88,16 @@ def get(url: str, *, timeout_s: float = 5.0) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             return str(answer.read().decode())
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return None
 
 
 def metric(url: str, name: str) -> float:
-    """The sum over all series of a metric of a server, 0 if there are none."""
-    text = get(f"{url}/metrics") or ""
-    lines = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    """The sum over all series of a metric of a server, 0 if there are none. Raises NoVllm."""
+    text = get(f"{url}/metrics", timeout_s=METRICS_S)
+    if text is None:
+        raise NoVllm(f"{url}/metrics does not answer")
+    return total(samples(text), name) or 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,15 +182,10 @@ class Zygote:
                 return found
         return {}
 
-    def fork(
-        self,
-        model: str,
-        *,
-        arguments: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
-        port: int | None = None,
-    ) -> Server:
-        """Begin to start a server of one of the models in run/models, under the model's name.
+    def start(self, model: str, *arguments: str, port: int | None = None) -> Server:
+        """Start a server of one of the models in run/models, under the model's name, and wait until it serves.
+
+        Raises NoVllm.
 
         Args:
             arguments: of `vllm serve`, beyond `ARGUMENTS`; what comes last counts.
@@ -180,20 +197,13 @@ class Zygote:
         argv = ["serve", str(MODELS / model), "--host", host, "--port", number]
         argv += ["--served-model-name", model, "--max-model-len", "2048", *ARGUMENTS, *arguments]
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps({"argv": argv, "env": dict(env or {}), "log": str(log)}) + "\n"
-        )
+        self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")
         self._process.stdin.flush()
         told = self._read()
         if "pid" not in told:
             raise NoVllm("the process that forks servers is gone; see run/zygote.log")
         server = Server(url=f"http://{address}", pid=told["pid"], model=model, log=log)
         self._servers.append(server)
-        return server
-
-    def start(self, model: str, *arguments: str, port: int | None = None) -> Server:
-        """Start a server and wait until it serves. Raises NoVllm."""
-        server = self.fork(model, arguments=arguments, port=port)
         server.wait_until_serving()
         return server
 
@@ -222,8 +232,3 @@ def zygote() -> Iterator[Zygote]:
         yield opened
     finally:
         opened.close()
-
-
-def free_bytes() -> int:
-    """Free disk space where vLLM would be installed."""
-    return shutil.disk_usage(ROOT).free

@@ -2,7 +2,7 @@
 
 For tests and benchmarks on a CPU with one thread per engine only. Commands come as lines of JSON on standard input:
 
-    {"argv": ["serve", "run/models/tiny-llama", ...], "env": {"NAME": "value"}, "log": "run/server.log"}
+    {"argv": ["serve", "run/models/tiny-llama", ...], "log": "run/server.log"}
 
 Each is answered by a line `{"pid": N}`; the first line that is printed, `{"ready": true}`, says that vLLM is imported. A
 child is a session of its own, which whoever asked for it ends by its pid. What still runs when standard input ends is
@@ -65,7 +65,6 @@ def become_server(command: dict[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for file, number in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(file, number)
-    os.environ.update(command.get("env", {}))
     sys.argv = ["vllm", *command["argv"]]
     status = 1
     try:

@@ -90,6 +90,12 @@ def late_refusal(body: Json) -> str:
     return ""
 
 
+def error_of(message: str) -> Json:
+    """A refusal, as a body or an event."""
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+    return {"error": error}
+
+
 class Script:
     """What is answered to one request."""
 
@@ -270,10 +276,10 @@ class Script:
 
 
 class StandIn:
-    """The server's state and handlers, for the models that are named."""
+    """The server's state and handlers, for one model."""
 
-    def __init__(self, *models: str) -> None:
-        self.models = models
+    def __init__(self, model: str) -> None:
+        self.model = model
         self.asked = 0
         self.app = web.Application(client_max_size=2**24)
         routes = self.app.router
@@ -281,20 +287,13 @@ class StandIn:
         routes.add_get("/v1/models", self.list_models)
         routes.add_post("/v1/completions", self.answer)
         routes.add_post("/v1/chat/completions", self.answer)
-        for path in ("/sleep", "/wake_up"):
-            routes.add_post(path, self.health)
-        routes.add_get("/is_sleeping", self.is_sleeping)
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({})
 
-    async def is_sleeping(self, _: web.Request) -> web.Response:
-        return web.json_response({"is_sleeping": False})
-
     async def list_models(self, _: web.Request) -> web.Response:
-        return web.json_response(
-            {"object": "list", "data": [{"id": m, "owned_by": "vllm"} for m in self.models]}
-        )
+        model = {"id": self.model, "owned_by": "vllm"}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -302,17 +301,13 @@ class StandIn:
         self.asked += 1
         early, late = refusal(body, chat=chat), late_refusal(body)
         if early or (late and not body.get("stream")):
-            return self.error(early or late)
+            return web.json_response(error_of(early or late), status=400)
         if late:
-            return await self.stream(request, [json.loads(self.error(late).body)])  # type: ignore[arg-type]
+            return await self.stream(request, [error_of(late)])
         script = Script(body, body["model"], chat=chat, number=self.asked)
         if not body.get("stream"):
             return web.json_response(script.whole())
         return await self.stream(request, script.stream())
-
-    def error(self, message: str) -> web.Response:
-        error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
-        return web.json_response({"error": error}, status=400)
 
     async def stream(self, request: web.Request, events: list[Json]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})

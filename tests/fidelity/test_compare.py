@@ -123,6 +123,22 @@ def test_an_error_is_its_status_and_message_and_may_stand_in_the_stream_or_not()
     assert paths(direct, whole()) == ["status"]
 
 
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("invalid_type", []), ("missing_field", []), (400, ["error"]), ("z", ["error"])],
+)
+def test_what_qlm_refuses_itself_it_may_say_in_its_own_words(code: str | int, found: list[str]):
+    direct, other = (
+        Answer(
+            status=400,
+            content_type="application/json",
+            body={"error": {"message": message, "code": code_of}},
+        )
+        for message, code_of in (("no", 400), ("never", code))
+    )
+    assert paths(direct, other) == found
+
+
 def test_a_stream_is_read_event_by_event():
     text = 'data: {"a": 1}\n\n: ping\n\ndata: oops\n\ndata: [DONE]\n\n'
     assert events_of(text) == [{"a": 1}, "oops", "[DONE]"]

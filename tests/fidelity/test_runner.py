@@ -15,18 +15,21 @@ from benchmarks import fidelity
 from benchmarks.fidelity_corpus import Case
 
 CASE = Case(name="case", chat=False, body={"prompt": "a"})
+NEVER, HALF = "", "half"
 
 
 @asynccontextmanager
 async def answering(*texts: str) -> AsyncIterator[str]:
-    """A server that answers with one text after another, over and over; with an empty one never."""
+    """A server that answers with one text after another, over and over; with `NEVER` never, with `HALF` it breaks off."""
     following = cycle(texts)
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.StreamResponse:
         assert (await request.json()) == {"prompt": "a", "model": CASE.model}
         text = next(following)
-        if not text:
+        if text == NEVER:
             await asyncio.Event().wait()
+        if text == HALF:
+            return await break_off(request)
         return web.json_response({"id": "x", "choices": [{"text": text}]})
 
     app = web.Application()
@@ -38,6 +41,16 @@ async def answering(*texts: str) -> AsyncIterator[str]:
         yield "http://{}:{}".format(*runner.addresses[0])
     finally:
         await runner.cleanup()
+
+
+async def break_off(request: web.Request) -> web.StreamResponse:
+    """Begin a stream and cut the connection."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b'data: {"id": "x"}\n\n')
+    assert request.transport is not None
+    request.transport.close()
+    return response
 
 
 @pytest.mark.parametrize(
@@ -70,7 +83,16 @@ async def test_the_report_counts_requests_and_differences():
 
 async def test_no_answer_is_a_difference(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fidelity, "TIMEOUT_S", 0.5)
-    async with answering("a") as server, answering("") as gateway:
+    async with answering("a") as server, answering(NEVER) as gateway:
         results = await fidelity.compare_all([CASE], direct={CASE.model: server}, through=gateway)
     (one,) = results[0].differences
     assert (one.path, one.through) == ("status", '0 "no answer within 0.5 s"')
+
+
+async def test_an_answer_that_breaks_off_is_a_difference():
+    async with answering("a") as server, answering(HALF) as gateway:
+        results = await fidelity.compare_all([CASE, CASE], direct={CASE.model: server}, through=gateway)  # fmt: skip
+    for result in results:
+        (one,) = result.differences
+        assert one.path == "status"
+        assert one.through.startswith('0 "no whole answer: ')

@@ -18,6 +18,7 @@ import aiohttp
 
 from benchmarks import vllm_servers
 from qlm import fleet
+from qlm.scrape import samples, total
 from qlm_core.config import Config
 
 Json = dict[str, Any]
@@ -149,11 +150,9 @@ async def one_by_one(url: str, bodies: Sequence[Json]) -> list[Answer]:
 
 
 async def sample(client: aiohttp.ClientSession, url: str, name: str) -> float:
-    """The sum over all series of a metric."""
+    """The sum over all series of a metric, 0 if there are none."""
     async with client.get(f"{url}/metrics") as response:
-        text = await response.text()
-    lines = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return total(samples(await response.text()), name) or 0.0
 
 
 async def until_sample(client: aiohttp.ClientSession, url: str, name: str, wanted: float) -> None:

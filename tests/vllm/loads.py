@@ -41,12 +41,14 @@ def long_outputs() -> list[Json]:
     return bodies
 
 
+# The completions of this kind are of token ids.
+BY_IDS: Json = {}
 KINDS: tuple[Json, ...] = (
     {},
     {"stop": ["zz", "qu", "\n\n"]},
     {"min_tokens": 100},
     {"logprobs": 2},
-    {"prompt": True},
+    BY_IDS,
     {"stop": ["self"], "include_stop_str_in_output": True},
     {"presence_penalty": 0.4, "frequency_penalty": 0.3},
     {"logit_bias": {str(token): -4 for token in range(300, 500)}},
@@ -55,23 +57,18 @@ KINDS: tuple[Json, ...] = (
 )
 
 
-def hundred(tokens: int = 180) -> list[Json]:
-    """A hundred outputs of up to so many tokens: ten kinds, each as five completions and five chats, streamed and whole."""
+def hundred() -> list[Json]:
+    """A hundred outputs of up to 180 tokens: ten kinds, each as five completions and five chats, streamed and whole."""
     bodies = []
     for kind in KINDS:
         for number in range(10):
             topic, chat = TOPICS[number], number % 2 == 1
-            body: Json = {"model": MODEL, "max_tokens": tokens, "ignore_eos": True} | WANDERING
+            body: Json = {"model": MODEL, "max_tokens": 180, "ignore_eos": True} | WANDERING
             if chat:
                 body["messages"] = [{"role": "user", "content": topic}]
             else:
-                body["prompt"] = topic
+                body["prompt"] = [50 + 7 * number, 300, 412, 77] if kind is BY_IDS else topic
             body |= kind
-            if "prompt" in kind:
-                if chat:
-                    del body["prompt"]
-                else:
-                    body["prompt"] = [50 + 7 * number, 300, 412, 77]
             if chat and "logprobs" in kind:
                 body |= {"logprobs": True, "top_logprobs": 2}
             if number % 4 < 2:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks.vllm_servers import MODELS, ROOT, missing
 from qlm_core.config import Config
 from qlm_core.executor import JobDone, JobLost, SwapFailed
 from tests.agents.harness import Harness, free_ports, running
 
-ROOT = Path(__file__).parents[2]
-MODELS = {name: ROOT / "run" / "models" / name for name in ("tiny-llama", "tiny-qwen")}
-ADAPTERS = {name: ROOT / "run" / "models" / name for name in ("tiny-llama-a", "tiny-llama-b")}
-
-pytestmark = pytest.mark.vllm
+BASE, ADAPTERS = "tiny-llama", ("tiny-llama-a", "tiny-llama-b")
 
 
 @pytest.fixture
 def section(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the demonstration says of vLLM."""
-    python = ROOT / ".venv-vllm" / "bin" / "python"
-    needed = (*MODELS.values(), *ADAPTERS.values())
-    if not python.exists() or not all(path.is_dir() for path in needed):
-        pytest.skip("no vLLM here; run deploy/vllm-cpu/prepare.py first")
+    if reason := missing():
+        pytest.skip(reason)
     monkeypatch.chdir(ROOT)
     demo = yaml.safe_load((ROOT / "deploy" / "vllm-cpu" / "config.yaml").read_text())
     found = demo["agents"][0]["engine"]["vllm"]
@@ -35,10 +29,11 @@ def section(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 async def test_a_base_and_its_adapters_answer_each_in_its_own_way(section: dict[str, Any]):
     """Interleaved in one batch, and with one place fewer than adapters, as each does alone."""
-    base, *adapters = names = ("tiny-llama", *ADAPTERS, "absent")
-    models: dict[str, Any] = {base: {"path": str(MODELS[base]), "max_model_len": 2048}}
+    adapters = (*ADAPTERS, "absent")
+    names = (BASE, *adapters)
+    models: dict[str, Any] = {BASE: {"path": str(MODELS / BASE), "max_model_len": 2048}}
     for name in adapters:
-        models[name] = {"base": base, "adapter": str(ADAPTERS.get(name, ROOT / "absent"))}
+        models[name] = {"base": BASE, "adapter": str(MODELS / name)}
     section |= {"port_base": free_ports(1), "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 8}
     engine = {"kind": "vllm", "vllm": section}
     agent = {"name": "agent", "gpu": "cpu", "models": names, "engine": engine}
@@ -70,7 +65,7 @@ async def test_a_base_and_its_adapters_answer_each_in_its_own_way(section: dict[
         assert await texts(5, 1) == [alone]
         # An adapter's prompt is found again in the cache under the adapter alone.
         found = []
-        for index, model in enumerate((served[1], served[1], base)):
+        for index, model in enumerate((served[1], served[1], BASE)):
             job = harness.job(f"long/{index}", 2, model=model, prompt="word " * 400)
             harness.engine.submit(job)
             end = await harness.heard.end_of(job.id)

@@ -64,7 +64,7 @@ class StartedHarness(VllmHarness):
     paths: ClassVar[dict[str, str]] = {
         name: str(vllm_servers.MODELS / name) for name in (LLAMA, QWEN)
     }
-    command = (str(vllm_servers.PYTHON), str(vllm_servers.LAUNCH), "serve")
+    command = vllm_servers.COMMAND
     args = vllm_servers.ARGUMENTS
     env: ClassVar[dict[str, str]] = vllm_servers.ENVIRONMENT
     exact_text = False

@@ -6,7 +6,7 @@ The undisturbed outputs come from the server directly, one at a time; it was fou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def told_apart(
     "load", [loads.long_outputs, loads.hundred], ids=lambda load: load.__name__
 )
 async def test_outputs_beside_bursts_are_the_undisturbed_ones(
-    load: type, four_slots: Server, tmp_path: Path
+    load: Callable[[], list[Json]], four_slots: Server, tmp_path: Path
 ) -> None:
     bodies = load()
     expected = await beds.one_by_one(four_slots.url, bodies)

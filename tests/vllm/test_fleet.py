@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import vllm_servers
 from benchmarks.vllm_servers import Server
-from qlm import ports
+from tests.agents.harness import free_ports
 from tests.vllm import beds, loads
 from tests.vllm.beds import Answer, Json
 
@@ -79,15 +79,7 @@ async def test_models_are_swapped_under_load_and_each_answers_its_own(
         body = {"prompt": topic, "max_tokens": 80, "ignore_eos": True} | loads.WANDERING
         load += [body | {"model": model, "stream": number % 2 == 0} for model in direct]
     expected = [(await beds.one_by_one(direct[body["model"]], [body]))[0] for body in load]
-    base_port = int(ports.free_addresses(1)[0].rsplit(":", 1)[1])
-    section = {
-        "command": [str(vllm_servers.PYTHON), str(vllm_servers.LAUNCH), "serve"],
-        "args": list(vllm_servers.ARGUMENTS),
-        "env": vllm_servers.ENVIRONMENT,
-        "port_base": base_port,
-        "max_num_seqs": 4,
-    }
-    engine = {"kind": "vllm", "vllm": section}
+    engine = vllm_servers.engine_section(free_ports(len(direct)), 4)
     agent = {"name": "agent", "gpu": "cpu", "models": list(direct), "engine": engine}
     async with beds.running(beds.config([agent]), tmp_path) as fleet, beds.session() as client:
         got = await asyncio.gather(
