@@ -382,7 +382,8 @@ def _with_lengths_of_bases(data: Any) -> Any:
     filled = {}
     for name, model in models.items():
         filled[name] = model
-        base = models.get(model.get("base")) if isinstance(model, dict) else None
+        name_of = model.get("base") if isinstance(model, dict) else None
+        base = models.get(name_of) if isinstance(name_of, str) else None
         if isinstance(base, dict) and "max_model_len" in base:
             filled[name] = {"max_model_len": base["max_model_len"]} | model
     return data | {"models": filled}

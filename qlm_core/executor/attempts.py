@@ -13,8 +13,8 @@ from math import inf
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor.batch import Batch, InFlight, expected_output
 from qlm_core.executor.events import Abort, Effect, JobLost, JobTurnedAway, Send, Submit
+from qlm_core.executor.fullness import Fullness
 from qlm_core.executor.pace import Pace
-from qlm_core.executor.room import Room
 from qlm_core.executor.states import AttemptState
 from qlm_core.executor.trust import Trust
 from qlm_core.executor.window import Window
@@ -39,7 +39,7 @@ class Attempts:
         self.window = Window()
         self.pace = Pace()
         self.trust = Trust()
-        self.room = Room()
+        self.fullness = Fullness()
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self._evictions_max = config.evictions_max
@@ -88,7 +88,7 @@ class Attempts:
         """A running request has produced so many more tokens; whether the engine had been doubted."""
         if not item.produced:
             self.pace.read(item.resident_tokens, resumed=item.begun)
-            self.room.worked()
+            self.fullness.worked()
         self.batch.grow(item, tokens)
         self.pace.produce(tokens)
         return self.trust.worked()
@@ -99,7 +99,7 @@ class Attempts:
         if item is None or item.attempt != ended.attempt:
             return False
         self.trust.worked()
-        self.room.worked()
+        self.fullness.worked()
         self._leave(item, AttemptState.ENDED)
         self._evictions.pop(ended.id, None)
         self.effects.append(Send(item.ref.gateway, ended))
@@ -108,8 +108,16 @@ class Attempts:
     def admits(self, in_flight: int) -> bool:
         """Whether the engine is to get one more request beside so many: it works, and has not said that it is full."""
         now_s = self.now_s
-        return self.trust.admits(in_flight, now_s=now_s) and self.room.admits(
+        return self.trust.admits(in_flight, now_s=now_s) and self.fullness.admits(
             in_flight, now_s=now_s
+        )
+
+    def is_counted_on(self) -> bool:
+        """Whether new work may be planned onto the engine: it has not lost or turned away what it was given."""
+        in_flight, now_s = len(self.batch), self.now_s
+        return not (
+            self.trust.doubted(in_flight, now_s=now_s)
+            or self.fullness.takes_nothing(in_flight, now_s=now_s)
         )
 
     def lose(self, lost: JobLost) -> bool:
@@ -130,7 +138,9 @@ class Attempts:
         item = self.batch.running.get(event.id)
         if item is None or item.attempt != event.attempt:
             return False
-        rest_s = max(event.rest_s, self.room.turned_away(len(self.batch.running) - 1, self.now_s))
+        rest_s = max(
+            event.rest_s, self.fullness.turned_away(len(self.batch.running) - 1, self.now_s)
+        )
         self._rests[event.id] = self.now_s + rest_s
         self._rests.move_to_end(event.id)
         if len(self._rests) > _REMEMBERED:

@@ -15,8 +15,8 @@ _PAUSE_S_MIN = 0.5
 _PAUSE_S_MAX = 8.0
 
 
-class Room:
-    """What the engine has said of its room; nothing until it turns requests away."""
+class Fullness:
+    """What the engine has said of being full; nothing until it turns requests away."""
 
     __slots__ = ("_in_a_row", "_pause_s", "_taken", "_until_s")
 
@@ -38,7 +38,7 @@ class Room:
         return max(_PAUSE_S_MIN, self._until_s - now_s)
 
     def worked(self) -> None:
-        """It has begun or ended one of the requests that it took."""
+        """It has begun or ended one of the requests that it took, or is a new one."""
         if self._in_a_row:
             self._in_a_row, self._pause_s, self._until_s = 0, 0.0, -inf
 
@@ -46,10 +46,13 @@ class Room:
         """Whether one more request may be given to an engine that has so many."""
         return now_s >= self._until_s or in_flight < self._taken
 
-    @property
-    def takes_nothing(self) -> bool:
-        """Whether it has turned several away in a row with nothing to do, and so is better not counted on."""
-        return self._pause_s > 0.0 and not self._taken
+    def takes_nothing(self, in_flight: int, *, now_s: float) -> bool:
+        """Whether it has turned several away in a row with nothing to do, and so is better not counted on.
+
+        It is counted on again once nothing has been tried for a while: work that is not sent there cannot show that it has room.
+        """
+        full = self._pause_s > 0.0 and not self._taken
+        return full and (in_flight > 0 or now_s < self._until_s + _PAUSE_S_MAX)
 
     def wakeup_s(self, now_s: float) -> float:
         """When more may be tried; infinite if nothing is held back."""

@@ -26,11 +26,11 @@ from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
 from qlm_core.executor.batch import InFlight, stricter
-from qlm_core.executor.models import Models, cheapest_to_leave, latest_begin_s
+from qlm_core.executor.models import Models, cheapest_to_leave
 from qlm_core.executor.relief import Relief
 from qlm_core.executor.reserve import Reserve
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
-from qlm_core.executor.urgency import LOOKAHEAD, overflow
+from qlm_core.executor.urgency import LOOKAHEAD, latest_begin_s, overflow
 from qlm_core.messages import (
     AttemptReturned,
     Pull,
@@ -135,9 +135,9 @@ class Executor:
         if self.state is _S.SERVING:
             due_s = min(due_s, self._hold_s)
             if self._starved:
-                due_s = min(due_s, self._relief.due_s, self._reserve.wakeup_s(self._now_s))
+                due_s = min(due_s, self._relief.due_s)
             due_s = min(due_s, self._attempts.trust.wakeup_s(self._now_s))
-            due_s = min(due_s, self._attempts.room.wakeup_s(self._now_s))
+            due_s = min(due_s, self._attempts.fullness.wakeup_s(self._now_s))
         elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
             due_s = min(due_s, self._empty_by_s)
         elif self.state is _S.LEAVING:
@@ -149,8 +149,7 @@ class Executor:
         swapping = self.state is _S.SWAPPING
         return InstanceState(
             ready=self.state in (_S.SERVING, _S.EMPTYING, _S.SWAPPING)
-            and not self._attempts.trust.doubted
-            and not self._attempts.room.takes_nothing,
+            and self._attempts.is_counted_on(),
             awake_model=None if swapping else self._models.awake,
             swapping_to=self._models.swapping_to if swapping else None,
             tiers=self._models.tiers,
@@ -269,6 +268,7 @@ class Executor:
         profile = self._models.ready(event)
         self._attempts.pace.expect(profile.resume_share)
         self._attempts.trust.worked()
+        self._attempts.fullness.worked()
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
         chunk = profile.max_num_batched_tokens
@@ -311,8 +311,6 @@ class Executor:
             overdue.append(item)
         self._attempts.requeue(overdue)
         self._models.try_again(self._now_s)
-        if overdue and self.state is _S.SERVING:
-            self._pull()
         return True
 
     # ------------------------------------------------------------------- decisions

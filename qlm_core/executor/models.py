@@ -12,7 +12,7 @@ from math import inf
 
 from qlm_core.executor.batch import Batch, InFlight
 from qlm_core.executor.events import EngineReady, Warm
-from qlm_core.model import ModelName, ModelTier, QueuedGroup, RequestRef
+from qlm_core.model import ModelName, ModelTier, QueuedGroup
 from qlm_core.profile import EngineProfile
 
 
@@ -94,9 +94,11 @@ class Models:
 
     def places(self, batch: Batch) -> Places:
         """The places for models in a batch as it is now."""
-        limit = self._profiles[self.awake].adapters_max if self.awake is not None else 0
-        # Most engines have no adapters, and nothing to count.
-        if not limit or self.awake is None:
+        if self.awake is None:
+            return Places({}, 0)
+        limit = self._profiles[self.awake].adapters_max
+        if not limit:
+            # Most engines have no adapters, and nothing to count.
             return Places({}, 0)
         loaded = chain(batch.pulling.values(), batch.held.values(), batch.running.values())
         return Places({self.awake: None} | {item.model: None for item in loaded}, limit + 1)
@@ -140,14 +142,3 @@ def cheapest_to_leave(
             stays[item.model] = None
     whole = [items for model, items in leaves.items() if model not in stays]
     return min(whole, key=lambda items: sum(item.resident_tokens for item in items), default=[])
-
-
-def latest_begin_s(
-    waiting: Iterable[RequestRef], *, before_s: float, prefill_s_per_token: float, now_s: float
-) -> float:
-    """When something that takes `before_s` has to begin for the next request that can still be in time; infinite without one."""
-    for ref in waiting:
-        first_token_s = before_s + ref.prompt_tokens * prefill_s_per_token
-        if not ref.produced_tokens and now_s + first_token_s <= ref.due_s:
-            return ref.due_s - first_token_s
-    return inf

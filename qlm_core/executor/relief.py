@@ -87,17 +87,15 @@ class Relief:
             found[self._attempts.laxity(head.slo_class)] = None
         return sorted(found)
 
-    def _waiting(
-        self, head: QueuedGroup | None, laxity_s: float
-    ) -> Iterator[tuple[RequestRef, bool]]:
+    def _waiting(self, head: QueuedGroup | None, laxity_s: float) -> Iterator[RequestRef]:
         """Those of that laxity or a stricter one in the order in which they start: in line, then from the head on.
 
-        With each comes whether it can be late. Laxer ones in line are passed by.
+        Laxer ones in line are passed by.
         """
         attempts = self._attempts
         for item in attempts.batch.in_line():
             if item.class_ttft_s <= laxity_s:
-                yield item.ref, not item.owes_nothing
+                yield item.ref
         if head is not None:
             # Rests let those pass that wait for their first token.
             begun_first = not attempts.first_token_only(head.slo_class)
@@ -105,7 +103,7 @@ class Relief:
                 head, lambda name: attempts.laxity(name) <= laxity_s
             ):
                 if begun_first or not ref.produced_tokens:
-                    yield ref, True
+                    yield ref
 
     def behind(self, head: QueuedGroup | None, laxity_s: float) -> list[InFlight]:
         """What runs and may give way to those."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
-from math import exp, inf, log
+from math import exp, inf
 
 from qlm_core.config import ExecutorConfig
 from qlm_core.executor.attempts import Attempts
@@ -35,12 +35,10 @@ _SHARE_MAX = 0.25
 _WEIGHT = 0.1
 # Classes with longer targets than this are lax, and their requests as long as they are not due sooner.
 _LAX_S = 60.0
-# Least time between two looks whether a slot is still to be kept.
-_LOOK_S_MIN = 0.01
 
 
 class Uses:
-    """How often each place of a reserve is used, of late: the k-th by a request that comes together with k - 1 before it."""
+    """How often each place of a reserve is used, of late: the k-th by a request that comes with k - 1 or more just before it."""
 
     __slots__ = ("_at_s", "_kept", "_per_s", "_recent")
 
@@ -76,13 +74,6 @@ class Uses:
         while self._kept and uses[self._kept - 1] * _USED_EVERY_S < _STILL:
             self._kept -= 1
         return self._kept
-
-    @property
-    def lapses_s(self) -> float:
-        """When the last of these slots is kept no longer, if nobody comes; infinite if none is."""
-        if not self._kept:
-            return inf
-        return self._at_s + _FADES_S * log(self._per_s[self._kept - 1] * _USED_EVERY_S / _STILL)
 
     def _fade(self, now_s: float) -> None:
         share = exp((self._at_s - now_s) / _FADES_S)
@@ -127,10 +118,6 @@ class Reserve:
     def spare(self, ref: RequestRef, class_s: float) -> Room:
         """What a request of a class of such laxity has to leave free."""
         return self._room(self._slots) if self._is_lax(ref, class_s) else NO_ROOM
-
-    def wakeup_s(self, now_s: float) -> float:
-        """When less will be kept if nobody comes."""
-        return max(self._uses.lapses_s, now_s + _LOOK_S_MIN) if self._slots else inf
 
     def givers(self, head: QueuedGroup | None) -> list[InFlight]:
         """Lax requests to evict, so that there is room for the prompt ones that wait, and for one more if any is kept."""

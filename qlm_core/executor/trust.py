@@ -62,10 +62,12 @@ class Trust:
         """Whether nothing is given to it now."""
         return now_s < self._until_s
 
-    @property
-    def doubted(self) -> bool:
-        """Whether it has lost something since it last worked, and so is better not counted on."""
-        return self._pause_s > 0.0
+    def doubted(self, in_flight: int, *, now_s: float) -> bool:
+        """Whether it has lost something since it last worked, and so is better not counted on.
+
+        It is counted on again once nothing has been tried for a while: work that is not sent there cannot show that it works.
+        """
+        return self._pause_s > 0.0 and (in_flight > 0 or now_s < self._until_s + _PAUSE_S_MAX)
 
     def wakeup_s(self, now_s: float) -> float:
         """When that ends; infinite if it does not."""

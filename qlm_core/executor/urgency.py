@@ -38,7 +38,7 @@ class Need:
 
 
 def need(
-    waiting: Iterable[tuple[RequestRef, bool]],
+    waiting: Iterable[RequestRef],
     batch: Batch,
     *,
     now_s: float,
@@ -51,8 +51,7 @@ def need(
     """What the next requests need beyond what will come free in time.
 
     Args:
-        waiting: the requests to come, first to run first, and of each whether it presses. The others take room alone, as
-            do those that have begun: they are never late.
+        waiting: the requests to come, first to run first. Those that have begun take room alone: they are never late.
         prefill_s_per_token: engine time of a prompt token.
         token_s: time between two output tokens of a running request.
         evictable: requests in flight that could give way.
@@ -64,12 +63,12 @@ def need(
     ahead_s = 0.0
     charged = 0
     free_slots, free_tokens = batch.room()
-    for index, (ref, presses) in enumerate(islice(waiting, LOOKAHEAD)):
+    for index, ref in enumerate(islice(waiting, LOOKAHEAD)):
         own_s = (ref.prompt_tokens + ref.produced_tokens) * prefill_s_per_token
         own_s *= resume_share if ref.produced_tokens else 1.0
         ahead_s += own_s
         charged += batch.charge(ref)
-        if now_s + own_s > ref.due_s or ref.produced_tokens or not presses:
+        if now_s + own_s > ref.due_s or ref.produced_tokens:
             continue
         latest_s = ref.due_s - ahead_s
         if releases is None:
@@ -159,3 +158,14 @@ def overflow(batch: Batch, may_evict: Callable[[InFlight], bool]) -> list[InFlig
         if item.class_ttft_s > strictest_s and may_evict(item)
     ]
     return victims(able, Need(0, excess, inf))
+
+
+def latest_begin_s(
+    waiting: Iterable[RequestRef], *, before_s: float, prefill_s_per_token: float, now_s: float
+) -> float:
+    """When something that takes `before_s` has to begin for the next request that can still be in time; infinite without one."""
+    for ref in waiting:
+        first_token_s = before_s + ref.prompt_tokens * prefill_s_per_token
+        if not ref.produced_tokens and now_s + first_token_s <= ref.due_s:
+            return ref.due_s - first_token_s
+    return inf

@@ -271,7 +271,7 @@ class Ledger:
                 self._release(row)
                 error = f"{row.errors} attempts ended in errors of the engine, the last in: {returned.detail}"
                 return self._fail(row, error)
-            rest_s = max(rest_s, _ERROR_REST_S * row.errors)
+            rest_s = _ERROR_REST_S * row.errors
         lost = returned.reason is ReturnReason.ENGINE_LOST
         return self._return(row, lost=lost, detail=returned.detail, rest_s=rest_s)
 

@@ -27,7 +27,7 @@ class Row:
         pulled_s: when it was first granted.
         counted_prompt_tokens: tokens of the prompt as an engine told their ids, 0 if none did.
         has_ids: whether the token ids of all output so far are known.
-        rest_until_s: when it may be granted again, for one that an engine turned away.
+        rest_until_s: when it may be granted again; None unless it rests.
         rested_by: the agent that gave it back to rest.
     """
 

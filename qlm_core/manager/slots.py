@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 
+from qlm_core.config import ExecutorConfig
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
@@ -19,8 +20,8 @@ from qlm_core.model import GroupId
 _FEW = 16
 """Up to so many outputs it is worth looking at each."""
 
-EVICT_MARGIN_S = 3.0
-"""How long before a request would be late laxer work gives way to it: the default of `executor.evict_margin_s`."""
+EVICT_MARGIN_S = ExecutorConfig().evict_margin_s
+"""How long before a request would be late laxer work gives way to it, by default: the solver does not know what agents use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ def test_only_vllm_has_to_know_where_an_adapter_lies(kind: str):
             {"models": {"more": {"base": "sql", "adapter": "x"}}},
             r"models.more.base: 'sql' is an adapter itself. .* both are of \('llama'\)",
         ),
+        ({"models": {"sql": {"base": ["llama"]}}}, r"models.sql.base: .*list"),
+        ({"models": {"sql": {"base": {"a": 1}}}}, r"models.sql.base: .*mapping"),
         ({"models": {"sql": {"base": "sql"}}}, "models.sql.base: 'sql' is an adapter itself"),
         (
             {"models": {"sql": SQL | {"max_model_len": 5000}}},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qlm_core.executor import JobTurnedAway
+from qlm_core.executor import EngineDown, EngineReady, JobTurnedAway
 from qlm_core.messages import ReturnReason
-from qlm_core.model import RequestId
+from qlm_core.model import ModelName, ModelTier, RequestId
 from tests.executor.test_trust import busy
 from tests.executor.world import World, group, refs
 
@@ -48,12 +48,37 @@ def test_an_engine_that_takes_nothing_is_not_ready_until_it_takes_something() ->
     assert w.executor.instance_state().ready
     turn_away(w, "1-4")
     assert not w.executor.instance_state().ready
-    w.at(10.0)
+    w.at(8.0)
     assert not w.executor.instance_state().ready
     w.queue(group(1), add=refs(1, 1), epoch=2)
     w.grant()
+    w.at(20.0)
+    assert not w.executor.instance_state().ready
     w.produce("1-0", 1)
     assert w.executor.instance_state().ready
+
+
+def test_one_that_nothing_is_given_to_is_counted_on_again_after_a_while() -> None:
+    """Else nothing would be sent there ever again, by which it could show that it has room."""
+    w = busy(waiting=0)
+    for id in ("1-2", "1-3"):
+        w.finish(id)
+    turn_away(w, "1-0")
+    turn_away(w, "1-1")
+    w.at(8.0)
+    assert not w.executor.instance_state().ready
+    w.at(10.0)
+    assert w.executor.instance_state().ready
+
+
+def test_a_new_server_has_not_said_that_it_is_full() -> None:
+    w = busy()
+    turn_away(w, "1-0")
+    turn_away(w, "1-1")
+    w.tell(EngineDown("gone"))
+    w.tell(EngineReady(ModelName("m1"), ((ModelName("m1"), ModelTier.AWAKE),)))
+    w.grant()
+    assert len(w.running) == 4
 
 
 def test_one_that_is_told_no_time_rests_a_little() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlm_core.executor.reserve import Uses
+from qlm_core.messages import QueueUpdate
 from qlm_core.model import Slo, SloClass
 from tests.executor.world import World, group, profile, ref, refs, world
 
@@ -78,9 +79,70 @@ def test_when_none_comes_any_more_lax_work_takes_all_slots() -> None:
     assert len(w.running) == 8
 
 
-def test_nothing_is_kept_where_no_class_is_that_prompt() -> None:
+def test_with_the_slot_comes_the_kv_cache_that_it_needs() -> None:
+    """Eight lax requests fill the cache, not the slots; what a chat needs of it is kept free all the same."""
+    w = world(profile(slots=16, kv_tokens=8 * 1002), classes=CLASSES)
+    w.queue(group(1), add=refs(1, 40, due_s=3600.0, prompt=1000, expected=2))
+    w.grant()
+    assert len(w.running) == 8
+    chats = Chats(w)
+    for _ in range(8):
+        chats.end(*chats.come())
+        w.at(w.now_s + 0.3)
+    assert len(w.running) == 7
+
+
+def test_one_that_takes_the_last_free_slot_is_followed_by_an_eviction() -> None:
     w = busy()
-    chats = Chats(w, slo_class="interactive")
+    chats = Chats(w)
+    for _ in range(8):
+        chats.end(*chats.come())
+        w.at(w.now_s + 0.3)
+    evicted = len(w.aborted)
+    [chat] = chats.come()
+    assert chat in w.running
+    assert len(w.aborted) == evicted + 1
+    assert len(w.running) == 7
+
+
+def test_what_is_owed_no_more_than_is_out_gives_way_whenever_it_is_due() -> None:
+    w = busy(due_s=50.0)
+    came = Chats(w).come()
+    w.at(0.01)
+    w.tell(QueueUpdate(epoch=2, add=(ref("2-9", 2, due_s=1.01),)))
+    w.grant()
+    assert len(w.aborted) == 2
+    assert {*came, "2-9"} < set(w.running)
+
+
+def test_nobody_is_evicted_more_often_than_allowed() -> None:
+    w = busy(evictions_max=0)
+    [chat] = Chats(w).come()
+    assert (w.aborted, chat in w.running) == ([], False)
+
+
+def test_what_comes_back_is_no_arrival() -> None:
+    w = busy()
+    for number in range(8):
+        name = f"2-{number}"
+        w.queue(
+            group(2, slo_class="chat"),
+            group(1),
+            add=(ref(name, 2, due_s=w.now_s + 1.0, produced=5),),
+            epoch=2 + number,
+        )
+        w.finish(*w.running[:1])
+        w.grant()
+        w.finish(name)
+        w.grant()
+        w.at(w.now_s + 0.3)
+    assert len(w.running) == 8
+
+
+@pytest.mark.parametrize("slo_class", ["interactive", "of no known class"])
+def test_nothing_is_kept_where_no_class_is_that_prompt(slo_class: str) -> None:
+    w = busy()
+    chats = Chats(w, slo_class=slo_class)
     for _ in range(8):
         chats.come(in_s=20.0)
         w.at(w.now_s + 0.3)

@@ -50,7 +50,7 @@ def test_what_has_begun_delays_those_behind_it_by_what_is_computed_again(
     waiting = [ref("a", 1, prompt=900, produced=100), ref("b", 1, prompt=10, due_s=12.0)]
     batch = Batch(0, 100_000)
     wanted = need(
-        [(one, True) for one in waiting], batch, now_s=0.0, margin_s=3.0, prefill_s_per_token=0.01, token_s=0.02,
+        waiting, batch, now_s=0.0, margin_s=3.0, prefill_s_per_token=0.01, token_s=0.02,
         evictable=4, resume_share=resume_share,
     )  # fmt: skip
     assert wanted.slots == slots

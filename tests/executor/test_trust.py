@@ -125,6 +125,29 @@ def test_until_it_works_again_an_engine_is_not_reported_ready() -> None:
     assert w.executor.instance_state().ready is True
 
 
+def test_one_that_nothing_is_given_to_is_counted_on_again_after_a_while() -> None:
+    """Else nothing would be sent there ever again, by which it could show that it works."""
+    w = busy(waiting=0)
+    lose(w)
+    w.at(10.0)
+    assert w.reports[-1].state.ready is False
+    w.at(13.0)
+    assert w.reports[-1].state.ready is True
+    # It is still given a few requests only.
+    w.queue(group(1), add=refs(1, 10), epoch=2)
+    assert len(w.executor.batch) == 2
+
+
+def test_what_is_tried_on_it_may_take_as_long_as_it_likes() -> None:
+    w = busy(waiting=1)
+    lose(w)
+    w.at(1.1)
+    w.grant()
+    assert len(w.running) == 1
+    w.at(60.0)
+    assert w.reports[-1].state.ready is False
+
+
 def error(w: World, id: str) -> None:
     w.tell(JobLost(RequestId(id), w.attempts[id], "HTTP 500", answered=True))
 
@@ -163,3 +186,12 @@ def test_a_request_stays_the_suspect_when_it_comes_again() -> None:
         assert w.reasons["1-0"] is ReturnReason.ENGINE_ERROR
         w.queue(group(1), add=refs(1, 1))
         w.grant()
+
+
+def test_an_engine_that_is_in_doubt_blames_no_request() -> None:
+    w = busy()
+    lose(w)
+    w.at(1.1)
+    w.grant()
+    error(w, w.running[0])
+    assert set(w.reasons.values()) == {ReturnReason.ENGINE_LOST}

@@ -48,7 +48,9 @@ CLASSES = (
 GATEWAY = GatewayId("g")
 
 
-def profile(model: str, *, speed: float = 1.0, kv_cache_tokens: int = 100_000) -> EngineProfile:
+def profile(
+    model: str, *, speed: float = 1.0, kv_cache_tokens: int = 100_000, slots: int = 64
+) -> EngineProfile:
     """A profile with round numbers: about 20 ms an iteration for a batch of 64."""
     return EngineProfile(
         model=model,
@@ -60,7 +62,7 @@ def profile(model: str, *, speed: float = 1.0, kv_cache_tokens: int = 100_000) -
             per_context_token_ms=1e-4 / speed,
         ),
         kv_cache_tokens=kv_cache_tokens,
-        max_num_seqs=64,
+        max_num_seqs=slots,
         cold_s=30.0,
         wake_s=3.0,
         sleep_s=1.0,
@@ -93,14 +95,19 @@ class Bench:
         self.fact(AnnounceDone())
 
     def agent(
-        self, name: str, *models: str, awake: str | None = None, speed: float = 1.0
+        self,
+        name: str,
+        *models: str,
+        awake: str | None = None,
+        speed: float = 1.0,
+        slots: int = 64,
     ) -> AgentId:
         """An agent joins that serves `models` and has the first of them awake."""
         id = AgentId(name)
         hello = AgentHello(
             agent=id,
             gpu="test",
-            profiles=tuple(profile(model, speed=speed) for model in models),
+            profiles=tuple(profile(model, speed=speed, slots=slots) for model in models),
             epoch=0,
             state=InstanceState(
                 ready=True,
