@@ -6,7 +6,7 @@ earlier one takes its place. Fields that we do not know are kept, empty ones inc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
+# More characters than any output has, and few enough for a message to an agent.
+OFFSET_MAX = 2**31 - 1
 # The gateway's own words in an answer; an engine's are overwritten.
 _OURS = frozenset({"id", "object", "created", "model", "service_tier", "usage", "choices"})
 # Parts of a message that come whole, once; every other text comes in pieces.
@@ -44,10 +46,13 @@ class Answer:
         self._came_whole |= whole
         try:
             chunk = _decode(data)
+            if not _is_chunk(chunk):
+                raise BadChunkError("an engine sent a chunk that is not of OpenAI's shape")
+            self._fold(chunk)
         except (ValueError, RecursionError) as error:
             raise BadChunkError(f"an engine sent a chunk that cannot be read ({error})") from None
-        if not _is_chunk(chunk):
-            raise BadChunkError("an engine sent a chunk that is not of OpenAI's shape")
+
+    def _fold(self, chunk: Json) -> None:
         for key, value in chunk.items():
             if key not in _OURS:
                 _replace(self._extra, key, value)
@@ -69,7 +74,10 @@ class Answer:
                     whole[key] = {}
                 _join(whole[key], value)
             elif key == "token_ids" and isinstance(value, list):
-                whole[key] = [*(whole.get(key) or ()), *value]
+                before = whole.get(key)
+                whole[key] = [*before, *value] if isinstance(before, list) else value
+            elif key == "message" and value is None:
+                continue  # from a server that names every field
             elif key != "index":
                 _replace(whole, key, value)
 
@@ -87,9 +95,12 @@ class Answer:
         if not isinstance(logprobs, dict):
             return 0
         offsets, tokens = logprobs.get("text_offset"), logprobs.get("tokens")
-        if not offsets or not tokens or not isinstance(offsets[-1], int):
+        if not (isinstance(offsets, list) and offsets and isinstance(tokens, list) and tokens):
             return 0
-        return max(0, offsets[-1]) + len(str(tokens[-1]))
+        last = offsets[-1]
+        if not isinstance(last, int) or not 0 <= last <= OFFSET_MAX:
+            return 0
+        return last + len(str(tokens[-1]))
 
     @property
     def unfinished(self) -> list[int]:
@@ -114,7 +125,7 @@ class Answer:
                 choice["delta"] = choice.pop("message", {})
             choices.append(choice)
         usage = {"usage": self._usage} if self._usage else {}
-        return _encode(self._extra | usage | {"choices": choices})
+        return _encoded(self._extra | usage | {"choices": choices})
 
     def response(
         self, *, id: str, created: int, model: str, service_tier: str, record: EndRecord
@@ -140,7 +151,7 @@ class Answer:
         }
         if service_tier:
             head["service_tier"] = service_tier
-        return _encode(head | self._extra | closing_extra(record))
+        return _encoded(head | self._extra | closing_extra(record))
 
 
 def usage_of(record: EndRecord, before: Json | None = None) -> Json:
@@ -176,7 +187,10 @@ def closing_extra(record: EndRecord) -> Json:
 
 
 def _over(below: Json, above: Json) -> Json:
-    """Fields over other fields, and details over details. What is empty below shows only among others of its kind."""
+    """Fields over other fields, and details over details.
+
+    Details that only `below` has become null: below is a shape, and an answer without details shows null.
+    """
     whole = {**below, **above}
     for key, value in below.items():
         if isinstance(value, dict):
@@ -194,17 +208,41 @@ def _is_chunk(chunk: Any) -> bool:
 def _is_choice(choice: Any) -> bool:
     if not isinstance(choice, dict) or not isinstance(choice.get("index", 0), int):
         return False
-    delta = choice.get("delta")
-    content = delta.get("content") if isinstance(delta, dict) else None
     return (
-        (delta is None or isinstance(delta, dict))
-        and (content is None or isinstance(content, str))
+        _is_message(choice.get("delta"))
+        and _is_message(choice.get("message"))
         and isinstance(choice.get("text") or "", str)
     )
 
 
+def _is_message(part: Any) -> bool:
+    """Whether this is nothing, or a message or a piece of one."""
+    if not isinstance(part, dict):
+        return part is None
+    content, calls = part.get("content"), part.get("tool_calls")
+    return (content is None or isinstance(content, str)) and (
+        calls is None or _is_list_of(calls, dict)
+    )
+
+
+def _is_list_of(value: Any, kind: type) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _encoded(whole: Json) -> bytes:
+    """What was put together, as JSON. Raises BadChunkError for what is nested too deeply."""
+    try:
+        return _encode(whole)
+    except RecursionError as error:
+        raise BadChunkError(f"an engine's answer cannot be written ({error})") from None
+
+
 def _closing(record: EndRecord) -> Json:
-    closing = _decode(record.closing) if record.closing else {}
+    """What came beside output at the end; nothing if that cannot be read, for the answer stands without it."""
+    try:
+        closing = _decode(record.closing) if record.closing else {}
+    except (ValueError, RecursionError):
+        closing = {}
     return closing if isinstance(closing, dict) else {}
 
 
@@ -239,7 +277,7 @@ def _join(whole: Json, part: Json) -> None:
     for key, value in part.items():
         before = whole.get(key)
         if key == "tool_calls" and isinstance(value, list):
-            whole[key] = _join_calls(before if isinstance(before, list) else [], value)
+            whole[key] = _join_calls(before if _is_list_of(before, dict) else [], value)
         elif key in _WHOLE and isinstance(value, str):
             whole[key] = before or value
         elif _grow(whole, key, value):
@@ -274,7 +312,8 @@ def _join_calls(whole: list[Json], parts: list[Any]) -> list[Json]:
                 {"index": part["index"]} if isinstance(part.get("index"), int) else {}
             )
             whole.append(call)
-        index = call["index"]
+        # What came in a whole message has no number.
+        index = call["index"] if "index" in call else whole.index(call)
         _join(call, {key: value for key, value in part.items() if key != "index"})
         call["index"] = index
     return whole
@@ -290,7 +329,7 @@ def _call_of(calls: list[Json], part: Json) -> Json | None:
     function = part.get("function")
     names = isinstance(function, dict) and bool(function.get("name"))
     if isinstance(index, int):
-        call = next((call for call in reversed(calls) if call["index"] == index), None)
+        call = next((call for call in reversed(calls) if call.get("index") == index), None)
     elif id:
         call = next((call for call in calls if call.get("id") == id), None)
     else:

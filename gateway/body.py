@@ -23,9 +23,9 @@ from qlm_core.tokens import (
 Json = dict[str, Any]
 
 # No tokenizer puts more bytes than this into a token, white space apart. The longest entries of the vocabularies in
-# use are runs of one character, 128 bytes in those of GPT-4, Llama 3 and Qwen; this is eight times as much. White space
-# is counted as a blank a run, since some tokenizers make one of it first. So a text that exceeds this cannot fit; of any
-# other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
+# use are runs of one character, 128 bytes in those of GPT-4, Llama 3 and Qwen; this is eight times as much. Each run of
+# white space counts as one byte, since some tokenizers make one blank of it first. So a text that exceeds this cannot fit;
+# of any other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
 BYTES_PER_TOKEN_MAX = 1024
 LIMIT_MAX = 2**31 - 1
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -30,13 +30,17 @@ class Cors:
     def __bool__(self) -> bool:
         return bool(self._origins)
 
+    def admits(self, origin: bytes) -> bool:
+        """Whether pages from there may use the gateway."""
+        return self._all or origin in self._origins
+
     def allowed(self, origin: bytes) -> RawHeaders:
         """What tells a browser that the page may have the answer; without it, it may not."""
         if self._all:
             return [(b"access-control-allow-origin", b"*")]
         # What is answered depends on who asks, so no cache may give one origin's answer to another.
         told = [(b"vary", b"Origin")]
-        if origin in self._origins:
+        if self.admits(origin):
             told.append((b"access-control-allow-origin", origin))
         return told
 
@@ -46,7 +50,7 @@ class Cors:
         if not origin or b"access-control-request-method" not in headers:
             return None
         told = self.allowed(origin)
-        if told[-1][0] != b"access-control-allow-origin":
+        if not self.admits(origin):
             return told
         asked = headers.get(b"access-control-request-headers", b"")
         if asked:

@@ -1,7 +1,8 @@
 """The ledger's driver: feeds it events with the time, and carries out its effects.
 
 Everything happens on one event loop, without locks. A durable request enters the ledger once the store has it, and its
-client hears of the end once the store has that: so whatever was said to a client is also true after a crash.
+client hears of the end once the store has that: so whatever was said to a client is also true after a crash. It also
+admits requests, routes orders to agents' streams, and drains.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from gateway.store import Kept, Store, StoredEnd, StoredRequest, StoreError
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
-from qlm_core.errors import KeyReused, NotFound, QlmError, QueueFull, Unavailable
+from qlm_core.errors import (
+    KeyReused,
+    NotFound,
+    QlmError,
+    QueueFull,
+    Unavailable,
+    kind_and_place,
+)
 from qlm_core.messages import GatewayFact, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
 from qlm_core.outcome import FinishReason, ShedReason
@@ -183,6 +191,9 @@ class Driver:
         kept: Kept = await asyncio.shield(self._spawn(self._add(request, draft, watched)))
         if kept.fingerprint not in ("", request.fingerprint):
             raise KeyReused(key)
+        if watched and kept.id != request.id:
+            # Whoever came first may not have watched, and what a client has seen must not begin anew.
+            self.handle(lg.OutputWatched(kept.id))
         return kept.id
 
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
@@ -230,7 +241,7 @@ class Driver:
         self.handle(lg.ShedOrdered(id, ShedReason.SATURATED))
         return self._ledger.row(id) is None
 
-    def abandon(self, live: Live) -> None:
+    def client_left(self, live: Live) -> None:
         """The client of a request in memory is gone."""
         self.handle(lg.CancelAsked(live.request.id))
 
@@ -253,7 +264,7 @@ class Driver:
             trace=draft.trace,
             idempotency_key=key,
             key_owner=key_owner,
-            fingerprint=draft.fingerprint if key else "",
+            fingerprint=draft.fingerprint,
         )
 
     def _enter(
@@ -390,10 +401,13 @@ class Driver:
             if effect.durable:
                 answer = live.response(record)
         except BadChunkError as error:
-            reason = FinishReason.ERROR.value
-            record = replace(
-                record, phase=Phase.FAILED, reason=reason, error=str(error), attained=False
-            )
+            record = _failed(record, str(error))
+        except (
+            Exception
+        ) as error:  # the edge: the ledger has let go of the request, so it must end here
+            said = {"request": effect.id, "reason": kind_and_place(error)}
+            log.error("cannot put an answer together", extra=said)
+            record = _failed(record, "the gateway cannot put the answer together; its log says why")
         live.record = record
         self._metrics.ended(live.request.model, live.request.slo_class, record)
         log.debug(
@@ -438,3 +452,9 @@ class Driver:
 
 def _resume_of(request: StoredRequest) -> Resume:
     return resume_of(msgspec.json.decode(request.body), chat=request.chat)
+
+
+def _failed(record: lg.EndRecord, error: str) -> lg.EndRecord:
+    """The end of a request whose output turned out to be of no use."""
+    reason = FinishReason.ERROR.value
+    return replace(record, phase=Phase.FAILED, reason=reason, error=error, attained=False)

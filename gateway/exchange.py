@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 
 from gateway import headers as hd
 from gateway import openai
@@ -26,11 +27,11 @@ SSE: RawHeaders = [
 ]
 # A comment, which clients of server-sent events skip.
 WAITING = b": waiting\n\n"
-# An estimate that comes later than this after the request is no reason any more to turn that away.
+# Estimates that come more than this long after the request are ignored; by then it is better to let it wait.
 JUDGED_S = 1.0
 
 
-class Exchange:
+class Exchange(ABC):
     """One request and its answer over HTTP.
 
     Args:
@@ -59,11 +60,11 @@ class Exchange:
     def hang_up(self, gone: asyncio.Task[None]) -> None:
         """The client is gone."""
         if not gone.cancelled() and not self._live.durable:
-            self._desk.driver.abandon(self._live)
+            self._desk.driver.client_left(self._live)
 
+    @abstractmethod
     async def run(self) -> None:
         """Send the answer."""
-        raise NotImplementedError
 
     def _judge_by(self, patience_s: float) -> None:
         """Turn the request away as soon as the solver says that it will not begin in time; hold nothing up for that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,7 @@ import grpc
 from gateway import headers as hd
 from gateway import openai
 from gateway.desk import Desk
-from gateway.intake import Wish
+from gateway.intake import NAME_BYTES_MAX, Wish
 from gateway.keys import KEY_BYTES_MAX, ApiKeys
 from gateway.live import Follower, Live
 from protos import wire
@@ -28,7 +29,6 @@ from qlm_core.errors import (
     NotFound,
     QlmError,
     QueueFull,
-    TooLate,
     Unavailable,
     UnknownModel,
 )
@@ -54,7 +54,6 @@ STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (KeyReused, grpc.StatusCode.ALREADY_EXISTS),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (TooLate, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (QlmError, grpc.StatusCode.INTERNAL),
@@ -85,12 +84,8 @@ def _answering(
 
     @functools.wraps(method)
     async def call(self: ClientServicer, request: Request, context: Context) -> Reply:
-        try:
-            self.authorize(context)
+        async with self.called(context):
             return await method(self, request)
-        except QlmError as error:
-            await _abort(self.desk, context, error)
-            raise
 
     return call
 
@@ -110,13 +105,21 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             raise UnauthenticatedError("authorization: send Bearer and one of the API keys")
         return owner
 
+    @contextlib.asynccontextmanager
+    async def called(self, context: Context) -> AsyncIterator[str]:
+        """One call: gives who makes it, and turns errors into gRPC statuses."""
+        try:
+            yield self.authorize(context)
+        except QlmError as error:
+            await _abort(self.desk, context, error)
+            raise
+
     # ---------------------------------------------------------------- streams
 
     async def Submit(
         self, request: pb.SubmitRequest, context: Context
     ) -> AsyncIterator[pb.SubmitResponse]:
-        try:
-            owner = self.authorize(context)
+        async with self.called(context) as owner:
             id, slo_class = await self._take(request.request, context, owner, watched=True)
             live = self.desk.driver.live(id)
             follower = live.follow() if live is not None else None
@@ -128,14 +131,11 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             finally:
                 if live is not None and follower is not None:
                     live.unfollow(follower)
-        except QlmError as error:
-            await _abort(self.desk, context, error)
 
     async def WatchRequest(
         self, request: pb.WatchRequestRequest, context: Context
     ) -> AsyncIterator[pb.WatchRequestResponse]:
-        try:
-            self.authorize(context)
+        async with self.called(context):
             id = RequestId(request.id)
             live = self.desk.driver.watch(id)
             follower = live.follow() if live is not None else None
@@ -145,8 +145,6 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             finally:
                 if live is not None and follower is not None:
                     live.unfollow(follower)
-        except QlmError as error:
-            await _abort(self.desk, context, error)
 
     async def _events(
         self, id: RequestId, live: Live | None, follower: Follower | None
@@ -170,13 +168,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
     # ---------------------------------------------------------------- calls
 
     async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:
-        try:
-            owner = self.authorize(context)
+        async with self.called(context) as owner:
             id, slo_class = await self._take(request.request, context, owner, watched=False)
             return pb.EnqueueResponse(accepted=await self._accepted(id, slo_class))
-        except QlmError as error:
-            await _abort(self.desk, context, error)
-            raise
 
     @_answering
     async def GetRequest(self, request: pb.GetRequestRequest) -> pb.GetRequestResponse:
@@ -209,7 +203,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
     async def EstimateWait(self, request: pb.EstimateWaitRequest) -> pb.EstimateWaitResponse:
         lengths = self.desk.intake.models()
         if request.model not in lengths:
-            raise UnknownModel(request.model[:KEY_BYTES_MAX], tuple(lengths))
+            raise UnknownModel(request.model[:NAME_BYTES_MAX], tuple(lengths))
         slo_class, slo = self.desk.intake.targets(_wish(request))
         now_s = self.desk.now_s
         meta = RequestMeta(

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from gateway.asgi import RawHeaders
 from gateway.intake import Wish
 from gateway.problems import Problem
 from qlm_core.errors import InvalidRequest
@@ -16,7 +17,6 @@ from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, Phase, RequestId
 
 Headers = dict[bytes, bytes]
-RawHeaders = list[tuple[bytes, bytes]]
 
 _CLASS = (
     b"x-qlm-slo-class",
@@ -51,6 +51,7 @@ EXPOSED = (
     b"x-llm-d-request-dropped-reason",
     b"x-should-retry",
     b"retry-after",
+    b"allow",
 )
 
 

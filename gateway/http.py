@@ -1,8 +1,8 @@
 """The OpenAI-compatible front door, as a plain ASGI application.
 
-Reads requests, follows them in the driver and writes answers, as one JSON object or as server-sent events. Every error
-is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and routes are
-described in docs/api.md.
+Checks who calls, finds the route, reads the body, submits it and hands it to an `Exchange`; looks up what GET asks for.
+Every error is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and
+routes are described in docs/api.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HttpApp:
             if scope["method"] == "OPTIONS":
                 told = self._cors.preflight(headers)
                 if told is not None:
-                    await self._preflight(told, send)
+                    await self._preflight(self._cors.admits(headers[b"origin"]), told, send)
                     return
             if b"origin" in headers:
                 send = self._cors.sending(send, headers[b"origin"])
@@ -124,9 +124,9 @@ class HttpApp:
                 body = await desk.standing(RequestId(route.arg))
         return status, body, kind
 
-    async def _preflight(self, told: RawHeaders, send: Send) -> None:
+    async def _preflight(self, admitted: bool, told: RawHeaders, send: Send) -> None:
         """Answer a browser that asks, before a page's request, whether that may be sent."""
-        if any(name == b"access-control-allow-origin" for name, _ in told):
+        if admitted:
             await answer(send, 200, b"", told)
             return
         problem = Problem(

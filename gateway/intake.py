@@ -24,8 +24,9 @@ from qlm_core.resume import Resume, resume_of
 
 EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
-# How the answer is delivered; the same answer may be fetched either way.
-_DELIVERY = ("model", "stream", "stream_options")
+# Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
+# name is digested separately, as it may also be said beside the body.
+_NOT_DIGESTED = ("model", "stream", "stream_options")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -263,7 +264,7 @@ def explicit_class(ttft_s: float) -> str:
 
 def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
     """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
-    asked = {key: value for key, value in fields.items() if key not in _DELIVERY}
+    asked = {key: value for key, value in fields.items() if key not in _NOT_DIGESTED}
     said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 

@@ -10,6 +10,7 @@ import re
 import msgspec
 
 from qlm_core.errors import (
+    CONTEXT_CODE,
     InvalidRequest,
     KeyReused,
     NotFound,
@@ -20,8 +21,6 @@ from qlm_core.errors import (
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
 from qlm_core.outcome import ShedReason
-
-CONTEXT_CODE = "context_length_exceeded"
 
 _encode = msgspec.json.Encoder().encode
 

@@ -98,8 +98,10 @@ def nothing_at(path: str) -> str:
     for prefix, advice in _ELSEWHERE.items():
         if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
             return f"{said}, which is not served here. {advice}"
-    for base in ("/v1", ""):
-        fixed = f"/v1{path.removeprefix('/v1')}" if base == "" else path.removeprefix(base)
-        if fixed != path and find(fixed) is not None:
+    without = path.removeprefix("/v1")
+    if without in _EXACT and not without.startswith("/v1/"):
+        return f"{said}; there is something at {without}. That path stands without /v1."
+    for fixed in (without, f"/v1{path}"):
+        if find(fixed) is not None:
             return f"{said}; there is something at {fixed[:128]}. Check the client's base URL, which ends in /v1."
     return f"{said}. docs/api.md lists what there is."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import AsyncIterator
 
 import grpc
@@ -15,6 +14,7 @@ from protos.outbox import Outbox, batches
 from protos.qlm.v1 import work_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
+from qlm_core.errors import kind_and_place
 from qlm_core.messages import (
     AttemptEnded,
     AttemptReturned,
@@ -137,11 +137,7 @@ class _Stream:
             self._take(event)
         except Exception as error:
             id = event.id if isinstance(event, Chunk | AttemptEnded | AttemptReturned) else None
-            # The message may quote what an engine wrote.
-            frames = traceback.extract_tb(error.__traceback__)
-            place = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
-            reason = f"{type(error).__name__} in {place}"
-            log.error("work event failed", extra={"request": id, "reason": reason})
+            log.error("work event failed", extra={"request": id, "reason": kind_and_place(error)})
             if id is not None:
                 reason = "the gateway could not handle what its engine sent"
                 self._driver.handle(lg.FailAsked(id, reason))

@@ -4,6 +4,11 @@ Inside the core an expected result (shed, stale, infeasible) is a value. These e
 edges: a file that cannot be read, a request that cannot be accepted, a peer that cannot be reached.
 """
 
+import traceback
+
+# How clients of OpenAI's API are told that a sequence is too long for the model.
+CONTEXT_CODE = "context_length_exceeded"
+
 
 class QlmError(Exception):
     """Something QLM reports to its user in one line."""
@@ -39,7 +44,7 @@ class ContextExceeded(InvalidRequest):
 
     def __init__(self, field: str, length: int, found: str):
         remedy = f"Please reduce the length of the {field}."
-        super().__init__(field, "too long", remedy, code="context_length_exceeded")
+        super().__init__(field, "too long", remedy, code=CONTEXT_CODE)
         # Clients look for OpenAI's sentence, some of them at the beginning.
         self.args = (
             f"This model's maximum context length is {length} tokens. However, your {field} has {found}. {remedy}",
@@ -94,3 +99,9 @@ class NotFound(QlmError):
 
 class Unavailable(QlmError):
     """A peer that is needed for this cannot be reached now."""
+
+
+def kind_and_place(error: Exception) -> str:
+    """What an unexpected error is and where it came from; its message is left out, for it may quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in " + " > ".join(f"{f.name}:{f.lineno}" for f in frames)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from math import inf
@@ -41,6 +40,7 @@ from agents.engines.requests import (
     prepare,
 )
 from qlm_core.config import EngineConfig
+from qlm_core.errors import kind_and_place
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
@@ -180,7 +180,7 @@ class Connection(Calls):
             words = f"no connection to the engine ({type(error).__name__})"
             event = JobLost(job.id, job.attempt, words)
         except Exception as error:  # whatever went wrong, a job ends
-            log.error("job lost", extra={"id": job.id, "reason": _kind_and_place(error)})
+            log.error("job lost", extra={"id": job.id, "reason": kind_and_place(error)})
         known = self._tasks.get(job.id)
         if known is not None and known[0] == job.attempt:
             del self._tasks[job.id]
@@ -373,9 +373,3 @@ class Connection(Calls):
         if task.cancel():
             self._ended[task] = None
             task.add_done_callback(lambda done: self._ended.pop(done, None))
-
-
-def _kind_and_place(error: Exception) -> str:
-    """What an unexpected error is and where it came from; its message is left out, for it may quote a prompt."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} in " + " > ".join(f"{f.name}:{f.lineno}" for f in frames)

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.answer import Answer, BadChunkError, usage_of
+from gateway.openai import chunk_of
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
 from qlm_core.resume import ResumedBy
+
+# Every value anywhere, under the names that folding knows, so that each meets each.
+NAMES = st.sampled_from(
+    ["index", "delta", "message", "text", "logprobs", "token_ids", "finish_reason", "content", "role", "tool_calls",
+     "function", "id", "name", "arguments", "text_offset", "tokens", "usage", "odd"]
+)  # fmt: skip
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(0, 1) | st.sampled_from(["", "x"])
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+CALLS = st.lists(VALUES | st.dictionaries(NAMES, VALUES, max_size=4), max_size=2)
+MESSAGES = st.fixed_dictionaries(
+    {}, optional={"content": LEAVES, "tool_calls": CALLS, "odd": VALUES}
+)
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.integers(0, 1) | LEAVES,
+        "delta": MESSAGES | VALUES,
+        "message": MESSAGES | VALUES,
+        "text": LEAVES,
+        "logprobs": st.dictionaries(NAMES, VALUES, max_size=3) | VALUES,
+        "token_ids": st.lists(LEAVES, max_size=2) | VALUES,
+        "finish_reason": VALUES,
+        "odd": VALUES,
+    },
+)
+CHUNKS = st.fixed_dictionaries(
+    {"choices": st.lists(CHOICES, max_size=2) | VALUES},
+    optional={"usage": st.dictionaries(NAMES, VALUES, max_size=2), "odd": VALUES},
+)
 
 
 def record(**more: Any) -> EndRecord:
@@ -144,11 +183,81 @@ class TestFolding:
     @pytest.mark.parametrize(
         "data",
         [b"{", b"[]", b"3", b'{"choices": 3}', b'{"choices": [3]}', b'{"choices": [{"delta": "x"}]}',
-         b'{"choices": [{"delta": {"content": [1]}}]}', b'{"choices": [{"index": "x"}]}', b'{"choices": [{"text": 3}]}'],
+         b'{"choices": [{"delta": {"content": [1]}}]}', b'{"choices": [{"index": "x"}]}', b'{"choices": [{"text": 3}]}',
+         b'{"choices": [{"message": "x"}]}', b'{"choices": [{"message": {"content": 1}}]}',
+         b'{"choices": [{"message": {"tool_calls": [1]}}]}', b'{"choices": [{"message": {"tool_calls": {"a": 1}}}]}',
+         b'{"choices": [{"delta": {"tool_calls": "x"}}]}', b'{"choices": [{"delta": {"tool_calls": [1]}}]}'],
     )  # fmt: skip
     def test_what_is_no_chunk_is_refused(self, data: bytes):
         with pytest.raises(BadChunkError):
             Answer(chat=True).fold(data)
+
+    def test_a_message_of_null_is_none(self):
+        named = {"choices": [{"index": 0, "message": None, "delta": {"content": "x"}}]}
+        both = response(named, named)
+        assert both["choices"][0]["message"]["content"] == "xx"
+
+    def test_token_ids_that_are_no_list_are_replaced(self):
+        def ids(value: Any) -> dict[str, Any]:
+            return {"choices": [{"index": 0, "text": "x", "token_ids": value}]}
+
+        whole = response(ids(5), ids([1]), ids([2]), chat=False)
+        assert whole["choices"][0]["token_ids"] == [1, 2]
+
+    def test_a_delta_goes_on_with_the_calls_of_a_whole_message(self):
+        message = {"tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{"}}]}
+        rest = call(id="c1", function={"arguments": "}"})
+        assert calls({"choices": [{"index": 0, "message": message}]}, rest) == [
+            {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+        ]
+
+    @pytest.mark.parametrize(
+        "logprobs",
+        [
+            {"text_offset": 5},
+            {"text_offset": {"a": 1}},
+            {"text_offset": [1], "tokens": {"a": 1}},
+            {"text_offset": [-1]},
+            {"text_offset": [2**40]},
+        ],
+    )
+    def test_log_probabilities_of_another_kind_say_nothing(self, logprobs: dict[str, Any]):
+        answer = Answer(chat=False)
+        known = {"tokens": ["a"]} | logprobs
+        answer.fold(json.dumps({"choices": [{"index": 0, "logprobs": known}]}).encode())
+        assert answer.text_offset_chars == 0
+
+    @settings(max_examples=500)
+    @given(chunks=st.lists(st.tuples(CHUNKS, st.booleans()), max_size=4), chat=st.booleans())
+    def test_only_what_is_no_chunk_is_an_error(self, chunks: list[tuple[Any, bool]], chat: bool):
+        answer = Answer(chat=chat)
+        for chunk, whole in chunks:
+            with contextlib.suppress(BadChunkError):
+                answer.fold(json.dumps(chunk).encode(), whole=whole)
+            assert isinstance(answer.text, str)
+            assert isinstance(answer.text_offset_chars, int)
+        so_far, last = answer.chunk(), answer.finish("stop")
+        if last:
+            answer.fold(last)
+        if so_far:
+            Answer(chat=chat).fold(so_far)
+        said = answer.response(id="i", created=1, model="m", service_tier="", record=record())
+        assert json.loads(chunk_of(said, chat=chat))["choices"]
+
+    def test_what_is_nested_too_deeply_is_refused(self):
+        odd = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+        with pytest.raises(BadChunkError):
+            Answer(chat=True).fold(b'{"choices": [{"delta": {"odd": %b}}]}' % odd)
+
+    def test_so_is_what_could_be_read_and_not_written(self, monkeypatch: pytest.MonkeyPatch):
+        """There may be less room further down the stack, where the whole is written."""
+
+        def too_deep(_: object) -> bytes:
+            raise RecursionError
+
+        monkeypatch.setattr("gateway.answer._encode", too_deep)
+        with pytest.raises(BadChunkError, match="cannot be written"):
+            response(delta("stop", content="x"))
 
     def test_where_the_next_token_begins_follows_from_log_probabilities(self):
         answer = Answer(chat=False)
@@ -181,6 +290,16 @@ class TestUsage:
         assert usage["odd"] == 1
         # What the attempts before had produced is no cached prompt.
         assert usage["prompt_tokens_details"] == {"cached_tokens": 7}
+
+    def test_details_that_the_last_word_leaves_out_are_null(self):
+        # They were counted before the end, and what was produced since may have changed them.
+        early = {"usage": {"completion_tokens": 1, "completion_tokens_details": {"odd": 1}}}
+        answer = response({**delta(content="x"), **early}, delta("stop"), closing=self.closing)
+        expected = json.loads(self.closing)["usage"] | {"completion_tokens_details": None}
+        assert answer["usage"] == expected
+
+    def test_a_last_word_that_cannot_be_read_leaves_the_answer_as_it_is(self):
+        assert response(delta("stop", content="x"), closing=b"{")["usage"] == usage_of(record())
 
     def test_without_the_engines_word_the_ledger_counts(self):
         counts = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}

@@ -103,6 +103,12 @@ async def test_what_is_not_here_is_told_what_is(
     assert words in said["message"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/readyz", "/metrics"])
+def test_what_stands_without_the_version_is_said_to(path: str) -> None:
+    said = routes.nothing_at(f"/v1{path}/")
+    assert said.endswith(f"there is something at {path}. That path stands without /v1.")
+
+
 def test_a_name_with_a_slash_is_one_model() -> None:
     route = routes.find("/v1/models/meta-llama/Llama-3/")
     assert route is not None
@@ -116,6 +122,18 @@ ASKS = {
     "access-control-request-method": "POST",
     "access-control-request-headers": "authorization, content-type, x-stainless-os",
 }
+
+# docs/api.md's table of response headers.
+EXPOSED = (
+    "x-request-id",
+    "x-qlm-request-id",
+    "x-qlm-estimated-wait-ms",
+    "x-llm-d-flow-queue-duration-ms",
+    "x-llm-d-request-dropped-reason",
+    "x-should-retry",
+    "retry-after",
+    "allow",
+)
 
 
 def cors_of(told: dict[str, str]) -> dict[str, str]:
@@ -144,8 +162,7 @@ async def test_a_page_that_is_let_in_may_send_and_read(origins: list[str]) -> No
         for headers, expected in (({}, 401), ({"authorization": "Bearer k"}, 200)):
             status, _, told = await ask("GET", url, {"origin": PAGE} | headers)
             assert (status, told["access-control-allow-origin"]) == (expected, allowed)
-            exposed = told["access-control-expose-headers"].split(", ")
-            assert {"x-qlm-request-id", "x-qlm-estimated-wait-ms", "retry-after"} <= set(exposed)
+            assert tuple(told["access-control-expose-headers"].split(", ")) == EXPOSED
             assert told.get("vary") == (None if allowed == "*" else "Origin")
         assert cors_of((await ask("GET", url))[2]) == {}
 

@@ -8,6 +8,7 @@ import aiohttp
 import openai
 import pytest
 
+from gateway import exchange
 from gateway.headers import patience_s, trace
 from qlm_core import messages as m
 from qlm_core.model import Estimate, Phase
@@ -104,7 +105,8 @@ async def test_an_error_at_once_keeps_its_status() -> None:
 
 
 def waits(s: float) -> Estimate:
-    return Estimate(mean_s=s, p50_s=s, p90_s=2 * s, p99_s=3 * s)
+    """A wait of which half are longer than this; the mean, which a few long ones raise, is far above."""
+    return Estimate(mean_s=10 * s, p50_s=s, p90_s=2 * s, p99_s=3 * s)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -140,6 +142,27 @@ async def test_what_may_begin_in_time_waits(estimate_s: float, header: str) -> N
         it.agent.answer("x")
         it.agent.pull(id)
         assert (await asked)[0] == 200
+
+
+@pytest.mark.parametrize(("judged_s", "status"), [(0.0, 200), (60.0, 429)])
+async def test_an_estimate_that_comes_late_turns_nothing_away(
+    judged_s: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "JUDGED_S", judged_s)
+    async with fleet() as it:
+        it.solver.on_arrival = lambda id: None
+        headers = {"x-stainless-read-timeout": "600"}
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT, headers))
+        await soon(lambda: it.solver.heard(m.Arrived))
+        id = it.solver.heard(m.Arrived)[0].request.id
+        live = it.gateway.driver.live(id)
+        assert live is not None
+        await asyncio.sleep(0.01)
+        it.solver.orders.put(m.EstimateGiven(id, waits(700.0)))
+        await soon(lambda: live.estimate is not None)
+        it.agent.answer("x")
+        it.agent.pull(id)
+        assert (await asked)[0] == status
 
 
 async def test_what_runs_already_is_not_turned_away() -> None:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from gateway import solver_link
+from gateway.live import Live
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import types_pb2
 from protos.qlm.v1 import work_service_pb2 as work_pb
@@ -361,6 +362,58 @@ async def test_a_key_of_a_request_that_was_shed_can_be_used_again(again: str) ->
         # The shed one is still known by its id.
         shed = pb.GetRequestRequest(id=headers["x-qlm-request-id"])  # type: ignore[index, call-overload]
         assert (await stub.GetRequest(shed)).ended.phase == types_pb2.PHASE_SHED
+
+
+@pytest.mark.parametrize("again", ["http", "grpc"])
+async def test_a_repeated_key_that_streams_has_seen_what_came(again: str) -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as stub, aiohttp.ClientSession() as session:
+        url, key = f"{it.url}/v1/chat/completions", {"idempotency-key": "k"}
+        # With log-probabilities a request cannot be continued elsewhere.
+        body = CHAT | {"logprobs": True}
+        first = asyncio.create_task(post(url, body, key))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "one ")
+        await soon(lambda: it.solver.heard(m.FirstToken))
+        if again == "http":
+            stream = await session.post(url, json=body | {"stream": True}, headers=key)
+            assert b"one " in await stream.content.readuntil(b"\n\n")
+        else:
+            same = new(idempotency_key="k", body_json=json.dumps(body).encode())
+            call = stub.Submit(pb.SubmitRequest(request=same))
+            await call.read()
+            assert text_of([(await call.read()).event]) == "one "
+        it.agent.send(evict(payload))
+        assert (await asyncio.wait_for(first, WAIT_S))[0] == 502
+        await soon(lambda: ended(it.solver) == [Phase.FAILED])
+        if again == "http":
+            events = (await stream.text()).split("\n\n")
+            assert "cannot be continued" in events[0]
+            assert events[1:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_an_answer_that_cannot_be_put_together_ends_its_request(
+    durable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr(Live, "response" if durable else "finish_output", broken)
+    async with fleet() as it:
+        it.agent.answer("x")
+        headers = {"x-qlm-durable": "true"} if durable else {}
+        asked = post(f"{it.url}/v1/chat/completions", CHAT, headers)
+        status, said, told = await asyncio.wait_for(asked, WAIT_S)
+        assert (status, said["error"]["code"]) == (502, "failed")
+        assert "its log says why" in said["error"]["message"]
+        id = told["x-qlm-request-id"]  # type: ignore[index, call-overload]
+        assert it.gateway.driver.live(id) is None
+    [line] = [one for one in caplog.records if "put an answer together" in one.getMessage()]
+    assert line.request == id  # type: ignore[attr-defined]
+    assert line.reason.startswith("TypeError in ")  # type: ignore[attr-defined]
+    assert "broken:" in line.reason  # type: ignore[attr-defined]
+    assert "a mistake of ours" not in caplog.text
+    assert "Say hello." not in caplog.text
 
 
 async def test_too_much_output_fails_its_request() -> None:
