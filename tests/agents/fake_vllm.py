@@ -34,6 +34,8 @@ class FakeServer:
         self.asked = 0
         self.headers: list[dict[str, str]] = []
         self.answers_metrics = True
+        # Whose it says that its models are.
+        self.owner = ""
         # What /tokenize answers instead of what vLLM does: status and body.
         self.tokenized: tuple[int, object] | None = None
         self.adapters = FakeAdapters(self)
@@ -58,7 +60,9 @@ class FakeServer:
         if not self.lets_in(request):
             return self.error(401, "Unauthorized")
         names = [self.model, *self.adapters.paths]
-        return web.json_response({"object": "list", "data": [{"id": name} for name in names]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": name, "owned_by": self.owner} for name in names]}
+        )
 
     def lets_in(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "")

@@ -101,10 +101,11 @@ class ScriptedHarness(OpenAIHarness):
 
 @asynccontextmanager
 async def scripted(
-    *answers: Answer | Sequence[Any], dialect: str = "openai", **engine: Any
+    *answers: Answer | Sequence[Any], dialect: str = "openai", owner: str = "", **engine: Any
 ) -> AsyncIterator[ScriptedHarness]:
     """An engine before a scripted server, without any extension of OpenAI's interface unless `dialect` says so."""
     server = ScriptedServer(*answers)
+    server.owner = owner
     runner, port = await serving(server)
     section = {"base_url": f"http://127.0.0.1:{port}", "dialect": dialect}
     try:

@@ -348,12 +348,15 @@ class TestCounting:
 class TestWhatIsAsked:
     async def test_extensions_are_for_servers_that_have_them(self):
         events = [text("a", "stop"), DONE]
-        for dialect, ids, counts in (
-            ("openai", False, False),
-            ("auto", False, True),
-            ("vllm", True, True),
+        for dialect, owner, ids, counts in (
+            ("openai", "", False, False),
+            ("auto", "", False, True),
+            ("auto", "openai", False, False),
+            ("auto", "vllm", True, True),
+            ("openai", "vllm", False, False),
+            ("vllm", "", True, True),
         ):
-            async with scripted(events, dialect=dialect) as harness:
+            async with scripted(events, dialect=dialect, owner=owner) as harness:
                 await ask(harness)
                 body = harness.server.told[0]
                 assert ("return_token_ids" in body) is ids

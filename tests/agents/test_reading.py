@@ -227,6 +227,20 @@ class TestTokensLeaveWithTheirText:
         assert first.ids.prompt == (7, 8)
         assert json.loads(first.data)["prompt_token_ids"] is None
 
+    @pytest.mark.parametrize("resumed_by", [ResumedBy.NOTHING, ResumedBy.TEXT, ResumedBy.IDS])
+    def test_who_asked_for_ids_gets_them_and_those_of_its_own_prompt(self, resumed_by: ResumedBy):
+        read = reader(exact=True, keeps_ids=True, resumed_by=resumed_by)
+        [output] = fed(read, token("a", 1, finish="stop", prompt_token_ids=[7, 8]))
+        [choice] = json.loads(output.data)["choices"]
+        assert choice["token_ids"] == [1]
+        # Of a request that goes on from ids the prompt is more than its client's.
+        assert choice["prompt_token_ids"] == (None if resumed_by is ResumedBy.IDS else [7, 8])
+
+    def test_who_did_not_finds_them_empty(self):
+        [output] = fed(reader(exact=True), token("a", 1, prompt_token_ids=[7, 8]))
+        [choice] = json.loads(output.data)["choices"]
+        assert (choice["token_ids"], choice["prompt_token_ids"]) == (None, None)
+
     def test_what_is_parsed_cannot_go_on_elsewhere(self):
         read = reader(chat=True, exact=True, held_chars=5)
         for beyond in ({"reasoning": "x"}, {"tool_calls": [{"index": 0}]}, {"refusal": "no"}):

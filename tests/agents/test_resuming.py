@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from agents.engines.requests import CHATS, COMPLETIONS, Abilities, CannotContinue, Prepared, prepare
+from agents.engines.connection import Connection
+from agents.engines.requests import (
+    CHATS,
+    COMPLETIONS,
+    Abilities,
+    CannotContinue,
+    NothingLeft,
+    Prepared,
+    prepare,
+)
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from qlm_core.resume import ResumedBy
@@ -157,3 +166,54 @@ async def test_a_chat_that_is_more_than_text_goes_on_from_its_text(beyond: dict[
 async def test_what_text_does_not_tell_cannot_go_on_from_text(field: dict[str, Any]):
     with pytest.raises(CannotContinue):
         await continued({"prompt": "p"} | field, PLAIN)
+
+
+async def test_an_output_that_has_filled_the_context_lacks_nothing():
+    with pytest.raises(NothingLeft):
+        await continued({"prompt": "p"}, Abilities(ids=True, context_tokens=5))
+    body, _ = await continued({"prompt": "p"}, Abilities(ids=True, context_tokens=6))
+    assert body["prompt"] == [7, 8, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "by_text", "by_ids"),
+    [
+        ({"prompt": "p", "stream": True}, True, True),
+        ({"prompt": "p"}, True, True),
+        (CHAT, True, True),
+        # How a text is divided behind ids is not known without ids.
+        ({"prompt": [1, 2]}, False, True),
+        # The engine would draw anew from the seed, and count penalties anew.
+        ({"prompt": "p", "seed": 1, "temperature": 1.0}, True, False),
+        ({"prompt": "p", "presence_penalty": 0.5}, True, False),
+        # These are not streamed, so there is nothing to go on from.
+        ({"prompt": "p", "prompt_logprobs": 1}, False, False),
+        (CHAT | {"tools": [{"type": "function"}]}, False, False),
+        (CHAT | {"tools": [{"type": "function"}], "stream": True}, True, False),
+        ({"prompt": "p", "n": 2, "stream": True}, False, False),
+    ],
+)
+def test_what_may_be_evicted_is_what_the_server_lets_go_on(
+    body: dict[str, Any], by_text: bool, by_ids: bool
+):
+    job = Payload(RequestId("a"), 1, ModelName("m"), "messages" in body, json.dumps(body).encode())
+    allowed = [
+        Connection("http://h", served={}, able=able).evictable(job) for able in (PLAIN, VLLM)
+    ]
+    assert allowed == [by_text, by_ids]
+
+
+def test_a_body_that_is_none_is_not_evicted():
+    job = Payload(RequestId("a"), 1, ModelName("m"), False, b"{")
+    assert not Connection("http://h", served={}, able=VLLM).evictable(job)
+
+
+@pytest.mark.parametrize(("stream", "whole"), [(True, False), (False, True)])
+async def test_chats_that_a_server_parses_are_asked_for_whole(stream: bool, whole: bool):
+    """It puts reasoning and tool calls together in its own way."""
+    job = Payload(
+        RequestId("a"), 1, ModelName("m"), True, json.dumps(CHAT | {"stream": stream}).encode()
+    )
+    parsing = Abilities(ids=True, parses_chats=True)
+    assert (await prepare(job, "served", Tokens(), parsing)).reading.whole is whole
+    assert not (await prepare(job, "served", Tokens(), VLLM)).reading.whole
