@@ -43,6 +43,7 @@ from qlm_core.messages import (
     ReturnReason,
 )
 from qlm_core.model import GatewayId, InstanceState, RequestId
+from qlm_core.presence import PULSE_S, SleepWatch
 
 log = logging.getLogger("qlm.agent")
 
@@ -56,12 +57,11 @@ class WorkLink(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """An attempt on the engine, and how many of its chunks have been sent."""
+    """An attempt on the engine, and where its output goes."""
 
     id: RequestId
     attempt: int
     link: WorkLink
-    chunks_sent: int = 0
 
 
 @dataclass(slots=True)
@@ -110,13 +110,25 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
+        self._watch = SleepWatch(clock())
+        self._slept_s = 0.0
 
     def now_s(self) -> float:
         """Seconds on the executor's clock."""
         return self._clock()
 
+    def awake_s(self) -> float:
+        """Seconds for which this process has really run, on a clock of its own: the grace of a gateway counts on it."""
+        now_s = self._clock()
+        slept_s = self._watch.slept_s(now_s)
+        if slept_s:
+            log.warning("did not run for a while", extra={"slept_s": round(slept_s, 1)})
+            self._slept_s += slept_s
+        return now_s - self._slept_s
+
     def post(self, event: Event) -> None:
         """Handle an event, or let it wait for the one being handled."""
+        self.awake_s()
         self._events.append(event)
         if self._handling:
             return
@@ -210,8 +222,9 @@ class Driver:
 
     def _keep_time(self) -> None:
         """Have the executor woken when it wants to be; an early timer is left alone."""
-        due_s = self.executor.wakeup_s
-        if due_s >= self._timer_s or due_s == inf:
+        # At least once a pulse, so that only sleep is taken for sleep.
+        due_s = min(self.executor.wakeup_s, self._clock() + PULSE_S)
+        if due_s >= self._timer_s:
             return
         if self._timer is not None:
             self._timer.cancel()

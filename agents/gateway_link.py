@@ -1,49 +1,46 @@
 """The link to one gateway: one work stream, dialled again whenever it breaks.
 
-What is to be sent accumulates in an outbox that outlives streams; a stream takes all of it as one message
-whenever it is free. A new stream begins with the attempts that are still here, each with the number of chunks
-sent so far, and repeats the ends that may have been lost with the old stream. The attempts of a gateway that stays away
-too long are forgotten.
+What is to be sent, and sent again after a break, is kept by a `WorkLog` that outlives streams; a stream takes all that has
+accumulated as one message whenever it is free. The attempts of a gateway that stays away too long are forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import grpc
 
-from agents.driver import Driver, Run
+from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
-from protos.outbox import Outbox, batches
+from protos.outbox import batches
+from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core.config import AgentConfig
 from qlm_core.executor import GatewayLost, GatewayUp, Granted
+from qlm_core.executor.work_log import Outgoing, WorkLog
 from qlm_core.messages import (
+    Alive,
     Attempt,
     AttemptEnded,
     AttemptReturned,
     Chunk,
+    Joined,
     Payload,
-    Pull,
+    Revoked,
     WorkEvent,
     WorkHello,
+    WorkOrder,
 )
-from qlm_core.model import AgentId, GatewayId, RequestId
+from qlm_core.model import AgentId, GatewayId
 
 log = logging.getLogger("qlm.agent")
 
 _WorkCall = grpc.aio.StreamStreamCall[work_pb.WorkRequest, work_pb.WorkResponse]
-_End = AttemptEnded | AttemptReturned
-_Outgoing = Chunk | Pull | _End
 
-# Ends that a broken stream may have swallowed: the newest ones sent within this time.
-_REPEATED_S = 10.0
-_REPEATED_MAX = 2048
 # A message is closed when its chunks reach this share of its limit.
 _MESSAGE_SHARE = 0.5
 # More than an event takes in a message beside its texts, and than a token id does.
@@ -79,27 +76,23 @@ class GatewayLink:
         self._on_away = on_away
         self._agent = agent
         self._driver = driver
-        self._outbox = self._new_outbox()
-        # Ended attempts whose end is not sent yet, and ends that were sent lately.
-        self._ending: dict[RequestId, Run] = {}
-        self._ends: deque[tuple[float, _End, int]] = deque(maxlen=_REPEATED_MAX)
+        self._log = WorkLog(
+            kept_bytes_max=agent.backlog_bytes_max, events_max=agent.backlog_events_max
+        )
+        self._ready = asyncio.Event()
         self._forget: asyncio.TimerHandle | None = None
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"gateway {gateway}")
 
-    def put(self, event: _Outgoing) -> None:
+    def put(self, event: Outgoing) -> None:
         """Send an event, in order, when the stream allows."""
-        self._outbox.put(event)
-        if isinstance(event, AttemptEnded | AttemptReturned):
-            run = self._driver.runs.get(event.id)
-            if run is None or run.attempt != event.attempt:
-                run = Run(event.id, event.attempt, self)
-            self._ending[event.id] = run
+        self._log.put(event, now_s=self._driver.now_s())
+        self._ready.set()
 
     async def close(self) -> None:
         """Send what is left, then hang up."""
         self._closing = True
-        self._outbox.close()
+        self._ready.set()
         if not self.connected:
             self._task.cancel()
         if self._forget is not None:
@@ -159,20 +152,47 @@ class GatewayLink:
 
     async def _session(self, call: _WorkCall) -> None:
         """One stream from its hello to its end. Raises when it breaks."""
-        hello, repeated = self._hello()
+        pulse = Pulse(lambda: self.put(Alive()), on_silence=lambda: self._silence(call))
+        pulse.start()
         try:
-            await self._send(call, [hello, *repeated])
-            self._joined()
+            running = self._log.hello()
+            await self._send(call, [WorkHello(AgentId(self._agent.name), running)])
             writer = asyncio.create_task(self._write(call))
             # An agent that reads and cannot write would look well and be mute.
             writer.add_done_callback(lambda done: self._written(done, call))
             try:
-                await self._read(call)
+                async for message in call:
+                    pulse.heard()
+                    for order in wire.work_orders_from_wire(message):
+                        self._obey(order)
             finally:
                 writer.cancel()
                 await asyncio.wait([writer])
         finally:
+            pulse.stop()
             call.cancel()
+
+    def _silence(self, call: _WorkCall) -> None:
+        said = {"gateway": self.gateway, "address": self.address}
+        log.warning("nothing is heard of the gateway; dialling again", extra=said)
+        call.cancel()
+
+    def _obey(self, order: WorkOrder) -> None:
+        match order:
+            case Joined(going_on):
+                self._joined(going_on)
+            case Payload():
+                continued = order.produced_tokens > 0
+                self._log.begin(order.id, order.attempt, continued=continued)
+                evictable = self._driver.engine.evictable(order)
+                self._driver.post(Granted(self.gateway, order, evictable))
+            case Revoked(id, attempt):
+                self._log.forget(id, attempt)
+                self._driver.post(order)
+            case Alive():
+                pass
+            case _:
+                self._driver.post(order)
 
     def _written(self, writer: asyncio.Task[None], call: _WorkCall) -> None:
         """The writer has ended. A broken stream tells its reader too; of anything else nobody else would know."""
@@ -184,43 +204,20 @@ class GatewayLink:
             kind = type(error).__name__
             log.error("writer failed", extra={"gateway": self.gateway, "reason": kind})
 
-    def _hello(self) -> tuple[WorkHello, list[_End]]:
-        """What is still here of this gateway's, and the ends to repeat."""
-        runs = [run for run in self._driver.runs.values() if run.link is self]
-        going_on = [
-            Attempt(run.id, run.attempt, run.chunks_sent) for run in (*runs, *self._ending.values())
-        ]
-        held = [
-            Attempt(item.ref.id, item.attempt)
-            for item in self._driver.executor.batch.held.values()
-            if item.ref.gateway == self.gateway
-        ]
-        since_s = self._driver.now_s() - _REPEATED_S
-        repeated = [(end, sent) for sent_s, end, sent in self._ends if sent_s >= since_s]
-        over = [Attempt(end.id, end.attempt, sent) for end, sent in repeated]
-        hello = WorkHello(AgentId(self._agent.name), (*going_on, *held, *over))
-        return hello, [end for end, _ in repeated]
-
-    async def _read(self, call: _WorkCall) -> None:
-        async for message in call:
-            for order in wire.work_orders_from_wire(message):
-                if isinstance(order, Payload):
-                    evictable = self._driver.engine.evictable(order)
-                    self._driver.post(Granted(self.gateway, order, evictable))
-                else:
-                    self._driver.post(order)
-
     async def _write(self, call: _WorkCall) -> None:
-        while events := await self._outbox.take():
-            # All count as sent: what a breaking stream swallows is then missed on the other side.
-            self._count(events)
-            await self._send(call, events)
-        if self._closing:
-            await call.done_writing()
-        else:
-            # Too much has piled up: what is missing cannot be made good, so start anew.
-            self._give_up("backlog")
-            call.cancel()
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            if self._log.full:
+                log.warning("gateway reads too slowly", extra={"gateway": self.gateway})
+                call.cancel()
+                return
+            events = self._log.take()
+            if events:
+                await self._send(call, events)
+            if self._closing and not len(self._log):
+                await call.done_writing()
+                return
 
     async def _send(self, call: _WorkCall, events: Sequence[WorkEvent]) -> None:
         """Write events in order, in messages that are not too large."""
@@ -228,26 +225,17 @@ class GatewayLink:
         for batch in batches(events, _weight, bytes_max):
             await call.write(wire.work_to_wire(batch))
 
-    def _count(self, events: list[_Outgoing]) -> None:
-        """Note what goes out with the next message."""
-        runs, ending = self._driver.runs, self._ending
-        for event in events:
-            if type(event) is Chunk:
-                run = runs.get(event.id) or ending.get(event.id)
-                if run is not None and run.attempt == event.attempt:
-                    run.chunks_sent += 1
-            elif isinstance(event, AttemptEnded | AttemptReturned):
-                run = ending.pop(event.id, None)
-                sent = run.chunks_sent if run is not None else 0
-                self._ends.append((self._driver.now_s(), event, sent))
-
-    def _joined(self) -> None:
+    def _joined(self, going_on: Sequence[Attempt]) -> None:
+        """The gateway has answered the hello."""
         if self._forget is not None:
             self._forget.cancel()
             self._forget = None
         self.connected = True
         self.away = False
-        log.info("gateway joined", extra={"gateway": self.gateway, "address": self.address})
+        self._log.welcome(going_on)
+        self._ready.set()
+        said = {"gateway": self.gateway, "address": self.address, "going_on": len(going_on)}
+        log.info("gateway joined", extra=said)
         self._driver.post(GatewayUp(self.gateway))
 
     def _lost(self) -> None:
@@ -256,10 +244,15 @@ class GatewayLink:
         self.connected = False
         self._driver.post(GatewayLost(self.gateway))
         if not self._closing:
-            loop = asyncio.get_running_loop()
-            self._forget = loop.call_later(self._agent.gateway_grace_s, self._stayed_away)
+            self._wait_for(self._driver.awake_s() + self._agent.gateway_grace_s)
 
-    def _stayed_away(self) -> None:
+    def _wait_for(self, until_awake_s: float) -> None:
+        """Give the gateway until then to come back, in time that this process is awake."""
+        left_s = until_awake_s - self._driver.awake_s()
+        loop = asyncio.get_running_loop()
+        if left_s > 0.0:
+            self._forget = loop.call_later(left_s, self._wait_for, until_awake_s)
+            return
         self._forget = None
         self.away = True
         self._give_up("away too long")
@@ -269,12 +262,7 @@ class GatewayLink:
         """Forget the gateway's attempts: nobody can take their output."""
         log.warning("attempts given up", extra={"gateway": self.gateway, "reason": reason})
         self._driver.post(GatewayLost(self.gateway, forget=True))
-        self._outbox = self._new_outbox()
-        self._ends.clear()
-        self._ending.clear()
-
-    def _new_outbox(self) -> Outbox[_Outgoing]:
-        return Outbox(limit=self._agent.backlog_events_max)
+        self._log.clear()
 
 
 def _weight(event: WorkEvent) -> int:
@@ -287,6 +275,8 @@ def _weight(event: WorkEvent) -> int:
         return _EVENT_BYTES + len(event.closing) + 4 * len(event.error)
     if isinstance(event, AttemptReturned):
         return _EVENT_BYTES + 4 * len(event.detail)
+    if isinstance(event, WorkHello):
+        return _EVENT_BYTES * (1 + len(event.running))
     return _EVENT_BYTES
 
 

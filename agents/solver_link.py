@@ -15,10 +15,12 @@ import grpc
 from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
+from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from qlm_core.config import AgentConfig
-from qlm_core.messages import AgentHello, Gateways
+from qlm_core.errors import kind_and_place
+from qlm_core.messages import AgentHello, Gateways, QueueUpdate
 from qlm_core.model import AgentId, InstanceState
 
 log = logging.getLogger("qlm.agent")
@@ -80,6 +82,14 @@ class SolverLink:
                         log.warning("cannot join the solver; trying on", extra=said)
                 except wire.WireError as error:
                     log.error("solver sent what cannot be read", extra={"reason": str(error)})
+                except asyncio.CancelledError:
+                    # Only the call was, for silence.
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise
+                except Exception as error:  # a link that ends for good makes the agent useless
+                    said = {"reason": kind_and_place(error)}
+                    log.error("solver link failed; dialling again", extra=said)
                 finally:
                     if self.connected and not taken_over:
                         backoff.reset()
@@ -88,6 +98,9 @@ class SolverLink:
 
     async def _session(self, call: _SessionCall, driver: Driver) -> None:
         """One session from its hello to its end. Raises when it breaks."""
+        # Its reports are the agent's pulse.
+        pulse = Pulse(_nothing, on_silence=lambda: self._silence(call))
+        pulse.start()
         try:
             await call.write(wire.agent_message_to_wire(self._hello(driver)))
             reporter = asyncio.create_task(self._send_reports(call))
@@ -96,10 +109,11 @@ class SolverLink:
                     if not self.connected:
                         self.connected = True
                         log.info("solver joined", extra={"address": self._agent.solver})
+                    pulse.heard()
                     order = wire.agent_order_from_wire(message, driver.now_s())
                     if isinstance(order, Gateways):
                         self._gateways(order)
-                    else:
+                    elif isinstance(order, QueueUpdate):
                         driver.post(order)
             finally:
                 reporter.cancel()
@@ -107,7 +121,13 @@ class SolverLink:
                 if not reporter.cancelled() and reporter.exception() is not None:
                     log.debug("reporter ended", extra={"reason": repr(reporter.exception())})
         finally:
+            pulse.stop()
             call.cancel()
+
+    def _silence(self, call: _SessionCall) -> None:
+        said = {"address": self._agent.solver}
+        log.warning("nothing is heard of the solver; dialling again", extra=said)
+        call.cancel()
 
     def _hello(self, driver: Driver) -> AgentHello:
         return AgentHello(
@@ -126,3 +146,7 @@ class SolverLink:
                 await self._due.wait()
             state, self._newest = self._newest, None
             await call.write(wire.agent_message_to_wire(state))
+
+
+def _nothing() -> None:
+    """Send nothing."""

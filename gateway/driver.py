@@ -34,9 +34,10 @@ from qlm_core.errors import (
     Unavailable,
     kind_and_place,
 )
-from qlm_core.messages import GatewayFact, Refused, Revoked, WorkOrder
+from qlm_core.messages import GatewayFact, Joined, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
 from qlm_core.outcome import FinishReason, ShedReason
+from qlm_core.presence import PULSE_S, SleepWatch
 from qlm_core.resume import Resume, resume_of
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Driver:
         self._events: deque[lg.Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
+        self._pulse: asyncio.TimerHandle | None = None
+        self._watch = SleepWatch(self._loop.time())
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._recent_wait_s = 0.0
         self._draining = False
@@ -85,6 +88,7 @@ class Driver:
             lg.Grant: self._grant,
             lg.Refuse: self._refuse,
             lg.Revoke: self._revoke,
+            lg.Welcome: self._welcome,
             lg.DropOutput: lambda effect: self._live[effect.id].drop_output(),
             lg.Estimated: self._estimated,
             lg.EndRequest: self._end,
@@ -107,10 +111,13 @@ class Driver:
         )
         restored = await self._store.open_requests()
         for request in restored:
-            self._enter(request, durable=True, watched=False, resume=_resume_of(request))
+            self._enter(
+                request, durable=True, watched=False, resume=_resume_of(request), restored=True
+            )
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
         self._spawn(self._sweep())
+        self._beat()
 
     async def drain(self) -> None:
         """Take nothing new; wait for what clients wait for, then give the rest up."""
@@ -127,8 +134,9 @@ class Driver:
 
     async def close(self) -> None:
         """Release everything. Durable requests stay in the store for the next start."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._pulse):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -275,6 +283,7 @@ class Driver:
         watched: bool,
         resume: Resume,
         running_usage: bool = False,
+        restored: bool = False,
     ) -> Live:
         live = Live(
             request,
@@ -303,6 +312,7 @@ class Driver:
                 resume=resume,
                 watched=watched,
                 expires_s=now_s + (request.expires_at - unix),
+                restored=restored,
             )
         )
         return live
@@ -335,6 +345,9 @@ class Driver:
     def _refuse(self, effect: lg.Refuse) -> None:
         self._order(effect.agent, Refused(effect.id, effect.reason))
 
+    def _welcome(self, effect: lg.Welcome) -> None:
+        self._order(effect.agent, Joined(effect.going_on))
+
     def _revoke(self, effect: lg.Revoke) -> None:
         self._order(effect.agent, Revoked(effect.id, effect.attempt))
 
@@ -355,6 +368,7 @@ class Driver:
 
     def handle(self, event: lg.Event) -> None:
         """Give the ledger an event and carry out what it wants, before anything else happens."""
+        self._notice_sleep()
         self._events.append(event)
         if self._handling:
             return
@@ -368,6 +382,18 @@ class Driver:
             self._handling = False
         if type(event) is not lg.ChunkCame:
             self._arm()
+
+    def _notice_sleep(self) -> None:
+        """Whatever woke this process first: an agent's grace must not run out by the gateway's own sleep."""
+        slept_s = self._watch.slept_s(self._loop.time())
+        if slept_s:
+            log.warning("did not run for a while", extra={"slept_s": round(slept_s, 1)})
+            self._events.append(lg.Slept(slept_s))
+
+    def _beat(self) -> None:
+        """Come by at least once a pulse, so that only sleep is taken for sleep."""
+        self.handle(lg.Woken())
+        self._pulse = self._loop.call_later(PULSE_S, self._beat)
 
     def _arm(self) -> None:
         """See to it that the ledger is woken in time; an early wake-up does no harm."""

@@ -16,12 +16,14 @@ import grpc
 
 from protos import wire
 from protos.outbox import Outbox
+from protos.pulse import Pulse
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable
 from qlm_core.messages import (
+    Alive,
     Ended,
     EstimateGiven,
     FirstToken,
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FACTS_PER_MESSAGE_MAX = 2_000
 BACKOFF_S_MIN = 0.05
-BACKOFF_S_MAX = 2.0
+BACKOFF_S_MAX = 1.0
 QUESTION_TIMEOUT_S = 5.0
 UNREACHED_S = 3.0
 
@@ -49,9 +51,6 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_retries", 0),
 )
 
@@ -78,6 +77,7 @@ class SolverLink:
         self._facts: Outbox[GatewayFact] | None = None
         self._hang_up: Callable[[], object] | None = None
         self._heard = False
+        self._silent = False
         self._fleet = Fleet(())
         # Room for an announcement of everything open and all that may happen while it is read.
         self._backlog_max = 4 * config.limits.open_requests_max + 1_000
@@ -125,7 +125,7 @@ class SolverLink:
         backoff_s = BACKOFF_S_MIN
         while True:
             await self._reached()
-            self._heard = False
+            self._heard = self._silent = False
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
             try:
                 await self._session(handle)
@@ -136,9 +136,12 @@ class SolverLink:
                 # Another gateway has this id; a fight over it would help neither.
                 self._heard &= error.code() is not grpc.StatusCode.ABORTED
             except asyncio.CancelledError:
-                if self._facts is None or not self._facts.broken or _cancelling():
+                if _cancelling():
                     raise
-                log.error("the solver read too slowly and was left")
+                if self._silent:
+                    log.warning("nothing is heard of the solver; dialling again")
+                else:
+                    log.error("the solver read too slowly and was left")
             except wire.WireError as error:
                 log.error("the solver speaks another version", extra={"error": str(error)})
                 self._heard = False
@@ -165,14 +168,23 @@ class SolverLink:
         log.info("announced to the solver", extra={"facts": len(facts)})
         call = self._stub.GatewaySession(_messages(facts))
         self._hang_up = call.cancel
+        pulse = Pulse(lambda: facts.put(Alive()), on_silence=self._silence)
+        pulse.start()
         try:
             async for message in call:
+                pulse.heard()
                 self._heard = True
                 for order in wire.gateway_orders_from_wire(message):
                     self._obey(order, handle)
         finally:
+            pulse.stop()
             facts.close()
             call.cancel()
+
+    def _silence(self) -> None:
+        self._silent = True
+        if self._hang_up is not None:
+            self._hang_up()
 
     def _obey(self, order: GatewayOrder, handle: Handle) -> None:
         match order:

@@ -11,14 +11,17 @@ import grpc
 from gateway.driver import Driver
 from protos import wire
 from protos.outbox import Outbox, batches
+from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
 from qlm_core.errors import kind_and_place
 from qlm_core.messages import (
+    Alive,
     AttemptEnded,
     AttemptReturned,
     Chunk,
+    Joined,
     Payload,
     Pull,
     Refused,
@@ -28,6 +31,7 @@ from qlm_core.messages import (
 )
 from qlm_core.model import AgentId
 from qlm_core.outcome import PullRefusal
+from qlm_core.presence import SILENCE_S
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
         """One agent's stream, until either side ends it."""
         stream = _Stream(self._driver, self._streams)
         reader = asyncio.create_task(stream.read(request_iterator))
+        stream.pulse.start()
         try:
             while orders := await stream.orders.take():
                 sendable = [self._sendable(order) for order in orders]
@@ -95,6 +100,7 @@ class _Stream:
     def __init__(self, driver: Driver, streams: dict[AgentId, _Stream]) -> None:
         self.orders: Outbox[WorkOrder] = Outbox(limit=ORDERS_MAX)
         self.refusal: tuple[grpc.StatusCode, str] | None = None
+        self.pulse = Pulse(lambda: self.orders.put(Alive()), on_silence=self._silence)
         self._driver = driver
         self._streams = streams
         self._agent: AgentId | None = None
@@ -104,6 +110,7 @@ class _Stream:
         """Pass on what the agent sends, until it ends the stream or breaks the protocol."""
         try:
             async for message in messages:
+                self.pulse.heard()
                 for event in wire.work_from_wire(message):
                     if self._closed:
                         return
@@ -124,12 +131,17 @@ class _Stream:
         if self._closed:
             return
         self._closed = True
+        self.pulse.stop()
         self.orders.close()
         agent = self._agent
         if agent is not None and self._streams.get(agent) is self:
             del self._streams[agent]
             self._driver.disconnect(agent, self.orders)
             log.info("agent disconnected", extra={"agent": agent})
+
+    def _silence(self) -> None:
+        reason = f"nothing was heard for {SILENCE_S:g} s; join again"
+        self.refuse(grpc.StatusCode.UNAVAILABLE, reason)
 
     def _take_alone(self, event: WorkEvent) -> None:
         """Take an event; what goes wrong with it ends its request, never the stream that others share."""
@@ -182,6 +194,8 @@ class _Stream:
 
 def _weight(order: WorkOrder) -> int:
     """At most this many bytes of a message."""
+    if isinstance(order, Joined):
+        return _ORDER_BYTES * (1 + len(order.going_on))
     if not isinstance(order, Payload):
         return _ORDER_BYTES
     texts = len(order.resume_text.encode()) + len(order.model.encode())

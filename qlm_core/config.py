@@ -272,12 +272,13 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     solver: str = "127.0.0.1:7401"
     metrics_listen: str = ""
     report_interval_s: float = 0.25
-    reconnect_s_max: float = 2.0
+    reconnect_s_max: float = 1.0
     drain_s: float = 30.0
     message_bytes_max: int = 67_108_864
     host_memory_bytes: int = 137_438_953_472
     gateway_grace_s: float = 30.0
     backlog_events_max: int = 200_000
+    backlog_bytes_max: int = 268_435_456
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

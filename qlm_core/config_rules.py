@@ -219,7 +219,18 @@ def _check_agents(config: Config) -> None:
         parse_address(agent.solver, f"{where}.solver")
         if agent.metrics_listen:
             parse_address(agent.metrics_listen, f"{where}.metrics_listen")
+        _check_reports(config, agent, where)
         _check_engine(config, agent, where)
+
+
+def _check_reports(config: Config, agent: AgentConfig, where: str) -> None:
+    # One report may be lost with a stream; an agent whose next one comes too late would be lost again and again.
+    most_s = config.solver.agent_lease_s / 2
+    if agent.report_interval_s > most_s:
+        raise ConfigError(
+            f"{where}.report_interval_s: {_plain(agent.report_interval_s)} is more than half of "
+            f"solver.agent_lease_s. Use at most {most_s:g}, or raise the lease."
+        )
 
 
 def _check_served(config: Config, agent: AgentConfig, model: str, where: str) -> None:

@@ -27,6 +27,14 @@ from qlm_core.outcome import PullRefusal, ShedReason
 from qlm_core.profile import EngineProfile
 from qlm_core.resume import ResumedBy
 
+# --------------------------------------------------------------------------- on every stream
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Says nothing but that its sender lives (`qlm_core.presence`). On the wire it is a message without content."""
+
+
 # --------------------------------------------------------------------------- gateway → solver
 
 
@@ -84,7 +92,7 @@ class AnnounceDone:
     """Everything that the gateway holds has been announced."""
 
 
-GatewayFact = GatewayHello | Arrived | Pulled | Returned | FirstToken | Ended | AnnounceDone
+GatewayFact = GatewayHello | Arrived | Pulled | Returned | FirstToken | Ended | AnnounceDone | Alive
 
 # --------------------------------------------------------------------------- solver → gateway
 
@@ -113,7 +121,7 @@ class Fleet:
     up: bool = True
 
 
-GatewayOrder = EstimateGiven | ShedOrder | Fleet
+GatewayOrder = EstimateGiven | ShedOrder | Fleet | Alive
 
 # --------------------------------------------------------------------------- agent ↔ solver
 
@@ -156,23 +164,34 @@ class Gateways:
 
 
 AgentMessage = AgentHello | InstanceState
-AgentOrder = QueueUpdate | Gateways
+AgentOrder = QueueUpdate | Gateways | Alive
 
 # --------------------------------------------------------------------------- agent ↔ gateway
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one request; `chunks_sent` counts what the agent has sent of it."""
+    """One attempt at one request, and how much of its output there is.
+
+    Attributes:
+        chunks: of an agent, what it has of the attempt, sent or not; of a gateway, what has arrived.
+        first_chunk: the first chunk that the agent can still send again, counted from 0.
+        continued: it went on from the output of an earlier attempt, which its agent does not have.
+    """
 
     id: RequestId
     attempt: int
-    chunks_sent: int = 0
+    chunks: int = 0
+    first_chunk: int = 0
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WorkHello:
-    """Opens a work stream; `running` are attempts that outlived an earlier stream."""
+    """Opens a work stream. `running` are attempts that outlived an earlier stream, and those that ended lately.
+
+    Nothing else is sent before the gateway has answered with `Joined`.
+    """
 
     agent: AgentId
     running: tuple[Attempt, ...] = ()
@@ -271,7 +290,14 @@ class AttemptReturned:
     rest_s: float = 0.0
 
 
-WorkEvent = WorkHello | Pull | Chunk | AttemptEnded | AttemptReturned
+WorkEvent = WorkHello | Pull | Chunk | AttemptEnded | AttemptReturned | Alive
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Answers a hello: the attempts that go on, each from the chunk at which the gateway stands."""
+
+    going_on: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,4 +339,4 @@ class Revoked:
     attempt: int
 
 
-WorkOrder = Payload | Refused | Revoked
+WorkOrder = Joined | Payload | Refused | Revoked | Alive

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from qlm_core.config import Config
 from qlm_core.manager import Manager
 from qlm_core.manager.events import (
     Effect,
     Event,
+    PartAgent,
+    PartGateway,
     PlanFinished,
     PlanImproved,
+    Slept,
     StartSolve,
     TellAgent,
     TellGateway,
@@ -26,11 +29,25 @@ from qlm_core.manager.events import (
 from qlm_core.messages import AgentOrder, GatewayOrder
 from qlm_core.model import AgentId, GatewayId
 from qlm_core.planning import Plan, PlanResult, Problem, Termination
+from qlm_core.presence import PULSE_S, SleepWatch
 
 log = logging.getLogger("qlm.solver")
 
 _IMPROVEMENT_INTERVAL_S = 0.05
 """Improvements of one solve are offered to the Manager at most this often; the last one always is."""
+
+
+OrderT_contra = TypeVar("OrderT_contra", contravariant=True)
+
+
+class Session(Protocol[OrderT_contra]):
+    """What the driver needs of a peer's open session."""
+
+    def send(self, order: OrderT_contra) -> None:
+        """Send an order, in order."""
+
+    def part(self, reason: str) -> None:
+        """End the session; the peer is told why, and joins anew."""
 
 
 class PlannerPool(Protocol):
@@ -64,8 +81,9 @@ class Driver:
         self._started_s = clock()
         self.manager = Manager(config.solver, classes, now_s=0.0)
         self._pool = pool
-        self._gateways: dict[GatewayId, Callable[[GatewayOrder], None]] = {}
-        self._agents: dict[AgentId, Callable[[AgentOrder], None]] = {}
+        self._gateways: dict[GatewayId, Session[GatewayOrder]] = {}
+        self._agents: dict[AgentId, Session[AgentOrder]] = {}
+        self._watch = SleepWatch(0.0)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._solve: asyncio.Task[None] | None = None
@@ -76,21 +94,25 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """Hand an event to the Manager and carry out what it orders."""
-        for effect in self.manager.handle(event, now_s=self.now_s()):
-            self._carry_out(effect)
+        # Whatever woke this process first: leases must not run out by its own sleep.
+        slept_s = self._watch.slept_s(self.now_s())
+        if slept_s and self._timer is not None:
+            log.warning("did not run for a while", extra={"slept_s": round(slept_s, 1)})
+            self._handle(Slept(slept_s))
+        self._handle(event)
         self._set_timer()
 
-    def attach_gateway(self, id: GatewayId, send: Callable[[GatewayOrder], None]) -> None:
-        """Orders to this gateway go to `send` from now on."""
-        self._gateways[id] = send
+    def attach_gateway(self, id: GatewayId, session: Session[GatewayOrder]) -> None:
+        """Orders to this gateway go to this session from now on."""
+        self._gateways[id] = session
 
     def detach_gateway(self, id: GatewayId) -> None:
         """Orders to this gateway are dropped from now on."""
         self._gateways.pop(id, None)
 
-    def attach_agent(self, id: AgentId, send: Callable[[AgentOrder], None]) -> None:
-        """Orders to this agent go to `send` from now on."""
-        self._agents[id] = send
+    def attach_agent(self, id: AgentId, session: Session[AgentOrder]) -> None:
+        """Orders to this agent go to this session from now on."""
+        self._agents[id] = session
 
     def detach_agent(self, id: AgentId) -> None:
         """Orders to this agent are dropped from now on."""
@@ -104,16 +126,20 @@ class Driver:
             self._solve.cancel()
             await asyncio.gather(self._solve, return_exceptions=True)
 
+    def _handle(self, event: Event) -> None:
+        for effect in self.manager.handle(event, now_s=self.now_s()):
+            self._carry_out(effect)
+
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case TellAgent(agent, order):
-                send_agent = self._agents.get(agent)
-                if send_agent is not None:
-                    send_agent(order)
-            case TellGateway(gateway, order):
-                send_gateway = self._gateways.get(gateway)
-                if send_gateway is not None:
-                    send_gateway(order)
+            case TellAgent(agent, order) if agent in self._agents:
+                self._agents[agent].send(order)
+            case TellGateway(gateway, order) if gateway in self._gateways:
+                self._gateways[gateway].send(order)
+            case PartAgent(agent, reason) if agent in self._agents:
+                self._agents[agent].part(reason)
+            case PartGateway(gateway, reason) if gateway in self._gateways:
+                self._gateways[gateway].part(reason)
             case StartSolve():
                 self._solve = asyncio.get_running_loop().create_task(self._run(effect))
 
@@ -148,8 +174,11 @@ class Driver:
         self.post(PlanFinished(order.solve, result))
 
     def _set_timer(self) -> None:
+        # At least once a pulse, so that only sleep is taken for sleep.
+        pulse_s = self.now_s() + PULSE_S
         wakeup_s = self.manager.wakeup_s
-        if wakeup_s is None or wakeup_s >= self._timer_s - 1e-4:
+        wakeup_s = pulse_s if wakeup_s is None else min(wakeup_s, pulse_s)
+        if wakeup_s >= self._timer_s - 1e-4:
             return
         if self._timer is not None:
             self._timer.cancel()

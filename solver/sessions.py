@@ -10,13 +10,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from math import inf
+from typing import Any, Generic, TypeVar
 
 import grpc
 import msgspec
 
 from protos import wire
 from protos.outbox import Outbox
+from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
@@ -31,13 +33,25 @@ from qlm_core.manager.events import (
     GatewayLeft,
     GatewaySaid,
 )
-from qlm_core.messages import AgentHello, AgentOrder, GatewayHello, GatewayOrder, QueueUpdate
+from qlm_core.messages import (
+    AgentHello,
+    AgentOrder,
+    Alive,
+    GatewayHello,
+    GatewayOrder,
+    QueueUpdate,
+)
 from qlm_core.model import AgentId, GatewayId, RequestId
+from qlm_core.presence import SILENCE_S
 from solver.driver import Driver
 
 log = logging.getLogger("qlm.solver")
 
 _OUTBOX_LIMIT = 200_000
+_READ_END_S = 0.1
+_TAKEN_OVER = "a newer session of this name took over; names must be unique"
+
+Order = TypeVar("Order", GatewayOrder, AgentOrder)
 
 
 class SessionError(Exception):
@@ -48,29 +62,60 @@ class SessionError(Exception):
         self.code = code
 
 
+class _Session(Generic[Order]):
+    """One open stream: what is to be sent, its pulse, and with which status it ends.
+
+    Args:
+        alive: a message without content.
+        silence_s: how long the peer may say nothing.
+    """
+
+    def __init__(self, alive: Order, *, silence_s: float = SILENCE_S):
+        self.outbox: Outbox[Order] = Outbox(limit=_OUTBOX_LIMIT)
+        self.error: SessionError | None = None
+        self.pulse = Pulse(lambda: self.send(alive), on_silence=self._silence, silence_s=silence_s)
+
+    def send(self, order: Order) -> None:
+        """Send an order, in order."""
+        self.outbox.put(order)
+
+    def part(self, reason: str) -> None:
+        """End the session; its peer may join anew at once."""
+        self.end(SessionError(grpc.StatusCode.UNAVAILABLE, reason))
+
+    def end(self, error: SessionError) -> None:
+        """End the session with a status."""
+        if self.error is None:
+            self.error = error
+        self.outbox.close()
+
+    def _silence(self) -> None:
+        self.part(f"nothing was heard for {SILENCE_S:g} s; join again")
+
+
 class _OpenSessions:
     """At most one open session per peer, and not too many peers."""
 
     def __init__(self, what: str, limit: int):
         self._what = what
         self._limit = limit
-        self._open: dict[str, Outbox[Any]] = {}
+        self._open: dict[str, _Session[Any]] = {}
 
-    def enter(self, peer: str, outbox: Outbox[Any]) -> None:
+    def enter(self, peer: str, session: _Session[Any]) -> None:
         """The newest session of a peer takes over. Raises SessionError above the limit."""
         older = self._open.get(peer)
         if older is not None:
-            older.close()
+            older.end(SessionError(grpc.StatusCode.ABORTED, _TAKEN_OVER))
         elif len(self._open) >= self._limit:
             raise SessionError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"the limit of {self._limit} {self._what} is reached",
             )
-        self._open[peer] = outbox
+        self._open[peer] = session
 
-    def leave(self, peer: str, outbox: Outbox[Any]) -> bool:
+    def leave(self, peer: str, session: _Session[Any]) -> bool:
         """A session ended; False if a newer one had taken over."""
-        if self._open.get(peer) is not outbox:
+        if self._open.get(peer) is not session:
             return False
         del self._open[peer]
         return True
@@ -99,46 +144,48 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         ],
     ) -> AsyncIterator[gateway_pb.GatewaySessionResponse]:
         """One gateway's stream; see the protocol file."""
-        outbox: Outbox[GatewayOrder] = Outbox(limit=_OUTBOX_LIMIT)
-        reader = asyncio.create_task(self._read(request_iterator, outbox))
+        session: _Session[GatewayOrder] = _Session(Alive())
+        reader = asyncio.create_task(self._read(request_iterator, session))
+        session.pulse.start()
         try:
-            while orders := await outbox.take():
+            while orders := await session.outbox.take():
                 yield wire.gateway_orders_to_wire(orders)
         finally:
-            outcome = await _end(reader)
+            outcome = await _end(session, reader)
         await _abort_if_failed(outcome, context)
 
     async def _read(
         self,
         incoming: AsyncIterator[gateway_pb.GatewaySessionRequest],
-        outbox: Outbox[GatewayOrder],
+        session: _Session[GatewayOrder],
     ) -> None:
         gateway: GatewayId | None = None
         try:
             async for message in incoming:
+                session.pulse.heard()
                 now_s = self._driver.now_s()
                 for fact in wire.facts_from_wire(message, gateway or GatewayId(""), now_s):
                     if isinstance(fact, GatewayHello):
                         if gateway is not None:
                             raise _refuse("hello came twice")
-                        self._join(fact, outbox)
+                        self._join(fact, session)
                         gateway = fact.gateway
                     elif gateway is None:
                         raise _refuse("the first fact must be hello")
                     else:
                         self._driver.post(GatewaySaid(gateway, fact))
         finally:
-            outbox.close()
-            if gateway is not None and self._open.leave(gateway, outbox):
+            session.outbox.close()
+            if gateway is not None and self._open.leave(gateway, session):
                 self._driver.detach_gateway(gateway)
                 self._driver.post(GatewayLeft(gateway))
                 log.info("gateway left", extra={"gateway": gateway})
 
-    def _join(self, hello: GatewayHello, outbox: Outbox[GatewayOrder]) -> None:
+    def _join(self, hello: GatewayHello, session: _Session[GatewayOrder]) -> None:
         if not hello.gateway:
             raise _invalid("hello.gateway_id: empty")
-        self._open.enter(hello.gateway, outbox)
-        self._driver.attach_gateway(hello.gateway, outbox.put)
+        self._open.enter(hello.gateway, session)
+        self._driver.attach_gateway(hello.gateway, session)
         self._driver.post(GatewayJoined(hello))
         log.info("gateway joined", extra={"gateway": hello.gateway, "address": hello.work_address})
 
@@ -196,49 +243,52 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         ],
     ) -> AsyncIterator[agent_pb.AgentSessionResponse]:
         """One agent's stream; see the protocol file."""
-        outbox: Outbox[AgentOrder] = Outbox(limit=_OUTBOX_LIMIT)
-        reader = asyncio.create_task(self._read(request_iterator, outbox))
+        # Its lease, which the Manager keeps, says how long it may be silent.
+        session: _Session[AgentOrder] = _Session(Alive(), silence_s=inf)
+        reader = asyncio.create_task(self._read(request_iterator, session))
+        session.pulse.start()
         try:
-            while orders := await outbox.take():
+            while orders := await session.outbox.take():
                 now_s = self._driver.now_s()
                 for order in merged(orders):
                     yield wire.agent_order_to_wire(order, now_s)
         finally:
-            outcome = await _end(reader)
+            outcome = await _end(session, reader)
         await _abort_if_failed(outcome, context)
 
     async def _read(
         self,
         incoming: AsyncIterator[agent_pb.AgentSessionRequest],
-        outbox: Outbox[AgentOrder],
+        session: _Session[AgentOrder],
     ) -> None:
         agent: AgentId | None = None
         try:
             async for message in incoming:
+                session.pulse.heard()
                 said = wire.agent_message_from_wire(message)
                 if isinstance(said, AgentHello):
                     if agent is not None:
                         raise _refuse("hello came twice")
-                    self._join(said, outbox)
+                    self._join(said, session)
                     agent = said.agent
                 elif agent is None:
                     raise _refuse("the first message must be hello")
                 else:
                     self._driver.post(AgentReported(agent, said))
         finally:
-            outbox.close()
-            if agent is not None and self._open.leave(agent, outbox):
+            session.outbox.close()
+            if agent is not None and self._open.leave(agent, session):
                 self._driver.detach_agent(agent)
                 self._driver.post(AgentLeft(agent))
                 log.info("agent left", extra={"agent": agent})
 
-    def _join(self, hello: AgentHello, outbox: Outbox[AgentOrder]) -> None:
+    def _join(self, hello: AgentHello, session: _Session[AgentOrder]) -> None:
         if not hello.agent:
             raise _invalid("hello.agent_id: empty")
         if not hello.profiles:
             raise _invalid("hello.models: empty")
-        self._open.enter(hello.agent, outbox)
-        self._driver.attach_agent(hello.agent, outbox.put)
+        self._open.enter(hello.agent, session)
+        self._driver.attach_agent(hello.agent, session)
         self._driver.post(AgentJoined(hello))
         models = [profile.model for profile in hello.profiles]
         log.info("agent joined", extra={"agent": hello.agent, "gpu": hello.gpu, "models": models})
@@ -261,20 +311,16 @@ def merged(orders: list[AgentOrder]) -> list[AgentOrder]:
     return result
 
 
-async def _end(reader: asyncio.Task[None]) -> BaseException | None:
-    """How reading ended; a reader that still reads has been replaced by a newer session."""
-    replaced = not reader.done()
-    if replaced:
-        # The outbox is closed by the reader's own end too, which then is about to be done.
-        await asyncio.sleep(0)
-        replaced = not reader.done()
+async def _end(session: _Session[Any], reader: asyncio.Task[None]) -> BaseException | None:
+    """Stop reading; say why the session ended, if anything was wrong."""
+    session.pulse.stop()
+    if session.error is not None:
+        reader.cancel()
+    # Else the outbox is closed because reading ended, or because the peer is gone.
+    await asyncio.wait([reader], timeout=_READ_END_S)
     reader.cancel()
     (outcome,) = await asyncio.gather(reader, return_exceptions=True)
-    if replaced:
-        return SessionError(
-            grpc.StatusCode.ABORTED, "a newer session of this name took over; names must be unique"
-        )
-    return outcome
+    return session.error or outcome
 
 
 async def _abort_if_failed(

@@ -123,7 +123,9 @@ def _state_from_wire(report: agent_pb.AgentReport) -> InstanceState:
 
 
 def agent_order_to_wire(order: m.AgentOrder, now_s: float) -> agent_pb.AgentSessionResponse:
-    """A queue update or the list of gateways."""
+    """An order to an agent."""
+    if isinstance(order, m.Alive):
+        return agent_pb.AgentSessionResponse()
     if isinstance(order, m.Gateways):
         gateways = agent_pb.Gateways(
             gateways=[
@@ -160,7 +162,7 @@ def _ref_to_wire(ref: RequestRef, now_s: float) -> agent_pb.RequestRef:
 
 
 def agent_order_from_wire(message: agent_pb.AgentSessionResponse, now_s: float) -> m.AgentOrder:
-    """A queue update or the list of gateways. Raises WireError."""
+    """An order to an agent. Raises WireError."""
     match message.WhichOneof("kind"):
         case "gateways":
             return m.Gateways(
@@ -171,6 +173,8 @@ def agent_order_from_wire(message: agent_pb.AgentSessionResponse, now_s: float) 
             )
         case "queue":
             return _queue_from_wire(message.queue, now_s)
+        case _ if not message.ByteSize():
+            return m.Alive()
         case _:
             raise WireError("kind: neither queue nor gateways")
 

@@ -19,13 +19,21 @@ from qlm_core import messages as m
 from qlm_core.model import AgentId, GatewayId, ModelName, RequestId
 from qlm_core.outcome import ShedReason
 
+# What has a form of its own on the wire.
+_SaidFact = (
+    m.GatewayHello | m.Arrived | m.Pulled | m.Returned | m.FirstToken | m.Ended | m.AnnounceDone
+)
+_SaidOrder = m.EstimateGiven | m.ShedOrder | m.Fleet
+
 
 def facts_to_wire(facts: Iterable[m.GatewayFact], now_s: float) -> gateway_pb.GatewaySessionRequest:
     """A batch of facts from a gateway."""
-    return gateway_pb.GatewaySessionRequest(facts=[_fact_to_wire(fact, now_s) for fact in facts])
+    return gateway_pb.GatewaySessionRequest(
+        facts=[_fact_to_wire(fact, now_s) for fact in facts if not isinstance(fact, m.Alive)]
+    )
 
 
-def _fact_to_wire(fact: m.GatewayFact, now_s: float) -> gateway_pb.GatewayFact:
+def _fact_to_wire(fact: _SaidFact, now_s: float) -> gateway_pb.GatewayFact:
     match fact:
         case m.Arrived(request):
             return gateway_pb.GatewayFact(arrived=meta_to_wire(request, now_s))
@@ -92,11 +100,11 @@ def _fact_from_wire(
 def gateway_orders_to_wire(orders: Iterable[m.GatewayOrder]) -> gateway_pb.GatewaySessionResponse:
     """A batch of orders to a gateway."""
     return gateway_pb.GatewaySessionResponse(
-        orders=[_gateway_order_to_wire(order) for order in orders]
+        orders=[_gateway_order_to_wire(order) for order in orders if not isinstance(order, m.Alive)]
     )
 
 
-def _gateway_order_to_wire(order: m.GatewayOrder) -> gateway_pb.GatewayOrder:
+def _gateway_order_to_wire(order: _SaidOrder) -> gateway_pb.GatewayOrder:
     match order:
         case m.EstimateGiven(id, estimate):
             given = gateway_pb.EstimateGiven(id=id, estimate=estimate_to_wire(estimate))

@@ -33,13 +33,19 @@ _RESUMED_FROM_WIRE: dict[int, ResumedBy] = {
     number: resumed_by for resumed_by, number in _RESUMED_TO_WIRE.items()
 }
 
+# What has a form of its own on the wire.
+_SaidWork = m.WorkHello | m.Pull | m.Chunk | m.AttemptEnded | m.AttemptReturned
+_SaidOrder = m.Joined | m.Payload | m.Refused | m.Revoked
+
 
 def work_to_wire(events: Iterable[m.WorkEvent]) -> work_pb.WorkRequest:
     """A batch of an agent's work events."""
-    return work_pb.WorkRequest(events=[_work_event_to_wire(event) for event in events])
+    return work_pb.WorkRequest(
+        events=[_work_event_to_wire(event) for event in events if not isinstance(event, m.Alive)]
+    )
 
 
-def _work_event_to_wire(event: m.WorkEvent) -> work_pb.WorkEvent:
+def _work_event_to_wire(event: _SaidWork) -> work_pb.WorkEvent:
     match event:
         case m.Chunk():
             chunk = work_pb.Chunk(
@@ -80,10 +86,7 @@ def _work_event_to_wire(event: m.WorkEvent) -> work_pb.WorkEvent:
         case m.WorkHello(agent, running):
             hello = work_pb.WorkHello(
                 agent_id=agent,
-                running=[
-                    work_pb.Attempt(id=run.id, attempt=run.attempt, chunks_sent=run.chunks_sent)
-                    for run in running
-                ],
+                running=[_attempt_to_wire(run) for run in running],
             )
             return work_pb.WorkEvent(hello=hello)
 
@@ -136,14 +139,24 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
         case "hello":
             hello = event.hello
             return m.WorkHello(
-                AgentId(hello.agent_id),
-                tuple(
-                    m.Attempt(RequestId(run.id), run.attempt, run.chunks_sent)
-                    for run in hello.running
-                ),
+                AgentId(hello.agent_id), tuple(_attempt_from_wire(run) for run in hello.running)
             )
         case _:
             raise WireError("events: an event without a kind")
+
+
+def _attempt_to_wire(run: m.Attempt) -> work_pb.Attempt:
+    return work_pb.Attempt(
+        id=run.id,
+        attempt=run.attempt,
+        chunks=run.chunks,
+        first_chunk=run.first_chunk,
+        continued=run.continued,
+    )
+
+
+def _attempt_from_wire(run: work_pb.Attempt) -> m.Attempt:
+    return m.Attempt(RequestId(run.id), run.attempt, run.chunks, run.first_chunk, run.continued)
 
 
 def _ids_to_wire(ids: m.TokenIds) -> work_pb.TokenIds:
@@ -156,10 +169,12 @@ def _ids_from_wire(ids: work_pb.TokenIds) -> m.TokenIds:
 
 def work_orders_to_wire(orders: Iterable[m.WorkOrder]) -> work_pb.WorkResponse:
     """A batch of orders to an agent."""
-    return work_pb.WorkResponse(orders=[_work_order_to_wire(order) for order in orders])
+    return work_pb.WorkResponse(
+        orders=[_work_order_to_wire(order) for order in orders if not isinstance(order, m.Alive)]
+    )
 
 
-def _work_order_to_wire(order: m.WorkOrder) -> work_pb.WorkOrder:
+def _work_order_to_wire(order: _SaidOrder) -> work_pb.WorkOrder:
     match order:
         case m.Payload():
             payload = work_pb.Payload(
@@ -180,6 +195,9 @@ def _work_order_to_wire(order: m.WorkOrder) -> work_pb.WorkOrder:
             return work_pb.WorkOrder(refused=refused)
         case m.Revoked(id, attempt):
             return work_pb.WorkOrder(revoked=work_pb.Revoked(id=id, attempt=attempt))
+        case m.Joined(going_on):
+            joined = work_pb.Joined(going_on=[_attempt_to_wire(run) for run in going_on])
+            return work_pb.WorkOrder(joined=joined)
 
 
 def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder]:
@@ -207,5 +225,7 @@ def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder
                 yield m.Refused(RequestId(order.refused.id), reason)
             case "revoked":
                 yield m.Revoked(RequestId(order.revoked.id), order.revoked.attempt)
+            case "joined":
+                yield m.Joined(tuple(_attempt_from_wire(run) for run in order.joined.going_on))
             case _:
                 raise WireError("orders: an order without a kind")

@@ -11,6 +11,7 @@ from qlm_core.ledger.effects import (
     Refuse,
     Revoke,
     Tell,
+    Welcome,
 )
 from qlm_core.ledger.events import (
     AgentConnected,
@@ -25,6 +26,7 @@ from qlm_core.ledger.events import (
     OutputWatched,
     PullAsked,
     ShedOrdered,
+    Slept,
     SolverConnected,
     Submitted,
     Woken,
@@ -58,9 +60,11 @@ __all__ = [
     "Revoke",
     "Row",
     "ShedOrdered",
+    "Slept",
     "SolverConnected",
     "Step",
     "Submitted",
     "Tell",
+    "Welcome",
     "Woken",
 ]

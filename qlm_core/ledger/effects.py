@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlm_core.messages import Chunk, GatewayFact
+from qlm_core.messages import Attempt, Chunk, GatewayFact
 from qlm_core.model import AgentId, Estimate, Phase, RequestId
 from qlm_core.outcome import PullRefusal
 from qlm_core.resume import ResumedBy
@@ -43,6 +43,14 @@ class Revoke:
     agent: AgentId
     id: RequestId
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer an agent's hello: these of its attempts go on, each from the chunk at which the gateway stands."""
+
+    agent: AgentId
+    going_on: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +121,4 @@ class EndRequest:
     durable: bool
 
 
-Effect = Tell | Grant | Refuse | Revoke | Deliver | DropOutput | Estimated | EndRequest
+Effect = Tell | Grant | Refuse | Revoke | Welcome | Deliver | DropOutput | Estimated | EndRequest

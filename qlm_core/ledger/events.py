@@ -19,6 +19,7 @@ class Submitted:
         resume: from what it can be continued (`qlm_core.resume`).
         watched: its output goes to a client as it comes.
         expires_s: when its time to live is over, on the ledger's clock.
+        restored: it was read back from the store. An agent may still run it, so for the grace nobody else is granted it.
     """
 
     request: RequestMeta
@@ -26,6 +27,7 @@ class Submitted:
     resume: Resume = Resume.FROM_TEXT
     watched: bool = False
     expires_s: float
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,13 @@ class SolverConnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Slept:
+    """The gateway itself did not run for `seconds`: no agent could come back meanwhile, so no grace ran."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Woken:
     """The time asked for in `wakeup_s` has come. Early or repeated ones are harmless."""
 
@@ -137,5 +146,6 @@ Event = (
     | EstimateCame
     | OutputWatched
     | SolverConnected
+    | Slept
     | Woken
 )

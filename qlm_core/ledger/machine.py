@@ -3,8 +3,9 @@
 One row per open request; a row leaves the ledger with its one terminal record. A request is held by at most one
 attempt at a time; attempts are numbered, upwards only, and whatever arrives under another number or from another
 agent than the row's is refused, output with a revocation. What an agent holds when its stream breaks stays its own
-for a grace period: it goes on if the agent comes back in time and both sides count the same chunks, else it waits
-again. An attempt that stops early continues from what was produced if it can; starts over if nobody has seen
+for a grace period: it goes on if the agent comes back in time and can send again what did not arrive, else it waits
+again. What was read back from the store rests for the same time, so that an agent that still runs it may bring its attempt
+along. An attempt that stops early continues from what was produced if it can; starts over if nobody has seen
 output of it; and fails otherwise. Lost attempts are bounded, and more tightly those that an engine answers with an error
 while it serves others: then the request is what is wrong. Evictions are not bounded, nor is being turned away by an engine
 without room, after which a request rests before it waits again.
@@ -28,12 +29,14 @@ from qlm_core.ledger.effects import (
     Refuse,
     Revoke,
     Tell,
+    Welcome,
 )
 from qlm_core.ledger.row import Row
 from qlm_core.ledger.table import TRANSITIONS, Step
 from qlm_core.messages import (
     AnnounceDone,
     Arrived,
+    Attempt,
     AttemptEnded,
     Ended,
     FirstToken,
@@ -96,6 +99,7 @@ class Ledger:
             ev.EstimateCame: self._estimate_came,
             ev.OutputWatched: self._output_watched,
             ev.SolverConnected: self._solver_connected,
+            ev.Slept: self._slept,
             ev.Woken: self._woken,
         }
 
@@ -136,7 +140,7 @@ class Ledger:
         if meta.id in self._rows or meta.id in self._ended_ids:
             return []
         self._numbers += 1
-        self._rows[meta.id] = Row(
+        self._rows[meta.id] = row = Row(
             meta=meta,
             number=self._numbers,
             durable=event.durable,
@@ -144,6 +148,7 @@ class Ledger:
             watched=event.watched,
             expires_s=event.expires_s,
             attempt=self._first_attempt - 1,
+            restored=event.restored,
         )
         self._counts[Phase.WAITING] += 1
         heapq.heappush(self._expiries, (event.expires_s, self._numbers, meta.id))
@@ -153,6 +158,10 @@ class Ledger:
                 (row.expires_s, row.number, row.meta.id) for row in self._rows.values()
             ]
             heapq.heapify(self._expiries)
+        if event.restored and self._agent_grace_s > 0.0:
+            # The solver hears of it when it may be granted.
+            self._rest(row, self._agent_grace_s)
+            return []
         return [Tell(Arrived(meta))]
 
     def _cancel_asked(self, event: ev.CancelAsked) -> list[Effect]:
@@ -176,6 +185,8 @@ class Ledger:
     def _solver_connected(self, event: ev.SolverConnected) -> list[Effect]:  # noqa: ARG002
         effects: list[Effect] = []
         for row in self._rows.values():
+            if row.restored and row.rest_until_s is not None:
+                continue
             effects.append(Tell(Arrived(replace(row.meta, produced_tokens=row.output_tokens))))
             # For the solver, who rests is still where it came from: nobody is to be sent for it.
             away = row.agent if row.rest_until_s is None else row.rested_by
@@ -213,14 +224,20 @@ class Ledger:
         return effects
 
     def _grant(self, row: Row, agent: AgentId) -> list[Effect]:
-        row.attempt += 1
+        # An attempt that was brought along has an older start's number.
+        self._hold(row, agent, max(row.attempt + 1, self._first_attempt))
+        grant = Grant(agent, row.meta.id, row.attempt, row.produced_tokens)
+        return [grant, Tell(Pulled(row.meta.id, agent))]
+
+    def _hold(self, row: Row, agent: AgentId, attempt: int) -> None:
+        """From now on an agent runs this attempt."""
+        row.attempt = attempt
         row.attempts += 1
         row.agent = agent
+        row.restored = False
         if row.pulled_s is None:
             row.pulled_s = self._now_s
         self._held.setdefault(agent, {})[row.meta.id] = None
-        grant = Grant(agent, row.meta.id, row.attempt, row.produced_tokens)
-        return [grant, Tell(Pulled(row.meta.id, agent))]
 
     def _chunk_came(self, event: ev.ChunkCame) -> list[Effect]:
         chunk = event.chunk
@@ -279,17 +296,31 @@ class Ledger:
         self._missing.pop(event.agent, None)
         self._connected[event.agent] = None
         effects: list[Effect] = []
-        going_on: dict[RequestId, None] = {}
+        going_on: dict[RequestId, Attempt] = {}
         for run in event.running:
+            effects += self._bring_along(event.agent, run)
             row = self._current(event.agent, run.id, run.attempt)
-            if row is not None and row.chunks == run.chunks_sent:
-                going_on[run.id] = None
+            if row is not None and run.first_chunk <= row.chunks <= run.chunks:
+                going_on[run.id] = Attempt(run.id, run.attempt, row.chunks)
             else:
                 effects.append(Revoke(event.agent, run.id, run.attempt))
         for id in list(self._held.get(event.agent, ())):
             if id not in going_on:
                 effects += self._return(self._rows[id], lost=True)
-        return effects
+        return [Welcome(event.agent, tuple(going_on.values())), *effects]
+
+    def _bring_along(self, agent: AgentId, run: Attempt) -> list[Effect]:
+        """Take over an attempt of an earlier start of the gateway, if its agent can send all of its output again."""
+        row = self._rows.get(run.id)
+        if row is None or not row.restored or run.attempt >= self._first_attempt:
+            return []
+        if run.continued or run.first_chunk or not self._move(row, Step.GRANT):
+            return []
+        told = row.rest_until_s is None
+        row.rest_until_s = None
+        self._hold(row, agent, run.attempt)
+        arrived = [] if told else [Tell(Arrived(row.meta))]
+        return [*arrived, Tell(Pulled(run.id, agent))]
 
     def _agent_disconnected(self, event: ev.AgentDisconnected) -> list[Effect]:
         self._connected.pop(event.agent, None)
@@ -298,6 +329,11 @@ class Ledger:
         return []
 
     # ---------------------------------------------------------------- time
+
+    def _slept(self, event: ev.Slept) -> list[Effect]:
+        for agent in self._missing:
+            self._missing[agent] += event.seconds
+        return []
 
     def _woken(self, event: ev.Woken) -> list[Effect]:  # noqa: ARG002
         effects: list[Effect] = []
@@ -309,9 +345,13 @@ class Ledger:
         while self._resting and self._resting[0][0] <= self._now_s:
             _, number, id = heapq.heappop(self._resting)
             row = self._rows.get(id)
-            if row is not None and row.number == number:
+            if row is None or row.number != number or row.rest_until_s is None:
+                continue
+            # One whose attempt was brought along may rest again by now, for longer.
+            if row.rest_until_s <= self._now_s:
                 row.rest_until_s = row.rested_by = None
-                effects.append(Tell(Returned(id, row.produced_tokens)))
+                news = Arrived(row.meta) if row.restored else Returned(id, row.produced_tokens)
+                effects.append(Tell(news))
         while self._expiries and self._expiries[0][0] <= self._now_s:
             _, number, id = heapq.heappop(self._expiries)
             row = self._rows.get(id)
@@ -376,10 +416,15 @@ class Ledger:
         row.produced_tokens = produced
         row.attempt_tokens = row.chunks = 0
         if rest_s > 0.0:
-            row.rest_until_s, row.rested_by = self._now_s + rest_s, agent
-            heapq.heappush(self._resting, (row.rest_until_s, row.number, id))
+            row.rested_by = agent
+            self._rest(row, rest_s)
             return effects
         return [*effects, Tell(Returned(id, produced))]
+
+    def _rest(self, row: Row, rest_s: float) -> None:
+        """Let a waiting request be granted to nobody for a while."""
+        row.rest_until_s = self._now_s + rest_s
+        heapq.heappush(self._resting, (row.rest_until_s, row.number, row.meta.id))
 
     def _rest_s(self, row: Row, told_s: float) -> float:
         """How long a request rests that an engine had no room for: as long as told, and longer each time.

@@ -29,6 +29,7 @@ class Row:
         has_ids: whether the token ids of all output so far are known.
         rest_until_s: when it may be granted again; None unless it rests.
         rested_by: the agent that gave it back to rest.
+        restored: it was read back from the store, and nobody has been granted it since.
     """
 
     meta: RequestMeta
@@ -55,6 +56,7 @@ class Row:
     has_ids: bool = True
     rest_until_s: float | None = None
     rested_by: AgentId | None = None
+    restored: bool = False
 
     @property
     def resumable(self) -> bool:

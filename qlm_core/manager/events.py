@@ -84,6 +84,13 @@ class Wakeup:
     """Time has passed. Early or doubled ones are harmless."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """The solver itself did not run for `seconds`: it could hear nobody, so no lease ran meanwhile."""
+
+    seconds: float
+
+
 Event = (
     GatewayJoined
     | GatewaySaid
@@ -94,6 +101,7 @@ Event = (
     | PlanImproved
     | PlanFinished
     | Wakeup
+    | Slept
 )
 
 
@@ -114,6 +122,22 @@ class TellAgent:
 
 
 @dataclass(frozen=True, slots=True)
+class PartGateway:
+    """End a gateway's session, if one is open: it is not known here. It will join and announce anew."""
+
+    gateway: GatewayId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartAgent:
+    """End an agent's session, if one is open: it is not known here. It will join anew."""
+
+    agent: AgentId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartSolve:
     """Look for a better plan than `warm`; answered by `PlanFinished` with the same number.
 
@@ -128,4 +152,4 @@ class StartSolve:
     duals: tuple[float, ...] = ()
 
 
-Effect = TellGateway | TellAgent | StartSolve
+Effect = TellGateway | TellAgent | PartGateway | PartAgent | StartSolve

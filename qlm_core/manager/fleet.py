@@ -7,11 +7,11 @@ plan takes it away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from qlm_core.grouping import RequestGroup
-from qlm_core.messages import AgentHello
+from qlm_core.messages import AgentHello, Fleet
 from qlm_core.model import (
     GroupId,
     InstanceState,
@@ -93,7 +93,6 @@ class Agent:
         profiles: what it can serve; equal ones are the same object for all agents.
         state: its last report.
         connected: whether its session is open.
-        lease_until_s: when it counts as gone unless it is heard of.
         queue: its virtual queue, group ids in order.
         window: references sent and not yet pulled or taken back, with their group.
         held: requests that it has pulled.
@@ -108,7 +107,6 @@ class Agent:
         "held",
         "id",
         "kind",
-        "lease_until_s",
         "profiles",
         "queue",
         "reported_s",
@@ -118,23 +116,22 @@ class Agent:
         "window",
     )
 
-    def __init__(self, hello: AgentHello, *, lease_until_s: float, now_s: float):
+    def __init__(self, hello: AgentHello, *, now_s: float):
         self.id = hello.agent
         self.queue: list[GroupId] = []
         self.window = Window()
         self.held: dict[RequestId, None] = {}
         self.sent_order: tuple[QueuedGroup, ...] = ()
         self.swap_started_s = now_s
-        self.rejoin(hello, lease_until_s=lease_until_s, now_s=now_s)
+        self.rejoin(hello, now_s=now_s)
 
-    def rejoin(self, hello: AgentHello, *, lease_until_s: float, now_s: float) -> None:
+    def rejoin(self, hello: AgentHello, *, now_s: float) -> None:
         """The agent opened a new session; it has no window until it is sent one."""
         self.gpu = hello.gpu
         self.profiles: dict[ModelName, EngineProfile] = {
             ModelName(profile.model): _shared(profile) for profile in hello.profiles
         }
         self.connected = True
-        self.lease_until_s = lease_until_s
         self.window.clear()
         self.sent_order = ()
         self.state = InstanceState(ready=False, awake_model=None)
@@ -216,6 +213,12 @@ class Roster:
     def can_take(self, group: RequestGroup) -> bool:
         """Whether somebody serves what waits of a group."""
         return group.waiting > 0 and group.key.model in self.engines
+
+
+def offered(agents: Collection[Agent]) -> Fleet:
+    """What gateways are told of the fleet: the models there are agents for, and whether any engine is up."""
+    models = sorted({model: None for agent in agents for model in agent.profiles})
+    return Fleet(tuple(models), up=any(agent.state.ready for agent in agents))
 
 
 @lru_cache(maxsize=1024)

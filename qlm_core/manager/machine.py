@@ -17,6 +17,7 @@ Who may run a request is not decided here but by the gateway's ledger: of two ag
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from qlm_core.config import SolverConfig
 from qlm_core.grouping import Grouper, GroupKey, RequestGroup, waiting_groups
@@ -30,13 +31,17 @@ from qlm_core.manager.events import (
     GatewayJoined,
     GatewayLeft,
     GatewaySaid,
+    PartAgent,
+    PartGateway,
     PlanFinished,
     PlanImproved,
+    Slept,
     TellAgent,
     TellGateway,
     Wakeup,
 )
-from qlm_core.manager.fleet import Agent, Roster
+from qlm_core.manager.fleet import Agent, Roster, offered
+from qlm_core.manager.leases import SILENT, UNKNOWN, Leases
 from qlm_core.manager.placing import backlog_is_deep, homeless, line_up, plannable
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
@@ -95,7 +100,8 @@ class Manager:
         self.timeline = Timeline(self.estimators, weights, rest_share=config.objective.rest_share)
         self.planner = Planner(config, weights)
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
-        self._absent: dict[GatewayId, float] = {}
+        self._agent_leases: Leases[AgentId] = Leases()
+        self._absent: Leases[GatewayId] = Leases()
         self._fleet = Fleet((), up=False)
         self._grouper = Grouper(
             span_ratio=config.grouping.span_ratio, requests_max=config.grouping.requests_max
@@ -103,7 +109,6 @@ class Manager:
         self._unplaced: dict[GroupId, None] = {}
         self._settled_at_s: float | None = now_s + _SETTLE_S
         self._publish: dict[AgentId, None] = {}
-        self._expiry_s = float("inf")
         self._sizes = GroupSizes(self.estimators, config.grouping)
         self._roster = Roster(())
         self._now_s = now_s
@@ -116,6 +121,8 @@ class Manager:
         self._now_s = now_s
         effects: list[Effect] = []
         match event:
+            case GatewaySaid(gateway, _) if gateway not in self.gateways:
+                effects.append(PartGateway(gateway, UNKNOWN))
             case GatewaySaid(_, fact):
                 self._fact(fact, effects)
             case AgentReported(agent, state):
@@ -133,10 +140,11 @@ class Manager:
             case GatewayJoined(hello):
                 self._gateway_joined(hello, effects)
             case GatewayLeft(gateway) if gateway in self.gateways:
-                self._absent[gateway] = now_s + self.config.gateway_lease_s
-                self._expiry_s = min(self._expiry_s, self._absent[gateway])
-        if now_s >= self._expiry_s:
-            self._expire(effects)
+                self._absent.renew(gateway, now_s + self.config.gateway_lease_s)
+            case Slept(seconds):
+                self._agent_leases.extend(seconds)
+                self._absent.extend(seconds)
+        self._expire(effects)
         self._settle()
         self._place()
         if self._publish:
@@ -146,7 +154,7 @@ class Manager:
     @property
     def wakeup_s(self) -> float | None:
         """When `handle(Wakeup())` is due; None while nothing is awaited."""
-        times = [self._expiry_s] if self._expiry_s != float("inf") else []
+        times = [at_s for at_s in (self._agent_leases.next_s, self._absent.next_s) if at_s != inf]
         if self._settled_at_s is not None:
             times.append(self._settled_at_s)
         planning_s = self.planner.wakeup_s
@@ -158,7 +166,7 @@ class Manager:
 
     def _gateway_joined(self, hello: GatewayHello, effects: list[Effect]) -> None:
         gateway = hello.gateway
-        self._absent.pop(gateway, None)
+        self._absent.release(gateway)
         # What it held before is unknown until it announces it again.
         for id in self.book.of_gateway(gateway):
             self._forget(id)
@@ -320,17 +328,16 @@ class Manager:
     # ------------------------------------------------------------------ agents
 
     def _agent_joined(self, hello: AgentHello, effects: list[Effect]) -> None:
-        lease_until_s = self._now_s + self.config.agent_lease_s
+        self._agent_leases.renew(hello.agent, self._now_s + self.config.agent_lease_s)
         self.epoch = max(self.epoch, hello.epoch + 1)
         self.estimators.joined(hello.profiles)
         known = self.agents.get(hello.agent)
         if known is None:
-            known = Agent(hello, lease_until_s=lease_until_s, now_s=self._now_s)
+            known = Agent(hello, now_s=self._now_s)
             known.held.update(dict.fromkeys(self.book.held_by(hello.agent)))
             self.agents[hello.agent] = known
         else:
-            known.rejoin(hello, lease_until_s=lease_until_s, now_s=self._now_s)
-        self._expiry_s = min(self._expiry_s, lease_until_s)
+            known.rejoin(hello, now_s=self._now_s)
         self.timeline.stale(hello.agent)
         self._publish[hello.agent] = None
         self._unplaced.update(homeless(self.groups, self.agents))
@@ -341,8 +348,9 @@ class Manager:
     def _agent_reported(self, id: AgentId, state: InstanceState, effects: list[Effect]) -> None:
         agent = self.agents.get(id)
         if agent is None:
+            effects.append(PartAgent(id, UNKNOWN))
             return
-        agent.lease_until_s = self._now_s + self.config.agent_lease_s
+        self._agent_leases.renew(id, self._now_s + self.config.agent_lease_s)
         if agent.report(state, now_s=self._now_s):
             self._fleet_changed()
             self._announce_fleet(effects)
@@ -357,8 +365,7 @@ class Manager:
         agent = self.agents.get(id)
         if agent is not None:
             agent.connected = False
-            agent.lease_until_s = min(agent.lease_until_s, self._now_s + _BROKEN_LINK_S)
-            self._expiry_s = min(self._expiry_s, agent.lease_until_s)
+            self._agent_leases.shorten(id, self._now_s + _BROKEN_LINK_S)
 
     def _empty_queue(self, agent: Agent) -> None:
         """Take every group from an agent; they are placed elsewhere at once."""
@@ -371,25 +378,23 @@ class Manager:
         self._publish[agent.id] = None
 
     def _expire(self, effects: list[Effect]) -> None:
-        gone = [agent for agent in self.agents.values() if agent.lease_until_s <= self._now_s]
+        gone = [self.agents[id] for id in self._agent_leases.expire(self._now_s)]
         for agent in gone:
             self.counts["lost_agents"] += 1
             self._empty_queue(agent)
             del self.agents[agent.id]
+            if agent.connected:
+                effects.append(PartAgent(agent.id, SILENT))
             self._publish.pop(agent.id, None)
             self.timeline.stale(agent.id)
         if gone:
             self._fleet_changed()
             self._announce_fleet(effects)
-        for gateway, until_s in list(self._absent.items()):
-            if until_s <= self._now_s:
-                del self._absent[gateway]
-                self.gateways.pop(gateway, None)
-                for id in self.book.of_gateway(gateway):
-                    self._forget(id)
-                self._announce_gateways(effects)
-        leases = [agent.lease_until_s for agent in self.agents.values()]
-        self._expiry_s = min([*leases, *self._absent.values()], default=float("inf"))
+        for gateway in self._absent.expire(self._now_s):
+            self.gateways.pop(gateway, None)
+            for id in self.book.of_gateway(gateway):
+                self._forget(id)
+            self._announce_gateways(effects)
 
     # ------------------------------------------------------------------ planning
 
@@ -472,9 +477,7 @@ class Manager:
         self._publish.clear()
 
     def _announce_fleet(self, effects: list[Effect]) -> None:
-        agents = self.agents.values()
-        models = sorted({model: None for agent in agents for model in agent.profiles})
-        fleet = Fleet(tuple(models), up=any(agent.state.ready for agent in agents))
+        fleet = offered(self.agents.values())
         if fleet != self._fleet:
             self._fleet = fleet
             effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)

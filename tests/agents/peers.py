@@ -20,10 +20,12 @@ from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core.messages import (
     AgentHello,
     AgentOrder,
+    Attempt,
     AttemptEnded,
     AttemptReturned,
     Chunk,
     Gateways,
+    Joined,
     Payload,
     Pull,
     QueueUpdate,
@@ -160,8 +162,9 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
 
     def _take(self, event: Any) -> None:
         match event:
-            case WorkHello():
+            case WorkHello(_, running):
                 self.hellos.append(event)
+                self._outbox.put(Joined(tuple(filter(None, map(self._going_on, running)))))
             case Pull(ids):
                 self.pulls.append(ids)
                 for id in ids:
@@ -176,6 +179,12 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
                 self.ended[id] = event
             case AttemptReturned():
                 self.returned.append(event)
+
+    def _going_on(self, run: Attempt) -> Attempt | None:
+        if run.attempt != self.attempt.get(run.id) or run.id in self.ended:
+            return None
+        chunks = self.chunks.get(run.id, ())
+        return Attempt(run.id, run.attempt, sum(one.attempt == run.attempt for one in chunks))
 
     def _grant(self, id: str) -> None:
         if id not in self.bodies or id in self.ended:

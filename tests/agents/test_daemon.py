@@ -167,9 +167,21 @@ async def test_a_broken_gateway_stream_loses_and_repeats_nothing(peers: Peers):
         await gateway.until(lambda: len(gateway.hellos) == 2)
         [back] = gateway.hellos[1].running
         assert (back.id, back.attempt) == ("r", 1)
-        if back.chunks_sent == len(gateway.chunks["r"]):
-            await gateway.until(lambda: "r" in gateway.ended)
-            assert gateway.text("r") == expected("r", 300)
+        await gateway.until(lambda: "r" in gateway.ended)
+        assert gateway.text("r") == expected("r", 300)
+
+
+async def test_chunks_that_a_break_swallowed_are_sent_again(peers: Peers):
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=300)
+        gateway = peers.gateway
+        await gateway.until(lambda: gateway.tokens("r") >= 20)
+        await peers.stop("gateway")
+        del gateway.chunks["r"][5:]
+        await peers.start("gateway")
+        await gateway.until(lambda: "r" in gateway.ended)
+        assert gateway.text("r") == expected("r", 300)
+        assert gateway.attempt["r"] == 1
 
 
 async def test_an_end_that_a_break_may_have_swallowed_is_repeated(peers: Peers):
@@ -181,7 +193,7 @@ async def test_an_end_that_a_break_may_have_swallowed_is_repeated(peers: Peers):
         await peers.stop("gateway")
         await peers.start("gateway")
         await gateway.until(lambda: "r" in gateway.ended)
-        assert gateway.hellos[1].running[0].chunks_sent == len(gateway.chunks["r"])
+        assert gateway.hellos[1].running[0].chunks == len(gateway.chunks["r"])
 
 
 async def test_attempts_of_a_gateway_that_stays_away_are_given_up(peers: Peers):

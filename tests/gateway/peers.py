@@ -126,6 +126,7 @@ class Agent:
         self._address = address
         self._events: Outbox[m.WorkEvent] = Outbox(limit=100_000)
         self.orders: list[m.WorkOrder] = []
+        self.joined: list[m.Joined] = []
         self.on_payload: Callable[[m.Payload], None] | None = None
         self.status: grpc.StatusCode | None = None
         self.running: tuple[m.Attempt, ...] = ()
@@ -174,6 +175,9 @@ class Agent:
         try:
             async for message in call:
                 for order in wire.work_orders_from_wire(message):
+                    if isinstance(order, m.Joined):
+                        self.joined.append(order)
+                        continue
                     self.orders.append(order)
                     if self.on_payload is not None and isinstance(order, m.Payload):
                         self.on_payload(order)

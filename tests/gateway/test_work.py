@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ async def test_a_stream_that_breaks_the_protocol_is_ended(
     async with running(config()) as (_, at), grpc.aio.insecure_channel(at.grpc) as channel:
         call = work_grpc.WorkServiceStub(channel).Work()
         await call.write(work_pb.WorkRequest(events=events))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for _ in call:
+                pass
         assert await call.code() is code
 
 
@@ -270,7 +274,9 @@ async def test_a_wildcard_that_agents_are_told_to_dial_is_warned_of(
     assert bool(said) is warned
 
 
-async def test_durable_requests_survive_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("continued", [False, True])
+async def test_durable_requests_survive_a_restart(tmp_path: Path, continued: bool) -> None:
+    """The attempt that runs goes on, unless some of its output was lost with the gateway."""
     store = {"kind": "sqlite", "path": str(tmp_path / "q.sqlite")}
     async with (
         running(config(store=store)) as (_, at),
@@ -289,17 +295,22 @@ async def test_durable_requests_survive_a_restart(tmp_path: Path) -> None:
     async with solving(solver) as address:
         async with running(config(store=store, solver=address)) as (_, at):
             survivor = Agent(at.grpc)
-            survivor.running = (m.Attempt(old.id, old.attempt, 1),)
+            survivor.running = (m.Attempt(old.id, old.attempt, 1, 0, continued),)
             async with Client(at.grpc) as stub, survivor:
-                await soon(lambda: m.Revoked(old.id, old.attempt) in survivor.orders)
+                await soon(lambda: solver.heard(m.Arrived))
                 assert [fact.request.id for fact in solver.heard(m.Arrived)] == [half]
-                survivor.pull(half)
-                again = await survivor.payload()
-                assert again.attempt > old.attempt
-                assert (again.resume_text, again.body) == ("", old.body)
-                survivor.say(again, "whole", finish="stop")
+                if continued:
+                    assert survivor.orders == [m.Revoked(old.id, old.attempt)]
+                    survivor.pull(half)
+                    again = await survivor.payload()
+                    assert again.attempt > old.attempt
+                    assert (again.resume_text, again.body) == ("", old.body)
+                    survivor.say(again, "half", "whole", finish="stop")
+                else:
+                    assert survivor.joined == [m.Joined((m.Attempt(old.id, old.attempt, 0),))]
+                    survivor.say(old, "half", "whole", finish="stop")
                 watch = pb.WatchRequestRequest(id=half)
-                assert text_of(await collect(stub.WatchRequest(watch))) == "whole"
+                assert text_of(await collect(stub.WatchRequest(watch))) == "halfwhole"
                 got = await stub.GetRequest(pb.GetRequestRequest(id=done))
                 assert json.loads(got.response_json)["choices"][0]["message"]["content"] == "done"
         await soon(lambda: ended(solver) == [Phase.FINISHED])
@@ -437,7 +448,7 @@ async def test_a_payload_that_no_message_holds_fails_alone(tmp_path: Path) -> No
         "message_bytes_max": 80_000,
     }
     async with (
-        running(config(store=store, limits=limits)) as (_, at),
+        running(config(store=store, limits=limits, agent_grace_s=0.0)) as (_, at),
         Client(at.grpc) as stub,
         Agent(at.grpc) as agent,
     ):

@@ -262,19 +262,95 @@ def test_an_agent_that_comes_back_in_time_goes_on() -> None:
     drive.chunk()
     drive(lg.AgentDisconnected(A), at=5.0)
     assert drive.ledger.wakeup_s == 6.0
-    assert drive(lg.AgentConnected(A, (Attempt(R, 1, 1),)), at=5.5) == []
+    going_on = lg.Welcome(A, (Attempt(R, 1, 1),))
+    assert drive(lg.AgentConnected(A, (Attempt(R, 1, 1),)), at=5.5) == [going_on]
     assert drive(lg.Woken(), at=6.0) == []
     assert drive.chunk()[0] == lg.Deliver(Chunk(R, 1, b"{}", 1))
 
 
-def test_an_agent_that_lost_chunks_on_the_way_is_revoked() -> None:
+def test_chunks_that_were_lost_on_the_way_are_asked_for_again() -> None:
     drive = Clocked()
     drive.submit()
     drive(lg.PullAsked(A, (R,)))
     drive.chunk(tokens=4)
     drive(lg.AgentDisconnected(A))
-    back = drive(lg.AgentConnected(A, (Attempt(R, 1, 2),)))
-    assert back == [lg.Revoke(A, R, 1), lg.Tell(Returned(R, 4))]
+    back = drive(lg.AgentConnected(A, (Attempt(R, 1, 3),)))
+    assert back == [lg.Welcome(A, (Attempt(R, 1, 1),))]
+    assert drive.chunk()[0] == lg.Deliver(Chunk(R, 1, b"{}", 1))
+
+
+@pytest.mark.parametrize(
+    "run", [Attempt(R, 1, 3, first_chunk=2), Attempt(R, 1, 0), Attempt(R, 2, 1)]
+)
+def test_an_agent_that_cannot_send_what_was_lost_is_revoked(run: Attempt) -> None:
+    drive = Clocked()
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive.chunk(tokens=4)
+    drive(lg.AgentDisconnected(A))
+    back = drive(lg.AgentConnected(A, (run,)))
+    assert back == [lg.Welcome(A, ()), lg.Revoke(A, R, run.attempt), lg.Tell(Returned(R, 4))]
+
+
+def test_a_grace_does_not_run_while_the_gateway_sleeps() -> None:
+    drive = Clocked(agent_grace_s=1.0)
+    drive.submit()
+    drive(lg.PullAsked(A, (R,)))
+    drive(lg.AgentDisconnected(A))
+    drive(lg.Slept(7.0), at=7.5)
+    assert drive.ledger.wakeup_s == 8.0
+    assert drive(lg.Woken()) == []
+    assert drive(lg.Woken(), at=8.0) == [lg.Tell(Returned(R, 0))]
+
+
+def restored(**options: float) -> Clocked:
+    """The second start of a gateway, with one request from the first."""
+    drive = Clocked(agent_grace_s=1.0, first_attempt=100, **options)
+    assert drive.submit(durable=True, restored=True) == []
+    return drive
+
+
+def test_what_was_read_back_waits_for_its_agent() -> None:
+    drive = restored()
+    assert drive(lg.SolverConnected()) == [lg.Tell(AnnounceDone())]
+    assert drive(lg.PullAsked(B, (R,))) == [lg.Refuse(B, R, PullRefusal.TAKEN)]
+    assert drive.ledger.wakeup_s == 1.0
+    assert drive(lg.Woken(), at=1.0) == [lg.Tell(Arrived(meta()))]
+    assert drive(lg.PullAsked(B, (R,)))[0] == lg.Grant(B, R, 100, 0)
+
+
+@pytest.mark.parametrize("at_s", [0.5, 2.0])
+def test_an_attempt_of_an_earlier_start_goes_on(at_s: float) -> None:
+    drive = restored()
+    told = drive(lg.Woken(), at=at_s)
+    effects = drive(lg.AgentConnected(A, (Attempt(R, 7, 3),)))
+    assert effects[0] == lg.Welcome(A, (Attempt(R, 7, 0),))
+    assert [*told, *effects[1:]] == [lg.Tell(Arrived(meta())), lg.Tell(Pulled(R, A))]
+    assert drive.chunk(7)[0] == lg.Deliver(Chunk(R, 7, b"{}", 1))
+    # Whoever runs another attempt of it comes too late, whatever its number.
+    assert drive(lg.AgentConnected(B, (Attempt(R, 8, 1),)))[1:] == [lg.Revoke(B, R, 8)]
+    assert drive(lg.Woken(), at=at_s + 1.0) == []
+    # Later attempts have numbers of this start.
+    drive(returned(7))
+    assert drive(lg.PullAsked(B, (R,)))[0] == lg.Grant(B, R, 100, 1)
+
+
+@pytest.mark.parametrize(
+    "run", [Attempt(R, 7, 3, first_chunk=1), Attempt(R, 7, 3, continued=True), Attempt(R, 100, 3)]
+)
+def test_an_attempt_whose_output_is_not_all_there_is_revoked(run: Attempt) -> None:
+    drive = restored()
+    back = drive(lg.AgentConnected(A, (run,)))
+    assert back == [lg.Welcome(A, ()), lg.Revoke(A, R, run.attempt)]
+    assert drive.ledger.count(Phase.WAITING) == 1
+
+
+def test_a_later_rest_is_not_ended_by_the_first() -> None:
+    drive = restored()
+    drive(lg.AgentConnected(A, (Attempt(R, 7),)), at=0.5)
+    drive(lg.AttemptCameBack(A, AttemptReturned(R, 7, ReturnReason.TURNED_AWAY, rest_s=9.0)))
+    assert drive(lg.Woken(), at=1.0) == []
+    assert drive(lg.Woken(), at=9.5) == [lg.Tell(Returned(R, 0))]
 
 
 def test_what_an_agent_does_not_report_waits_again() -> None:
@@ -282,7 +358,7 @@ def test_what_an_agent_does_not_report_waits_again() -> None:
     drive.submit()
     drive(lg.PullAsked(A, (R,)))
     drive(lg.AgentDisconnected(A))
-    assert drive(lg.AgentConnected(A)) == [lg.Tell(Returned(R, 0))]
+    assert drive(lg.AgentConnected(A)) == [lg.Welcome(A, ()), lg.Tell(Returned(R, 0))]
 
 
 def test_the_grace_ends() -> None:
@@ -293,7 +369,7 @@ def test_the_grace_ends() -> None:
     assert drive(lg.Woken(), at=0.9) == []
     assert drive(lg.Woken(), at=1.0) == [lg.Tell(Returned(R, 0))]
     # The agent turns up after all: its attempt is history.
-    assert drive(lg.AgentConnected(A, (Attempt(R, 1),))) == [lg.Revoke(A, R, 1)]
+    assert drive(lg.AgentConnected(A, (Attempt(R, 1),)))[1:] == [lg.Revoke(A, R, 1)]
 
 
 def test_lost_attempts_are_bounded_and_evictions_are_not() -> None:

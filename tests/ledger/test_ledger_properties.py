@@ -35,10 +35,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.submitted: dict[RequestId, None] = {}
         self.ended: dict[RequestId, lg.EndRecord] = {}
         self.told_ended: dict[RequestId, None] = {}
-        # What each agent believes that it runs: (id, attempt) -> chunks sent.
+        # What each agent runs: (id, attempt) -> chunks that arrived.
         self.running: dict[AgentId, dict[tuple[RequestId, int], int]] = {a: {} for a in AGENTS}
         self.connected: dict[AgentId, bool] = dict.fromkeys(AGENTS, True)
         self.attempts: dict[RequestId, int] = {}
+        self.going_on: tuple[Attempt, ...] = ()
         self.delivered: dict[RequestId, int] = {}
 
     def send(self, event: lg.Event) -> list[lg.Effect]:
@@ -51,6 +52,8 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.attempts[id] = attempt
                     if self.connected[agent]:
                         self.running[agent][id, attempt] = 0
+                case lg.Welcome(_, going_on):
+                    self.going_on = going_on
                 case lg.Revoke(agent, id, attempt):
                     self.running[agent].pop((id, attempt), None)
                 case lg.Deliver(chunk):
@@ -142,9 +145,16 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self.send(lg.AttemptFinished(agent, AttemptEnded(id, attempt, action)))
 
-    @rule(agent=st.sampled_from(AGENTS), crashed=st.booleans(), lost_chunks=st.integers(0, 1))
-    def connection_changes(self, agent: AgentId, crashed: bool, lost_chunks: int) -> None:
-        """Go away; or come back after a crash (nothing runs) or with chunks lost on the way."""
+    @rule(
+        agent=st.sampled_from(AGENTS),
+        crashed=st.booleans(),
+        lost_chunks=st.integers(0, 2),
+        forgotten=st.integers(0, 2),
+    )
+    def connection_changes(
+        self, agent: AgentId, crashed: bool, lost_chunks: int, forgotten: int
+    ) -> None:
+        """Go away; or come back after a crash (nothing runs), or with chunks lost on the way, or no longer there to send."""
         self.connected[agent] = not self.connected[agent]
         if not self.connected[agent]:
             self.send(lg.AgentDisconnected(agent))
@@ -152,11 +162,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if crashed:
             self.running[agent] = {}
         running = tuple(
-            Attempt(id, attempt, chunks + lost_chunks)
+            Attempt(id, attempt, chunks + lost_chunks, max(0, chunks + forgotten - 1))
             for (id, attempt), chunks in self.running[agent].items()
         )
         self.send(lg.AgentConnected(agent, running))
-        assert not (lost_chunks and self.running[agent]), "a gap in the output is never accepted"
+        arrived = [Attempt(*key, chunks) for key, chunks in self.running[agent].items()]
+        assert list(self.going_on) == arrived, "each goes on where it stands"
+        assert forgotten < 2 or not any(chunks for chunks in self.running[agent].values()), (
+            "a gap in the output is never accepted"
+        )
         for id, attempt in self.running[agent]:
             row = self.ledger.row(id)
             assert row is not None

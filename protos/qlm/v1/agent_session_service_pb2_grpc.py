@@ -47,7 +47,9 @@ class AgentSessionServiceServicer(object):
     """
 
     def AgentSession(self, request_iterator, context):
-        """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once per lease term.
+        """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once a second. A message down
+        without a kind says that the solver lives; something is sent at least once a second. UNAVAILABLE when the lease ran
+        out: the agent joins again.
         Each queue update carries an epoch; an agent ignores an epoch older than the last it has seen. A second session of the
         same agent id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; RESOURCE_EXHAUSTED
         above the configured number of agents; INVALID_ARGUMENT names the field of an unusable profile. No deadline.

@@ -34,7 +34,9 @@ class AgentSessionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentSessionServiceAsyncStub: ...
     AgentSession: _grpc.StreamStreamMultiCallable[_agent_session_service_pb2.AgentSessionRequest, _agent_session_service_pb2.AgentSessionResponse]
-    """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once per lease term.
+    """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once a second. A message down
+    without a kind says that the solver lives; something is sent at least once a second. UNAVAILABLE when the lease ran
+    out: the agent joins again.
     Each queue update carries an epoch; an agent ignores an epoch older than the last it has seen. A second session of the
     same agent id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; RESOURCE_EXHAUSTED
     above the configured number of agents; INVALID_ARGUMENT names the field of an unusable profile. No deadline.
@@ -46,7 +48,9 @@ class AgentSessionServiceAsyncStub(AgentSessionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AgentSession: _aio.StreamStreamMultiCallable[_agent_session_service_pb2.AgentSessionRequest, _agent_session_service_pb2.AgentSessionResponse]  # type: ignore[assignment]
-    """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once per lease term.
+    """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once a second. A message down
+    without a kind says that the solver lives; something is sent at least once a second. UNAVAILABLE when the lease ran
+    out: the agent joins again.
     Each queue update carries an epoch; an agent ignores an epoch older than the last it has seen. A second session of the
     same agent id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; RESOURCE_EXHAUSTED
     above the configured number of agents; INVALID_ARGUMENT names the field of an unusable profile. No deadline.
@@ -61,7 +65,9 @@ class AgentSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_session_service_pb2.AgentSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_session_service_pb2.AgentSessionResponse], _abc.AsyncIterator[_agent_session_service_pb2.AgentSessionResponse]]:
-        """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once per lease term.
+        """Holds an agent's lease. The first message up is `hello`; the agent then reports at least once a second. A message down
+        without a kind says that the solver lives; something is sent at least once a second. UNAVAILABLE when the lease ran
+        out: the agent joins again.
         Each queue update carries an epoch; an agent ignores an epoch older than the last it has seen. A second session of the
         same agent id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; RESOURCE_EXHAUSTED
         above the configured number of agents; INVALID_ARGUMENT names the field of an unusable profile. No deadline.

@@ -65,7 +65,8 @@ class GatewaySessionServiceServicer(object):
         """Holds a gateway's session open. The first message up is `hello`; the gateway then announces everything it holds
         that has not ended, so that a solver without state rebuilds it. All messages are idempotent. A second session of
         the same gateway id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice.
-        RESOURCE_EXHAUSTED above the configured number of gateways. The stream has no deadline.
+        RESOURCE_EXHAUSTED above the configured number of gateways. A message without content says that its sender lives, which
+        both ends do at least once a second; UNAVAILABLE after five seconds of silence. The stream has no deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

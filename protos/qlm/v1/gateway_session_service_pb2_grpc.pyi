@@ -37,7 +37,8 @@ class GatewaySessionServiceStub:
     """Holds a gateway's session open. The first message up is `hello`; the gateway then announces everything it holds
     that has not ended, so that a solver without state rebuilds it. All messages are idempotent. A second session of
     the same gateway id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice.
-    RESOURCE_EXHAUSTED above the configured number of gateways. The stream has no deadline.
+    RESOURCE_EXHAUSTED above the configured number of gateways. A message without content says that its sender lives, which
+    both ends do at least once a second; UNAVAILABLE after five seconds of silence. The stream has no deadline.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_gateway_session_service_pb2.ExplainRequest, _gateway_session_service_pb2.ExplainResponse]
     """Explains why a request stands where it stands. NOT_FOUND for an unknown id. Read only."""
@@ -55,7 +56,8 @@ class GatewaySessionServiceAsyncStub(GatewaySessionServiceStub):
     """Holds a gateway's session open. The first message up is `hello`; the gateway then announces everything it holds
     that has not ended, so that a solver without state rebuilds it. All messages are idempotent. A second session of
     the same gateway id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice.
-    RESOURCE_EXHAUSTED above the configured number of gateways. The stream has no deadline.
+    RESOURCE_EXHAUSTED above the configured number of gateways. A message without content says that its sender lives, which
+    both ends do at least once a second; UNAVAILABLE after five seconds of silence. The stream has no deadline.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_gateway_session_service_pb2.ExplainRequest, _gateway_session_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explains why a request stands where it stands. NOT_FOUND for an unknown id. Read only."""
@@ -76,7 +78,8 @@ class GatewaySessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Holds a gateway's session open. The first message up is `hello`; the gateway then announces everything it holds
         that has not ended, so that a solver without state rebuilds it. All messages are idempotent. A second session of
         the same gateway id replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice.
-        RESOURCE_EXHAUSTED above the configured number of gateways. The stream has no deadline.
+        RESOURCE_EXHAUSTED above the configured number of gateways. A message without content says that its sender lives, which
+        both ends do at least once a second; UNAVAILABLE after five seconds of silence. The stream has no deadline.
         """
 
     @_abc_1.abstractmethod

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from protos.qlm.v1 import types_pb2 as protos_dot_qlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/qlm/v1/work_service.proto\x12\x06qlm.v1\x1a\x19protos/qlm/v1/types.proto\"0\n\x0bWorkRequest\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.qlm.v1.WorkEvent\"\xc9\x01\n\tWorkEvent\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.qlm.v1.WorkHelloH\x00\x12\x1c\n\x04pull\x18\x02 \x01(\x0b\x32\x0c.qlm.v1.PullH\x00\x12\x1e\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\r.qlm.v1.ChunkH\x00\x12%\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x14.qlm.v1.AttemptEndedH\x00\x12+\n\x08returned\x18\x05 \x01(\x0b\x32\x17.qlm.v1.AttemptReturnedH\x00\x42\x06\n\x04kind\"?\n\tWorkHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12 \n\x07running\x18\x02 \x03(\x0b\x32\x0f.qlm.v1.Attempt\";\n\x07\x41ttempt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x63hunks_sent\x18\x03 \x01(\r\"\x13\n\x04Pull\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x98\x01\n\x05\x43hunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nchunk_json\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x62\x65yond_text\x18\x05 \x01(\x08\x12\"\n\x03ids\x18\x06 \x01(\x0b\x32\x10.qlm.v1.TokenIdsH\x00\x88\x01\x01\x12\r\n\x05whole\x18\x07 \x01(\x08\x42\x06\n\x04_ids\"<\n\x08TokenIds\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06output\x18\x02 \x03(\r\x12\x0e\n\x06prompt\x18\x03 \x03(\r\"\xc2\x01\n\x0c\x41ttemptEnded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1c\n\x05usage\x18\x04 \x01(\x0b\x32\r.qlm.v1.Usage\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x14\n\x0c\x65rror_status\x18\x06 \x01(\r\x12\x14\n\x0c\x63losing_json\x18\x07 \x01(\x0c\x12%\n\nresumed_by\x18\x08 \x01(\x0e\x32\x11.qlm.v1.ResumedBy\"t\n\x0f\x41ttemptReturned\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06reason\x18\x03 \x01(\x0e\x32\x14.qlm.v1.ReturnReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06rest_s\x18\x05 \x01(\x01\"1\n\x0cWorkResponse\x12!\n\x06orders\x18\x01 \x03(\x0b\x32\x11.qlm.v1.WorkOrder\"\x7f\n\tWorkOrder\x12\"\n\x07payload\x18\x01 \x01(\x0b\x32\x0f.qlm.v1.PayloadH\x00\x12\"\n\x07refused\x18\x02 \x01(\x0b\x32\x0f.qlm.v1.RefusedH\x00\x12\"\n\x07revoked\x18\x03 \x01(\x0b\x32\x0f.qlm.v1.RevokedH\x00\x42\x06\n\x04kind\"\xd4\x01\n\x07Payload\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x63hat\x18\x04 \x01(\x08\x12\x11\n\tbody_json\x18\x05 \x01(\x0c\x12\x13\n\x0bresume_text\x18\x06 \x01(\t\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x12\n\nresume_ids\x18\x08 \x03(\r\x12\x19\n\x11text_offset_chars\x18\t \x01(\r\x12\x1f\n\x07headers\x18\n \x03(\x0b\x32\x0e.qlm.v1.Header\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\":\n\x07Refused\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.qlm.v1.PullRefusal\"&\n\x07Revoked\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r*V\n\tResumedBy\x12\x1a\n\x16RESUMED_BY_UNSPECIFIED\x10\x00\x12\x18\n\x14RESUMED_BY_TOKEN_IDS\x10\x01\x12\x13\n\x0fRESUMED_BY_TEXT\x10\x02*\xc2\x01\n\x0cReturnReason\x12\x1d\n\x19RETURN_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15RETURN_REASON_EVICTED\x10\x01\x12\x1d\n\x19RETURN_REASON_ENGINE_LOST\x10\x02\x12\x1a\n\x16RETURN_REASON_DRAINING\x10\x03\x12\x1d\n\x19RETURN_REASON_TURNED_AWAY\x10\x04\x12\x1e\n\x1aRETURN_REASON_ENGINE_ERROR\x10\x05*t\n\x0bPullRefusal\x12\x1c\n\x18PULL_REFUSAL_UNSPECIFIED\x10\x00\x12\x18\n\x14PULL_REFUSAL_UNKNOWN\x10\x01\x12\x16\n\x12PULL_REFUSAL_TAKEN\x10\x02\x12\x15\n\x11PULL_REFUSAL_DONE\x10\x03\x32\x44\n\x0bWorkService\x12\x35\n\x04Work\x12\x13.qlm.v1.WorkRequest\x1a\x14.qlm.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/qlm/v1/work_service.proto\x12\x06qlm.v1\x1a\x19protos/qlm/v1/types.proto\"0\n\x0bWorkRequest\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.qlm.v1.WorkEvent\"\xc9\x01\n\tWorkEvent\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.qlm.v1.WorkHelloH\x00\x12\x1c\n\x04pull\x18\x02 \x01(\x0b\x32\x0c.qlm.v1.PullH\x00\x12\x1e\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\r.qlm.v1.ChunkH\x00\x12%\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x14.qlm.v1.AttemptEndedH\x00\x12+\n\x08returned\x18\x05 \x01(\x0b\x32\x17.qlm.v1.AttemptReturnedH\x00\x42\x06\n\x04kind\"?\n\tWorkHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12 \n\x07running\x18\x02 \x03(\x0b\x32\x0f.qlm.v1.Attempt\"^\n\x07\x41ttempt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tcontinued\x18\x05 \x01(\x08\"\x13\n\x04Pull\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x98\x01\n\x05\x43hunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nchunk_json\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x62\x65yond_text\x18\x05 \x01(\x08\x12\"\n\x03ids\x18\x06 \x01(\x0b\x32\x10.qlm.v1.TokenIdsH\x00\x88\x01\x01\x12\r\n\x05whole\x18\x07 \x01(\x08\x42\x06\n\x04_ids\"<\n\x08TokenIds\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06output\x18\x02 \x03(\r\x12\x0e\n\x06prompt\x18\x03 \x03(\r\"\xc2\x01\n\x0c\x41ttemptEnded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1c\n\x05usage\x18\x04 \x01(\x0b\x32\r.qlm.v1.Usage\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x14\n\x0c\x65rror_status\x18\x06 \x01(\r\x12\x14\n\x0c\x63losing_json\x18\x07 \x01(\x0c\x12%\n\nresumed_by\x18\x08 \x01(\x0e\x32\x11.qlm.v1.ResumedBy\"t\n\x0f\x41ttemptReturned\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06reason\x18\x03 \x01(\x0e\x32\x14.qlm.v1.ReturnReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06rest_s\x18\x05 \x01(\x01\"1\n\x0cWorkResponse\x12!\n\x06orders\x18\x01 \x03(\x0b\x32\x11.qlm.v1.WorkOrder\"\xa1\x01\n\tWorkOrder\x12\"\n\x07payload\x18\x01 \x01(\x0b\x32\x0f.qlm.v1.PayloadH\x00\x12\"\n\x07refused\x18\x02 \x01(\x0b\x32\x0f.qlm.v1.RefusedH\x00\x12\"\n\x07revoked\x18\x03 \x01(\x0b\x32\x0f.qlm.v1.RevokedH\x00\x12 \n\x06joined\x18\x04 \x01(\x0b\x32\x0e.qlm.v1.JoinedH\x00\x42\x06\n\x04kind\"+\n\x06Joined\x12!\n\x08going_on\x18\x01 \x03(\x0b\x32\x0f.qlm.v1.Attempt\"\xd4\x01\n\x07Payload\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x63hat\x18\x04 \x01(\x08\x12\x11\n\tbody_json\x18\x05 \x01(\x0c\x12\x13\n\x0bresume_text\x18\x06 \x01(\t\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x12\n\nresume_ids\x18\x08 \x03(\r\x12\x19\n\x11text_offset_chars\x18\t \x01(\r\x12\x1f\n\x07headers\x18\n \x03(\x0b\x32\x0e.qlm.v1.Header\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\":\n\x07Refused\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.qlm.v1.PullRefusal\"&\n\x07Revoked\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r*V\n\tResumedBy\x12\x1a\n\x16RESUMED_BY_UNSPECIFIED\x10\x00\x12\x18\n\x14RESUMED_BY_TOKEN_IDS\x10\x01\x12\x13\n\x0fRESUMED_BY_TEXT\x10\x02*\xc2\x01\n\x0cReturnReason\x12\x1d\n\x19RETURN_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15RETURN_REASON_EVICTED\x10\x01\x12\x1d\n\x19RETURN_REASON_ENGINE_LOST\x10\x02\x12\x1a\n\x16RETURN_REASON_DRAINING\x10\x03\x12\x1d\n\x19RETURN_REASON_TURNED_AWAY\x10\x04\x12\x1e\n\x1aRETURN_REASON_ENGINE_ERROR\x10\x05*t\n\x0bPullRefusal\x12\x1c\n\x18PULL_REFUSAL_UNSPECIFIED\x10\x00\x12\x18\n\x14PULL_REFUSAL_UNKNOWN\x10\x01\x12\x16\n\x12PULL_REFUSAL_TAKEN\x10\x02\x12\x15\n\x11PULL_REFUSAL_DONE\x10\x03\x32\x44\n\x0bWorkService\x12\x35\n\x04Work\x12\x13.qlm.v1.WorkRequest\x1a\x14.qlm.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.qlm.v1.work_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESUMEDBY']._serialized_start=1538
-  _globals['_RESUMEDBY']._serialized_end=1624
-  _globals['_RETURNREASON']._serialized_start=1627
-  _globals['_RETURNREASON']._serialized_end=1821
-  _globals['_PULLREFUSAL']._serialized_start=1823
-  _globals['_PULLREFUSAL']._serialized_end=1939
+  _globals['_RESUMEDBY']._serialized_start=1653
+  _globals['_RESUMEDBY']._serialized_end=1739
+  _globals['_RETURNREASON']._serialized_start=1742
+  _globals['_RETURNREASON']._serialized_end=1936
+  _globals['_PULLREFUSAL']._serialized_start=1938
+  _globals['_PULLREFUSAL']._serialized_end=2054
   _globals['_WORKREQUEST']._serialized_start=71
   _globals['_WORKREQUEST']._serialized_end=119
   _globals['_WORKEVENT']._serialized_start=122
@@ -45,29 +45,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKHELLO']._serialized_start=325
   _globals['_WORKHELLO']._serialized_end=388
   _globals['_ATTEMPT']._serialized_start=390
-  _globals['_ATTEMPT']._serialized_end=449
-  _globals['_PULL']._serialized_start=451
-  _globals['_PULL']._serialized_end=470
-  _globals['_CHUNK']._serialized_start=473
-  _globals['_CHUNK']._serialized_end=625
-  _globals['_TOKENIDS']._serialized_start=627
-  _globals['_TOKENIDS']._serialized_end=687
-  _globals['_ATTEMPTENDED']._serialized_start=690
-  _globals['_ATTEMPTENDED']._serialized_end=884
-  _globals['_ATTEMPTRETURNED']._serialized_start=886
-  _globals['_ATTEMPTRETURNED']._serialized_end=1002
-  _globals['_WORKRESPONSE']._serialized_start=1004
-  _globals['_WORKRESPONSE']._serialized_end=1053
-  _globals['_WORKORDER']._serialized_start=1055
-  _globals['_WORKORDER']._serialized_end=1182
-  _globals['_PAYLOAD']._serialized_start=1185
-  _globals['_PAYLOAD']._serialized_end=1397
-  _globals['_HEADER']._serialized_start=1399
-  _globals['_HEADER']._serialized_end=1436
-  _globals['_REFUSED']._serialized_start=1438
-  _globals['_REFUSED']._serialized_end=1496
-  _globals['_REVOKED']._serialized_start=1498
-  _globals['_REVOKED']._serialized_end=1536
-  _globals['_WORKSERVICE']._serialized_start=1941
-  _globals['_WORKSERVICE']._serialized_end=2009
+  _globals['_ATTEMPT']._serialized_end=484
+  _globals['_PULL']._serialized_start=486
+  _globals['_PULL']._serialized_end=505
+  _globals['_CHUNK']._serialized_start=508
+  _globals['_CHUNK']._serialized_end=660
+  _globals['_TOKENIDS']._serialized_start=662
+  _globals['_TOKENIDS']._serialized_end=722
+  _globals['_ATTEMPTENDED']._serialized_start=725
+  _globals['_ATTEMPTENDED']._serialized_end=919
+  _globals['_ATTEMPTRETURNED']._serialized_start=921
+  _globals['_ATTEMPTRETURNED']._serialized_end=1037
+  _globals['_WORKRESPONSE']._serialized_start=1039
+  _globals['_WORKRESPONSE']._serialized_end=1088
+  _globals['_WORKORDER']._serialized_start=1091
+  _globals['_WORKORDER']._serialized_end=1252
+  _globals['_JOINED']._serialized_start=1254
+  _globals['_JOINED']._serialized_end=1297
+  _globals['_PAYLOAD']._serialized_start=1300
+  _globals['_PAYLOAD']._serialized_end=1512
+  _globals['_HEADER']._serialized_start=1514
+  _globals['_HEADER']._serialized_end=1551
+  _globals['_REFUSED']._serialized_start=1553
+  _globals['_REFUSED']._serialized_end=1611
+  _globals['_REVOKED']._serialized_start=1613
+  _globals['_REVOKED']._serialized_end=1651
+  _globals['_WORKSERVICE']._serialized_start=2056
+  _globals['_WORKSERVICE']._serialized_end=2124
 # @@protoc_insertion_point(module_scope)

@@ -181,7 +181,7 @@ class WorkHello(_message.Message):
     agent_id: _builtins.str
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """Attempts that the agent still runs for this gateway, from an earlier stream."""
+        """Attempts that the agent still runs for this gateway, from an earlier stream, and those that ended lately."""
 
     def __init__(
         self,
@@ -205,21 +205,29 @@ class Attempt(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
-    CHUNKS_SENT_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    CONTINUED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
-    chunks_sent: _builtins.int
-    """Chunks of this attempt that the agent has sent so far."""
+    chunks: _builtins.int
+    """Chunks of this attempt: all that there are, as an agent says; what has arrived, as a gateway says."""
+    first_chunk: _builtins.int
+    """The first chunk that the agent can still send again, counted from 0."""
+    continued: _builtins.bool
+    """It went on from the output of an earlier attempt, which the agent does not have."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         attempt: _builtins.int = ...,
-        chunks_sent: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+        first_chunk: _builtins.int = ...,
+        continued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chunks_sent", b"chunks_sent", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chunks", b"chunks", "continued", b"continued", "first_chunk", b"first_chunk", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,28 +451,56 @@ class WorkOrder(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payload(self) -> Global___Payload: ...
     @_builtins.property
     def refused(self) -> Global___Refused: ...
     @_builtins.property
     def revoked(self) -> Global___Revoked: ...
+    @_builtins.property
+    def joined(self) -> Global___Joined: ...
     def __init__(
         self,
         *,
         payload: Global___Payload | None = ...,
         refused: Global___Refused | None = ...,
         revoked: Global___Revoked | None = ...,
+        joined: Global___Joined | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "payload", b"payload", "refused", b"refused", "revoked", b"revoked"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "kind", b"kind", "payload", b"payload", "refused", b"refused", "revoked", b"revoked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "payload", b"payload", "refused", b"refused", "revoked", b"revoked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "kind", b"kind", "payload", b"payload", "refused", b"refused", "revoked", b"revoked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["payload", "refused", "revoked"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["payload", "refused", "revoked", "joined"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___WorkOrder: _TypeAlias = WorkOrder  # noqa: Y015
+
+@_typing.final
+class Joined(_message.Message):
+    """Answers a hello."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GOING_ON_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def going_on(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """The attempts that go on, each with the chunks of it that the gateway has."""
+
+    def __init__(
+        self,
+        *,
+        going_on: _abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["going_on", b"going_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Joined: _TypeAlias = Joined  # noqa: Y015
 
 @_typing.final
 class Payload(_message.Message):

@@ -48,10 +48,13 @@ class WorkServiceServicer(object):
 
     def Work(self, request_iterator, context):
         """Carries all work between one agent and one gateway. The first message up is `hello`. Every message holds a batch of
-        events in order. An attempt has a number; what comes from an older attempt than the ledger's is ignored and answered with a
-        revocation. When the stream breaks, the gateway waits the configured grace for the agent to come back and report its
-        attempts in a new `hello`; attempts it does not report are returned to the queue. A second stream of the same agent
-        replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice. No deadline.
+        events in order; one without events says that its sender lives, which both ends do at least once a second. An attempt
+        has a number; what comes from an older attempt than the ledger's is ignored and answered with a revocation. When the
+        stream breaks, the gateway waits the configured grace for the agent to come back and report its attempts in a new
+        `hello`; attempts it does not report are returned to the queue. The gateway answers a hello with `joined`, and the agent
+        sends again what the gateway does not have of the attempts that go on. A second stream of the same agent replaces the
+        first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; UNAVAILABLE after five seconds of silence. No
+        deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,10 +35,13 @@ class WorkServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkServiceAsyncStub: ...
     Work: _grpc.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]
     """Carries all work between one agent and one gateway. The first message up is `hello`. Every message holds a batch of
-    events in order. An attempt has a number; what comes from an older attempt than the ledger's is ignored and answered with a
-    revocation. When the stream breaks, the gateway waits the configured grace for the agent to come back and report its
-    attempts in a new `hello`; attempts it does not report are returned to the queue. A second stream of the same agent
-    replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice. No deadline.
+    events in order; one without events says that its sender lives, which both ends do at least once a second. An attempt
+    has a number; what comes from an older attempt than the ledger's is ignored and answered with a revocation. When the
+    stream breaks, the gateway waits the configured grace for the agent to come back and report its attempts in a new
+    `hello`; attempts it does not report are returned to the queue. The gateway answers a hello with `joined`, and the agent
+    sends again what the gateway does not have of the attempts that go on. A second stream of the same agent replaces the
+    first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; UNAVAILABLE after five seconds of silence. No
+    deadline.
     """
 
 @_typing.type_check_only
@@ -48,10 +51,13 @@ class WorkServiceAsyncStub(WorkServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Work: _aio.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]  # type: ignore[assignment]
     """Carries all work between one agent and one gateway. The first message up is `hello`. Every message holds a batch of
-    events in order. An attempt has a number; what comes from an older attempt than the ledger's is ignored and answered with a
-    revocation. When the stream breaks, the gateway waits the configured grace for the agent to come back and report its
-    attempts in a new `hello`; attempts it does not report are returned to the queue. A second stream of the same agent
-    replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice. No deadline.
+    events in order; one without events says that its sender lives, which both ends do at least once a second. An attempt
+    has a number; what comes from an older attempt than the ledger's is ignored and answered with a revocation. When the
+    stream breaks, the gateway waits the configured grace for the agent to come back and report its attempts in a new
+    `hello`; attempts it does not report are returned to the queue. The gateway answers a hello with `joined`, and the agent
+    sends again what the gateway does not have of the attempts that go on. A second stream of the same agent replaces the
+    first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; UNAVAILABLE after five seconds of silence. No
+    deadline.
     """
 
 class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -64,10 +70,13 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_work_service_pb2.WorkResponse], _abc.AsyncIterator[_work_service_pb2.WorkResponse]]:
         """Carries all work between one agent and one gateway. The first message up is `hello`. Every message holds a batch of
-        events in order. An attempt has a number; what comes from an older attempt than the ledger's is ignored and answered with a
-        revocation. When the stream breaks, the gateway waits the configured grace for the agent to come back and report its
-        attempts in a new `hello`; attempts it does not report are returned to the queue. A second stream of the same agent
-        replaces the first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice. No deadline.
+        events in order; one without events says that its sender lives, which both ends do at least once a second. An attempt
+        has a number; what comes from an older attempt than the ledger's is ignored and answered with a revocation. When the
+        stream breaks, the gateway waits the configured grace for the agent to come back and report its attempts in a new
+        `hello`; attempts it does not report are returned to the queue. The gateway answers a hello with `joined`, and the agent
+        sends again what the gateway does not have of the attempts that go on. A second stream of the same agent replaces the
+        first (ABORTED). FAILED_PRECONDITION when `hello` is missing or comes twice; UNAVAILABLE after five seconds of silence. No
+        deadline.
         """
 
 def add_WorkServiceServicer_to_server(servicer: WorkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
