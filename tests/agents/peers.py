@@ -15,11 +15,13 @@ import msgspec
 
 from protos import wire
 from protos.outbox import Outbox
+from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core.messages import (
     AgentHello,
     AgentOrder,
+    Alive,
     Attempt,
     AttemptEnded,
     AttemptReturned,
@@ -48,6 +50,10 @@ from qlm_core.outcome import PullRefusal
 WAIT_S = 20.0
 
 
+def _nothing() -> None:
+    """Peers of tests do not mind silence."""
+
+
 class Changing:
     """Something that tests wait on."""
 
@@ -72,6 +78,7 @@ class Solver(Changing, agent_grpc.AgentSessionServiceServicer):
         self.hellos: list[AgentHello] = []
         self.reports: list[InstanceState] = []
         self.ending: grpc.StatusCode | None = None
+        self.mute = False
         self._outbox: Outbox[AgentOrder] = Outbox(limit=10_000)
 
     def idle(self) -> bool:
@@ -85,6 +92,8 @@ class Solver(Changing, agent_grpc.AgentSessionServiceServicer):
     async def AgentSession(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         outbox = self._outbox = Outbox(limit=10_000)
         reader = asyncio.create_task(self._read(request_iterator))
+        pulse = Pulse(lambda: self.mute or outbox.put(Alive()), on_silence=_nothing)
+        pulse.start()
         try:
             while orders := await outbox.take():
                 for order in orders:
@@ -92,6 +101,7 @@ class Solver(Changing, agent_grpc.AgentSessionServiceServicer):
                 if self.ending is not None:
                     await context.abort(self.ending, "as the test says")
         finally:
+            pulse.stop()
             reader.cancel()
 
     async def _read(self, incoming: Any) -> None:
@@ -122,6 +132,7 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
         self.stale = 0
         self.messages = 0
         self.streams = 0
+        self.mute = False
         self._outbox: Outbox[WorkOrder] = Outbox(limit=100_000)
         self._calls: list[asyncio.Task[None]] = []
 
@@ -143,11 +154,15 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
     async def Work(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         outbox = self._outbox = Outbox(limit=100_000)
         reader = asyncio.create_task(self._read(request_iterator, outbox))
+        pulse = Pulse(lambda: self.mute or outbox.put(Alive()), on_silence=_nothing)
+        pulse.start()
         self.streams += 1
         try:
             while orders := await outbox.take():
-                yield wire.work_orders_to_wire(orders)
+                if not self.mute:
+                    yield wire.work_orders_to_wire(orders)
         finally:
+            pulse.stop()
             reader.cancel()
             self.streams -= 1
             self.changed()

@@ -14,6 +14,7 @@ import pytest
 from agents import serve
 from agents.engines.sim import token_text
 from agents.streams import Backoff
+from protos import pulse
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
 from qlm_core.messages import Gateways
@@ -194,6 +195,23 @@ async def test_an_end_that_a_break_may_have_swallowed_is_repeated(peers: Peers):
         await peers.start("gateway")
         await gateway.until(lambda: "r" in gateway.ended)
         assert gateway.hellos[1].running[0].chunks == len(gateway.chunks["r"])
+
+
+@pytest.mark.parametrize("peer", ["solver", "gateway"])
+async def test_a_peer_that_falls_silent_is_dialled_again(
+    peers: Peers, peer: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing ends the stream: the other end is frozen, or a wire is cut."""
+    monkeypatch.setattr(pulse, "PULSE_S", 0.02)
+    async with agent(config_for(peers)):
+        await begin(peers, "r", tokens=300)
+        await peers.gateway.until(lambda: peers.gateway.tokens("r") >= 20)
+        silent = peers.solver if peer == "solver" else peers.gateway
+        silent.mute = True
+        await silent.until(lambda: len(silent.hellos) >= 2)
+        silent.mute = False
+        await peers.gateway.until(lambda: "r" in peers.gateway.ended)
+        assert peers.gateway.text("r") == expected("r", 300)
 
 
 async def test_attempts_of_a_gateway_that_stays_away_are_given_up(peers: Peers):

@@ -14,6 +14,7 @@ import pytest
 
 from gateway import solver_link
 from gateway.live import Live
+from protos import pulse
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import types_pb2
 from protos.qlm.v1 import work_service_pb2 as work_pb
@@ -217,6 +218,31 @@ async def test_a_stream_that_breaks_the_protocol_is_ended(
             async for _ in call:
                 pass
         assert await call.code() is code
+
+
+async def test_a_silent_agent_is_left_and_its_work_goes_on_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(agent_grace_s=0.05) as it:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        payload = await it.agent.payload()
+        it.agent.say(payload, "before ")
+        monkeypatch.setattr(pulse, "PULSE_S", 0.02)
+        await soon(lambda: it.agent.status is grpc.StatusCode.UNAVAILABLE)
+        await soon(lambda: it.solver.heard(m.Returned))
+        monkeypatch.undo()
+        async with Agent(it.addresses.grpc, "agent-1") as other:
+            other.pull(payload.id)
+            other.say(await other.payload(), "after", finish="stop")
+            _, answer, _ = await asked
+        assert answer["choices"][0]["message"]["content"] == "before after"
+
+
+async def test_a_silent_solver_is_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = Solver()
+    monkeypatch.setattr(pulse, "PULSE_S", 0.02)
+    async with solving(solver) as address, running(config(solver=address)):
+        await soon(lambda: len(solver.heard(m.AnnounceDone)) >= 2)
 
 
 async def test_a_new_solver_hears_everything() -> None:

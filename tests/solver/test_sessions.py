@@ -10,7 +10,7 @@ import grpc
 import msgspec
 import pytest
 
-from protos import wire
+from protos import pulse, wire
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
@@ -69,7 +69,8 @@ class InlinePlanner:
 async def solver() -> AsyncIterator[grpc.aio.Channel]:
     """A solver on an ephemeral port, as a channel to it."""
     limits = SolverLimits(agents_max=2, gateways_max=1)
-    driver = Driver(Config(), InlinePlanner(), clock=time.monotonic)
+    config = Config.from_mapping({"solver": {"agent_lease_s": 1.5}})
+    driver = Driver(config, InlinePlanner(), clock=time.monotonic)
     server = grpc.aio.server()
     gateway_grpc.add_GatewaySessionServiceServicer_to_server(
         GatewaySessions(driver, limits), server
@@ -231,6 +232,38 @@ async def test_a_newer_session_of_the_same_agent_takes_over(solver: grpc.aio.Cha
     await asyncio.wait_for(newer.read(), 5.0)
     assert await _rest_of(older) is grpc.StatusCode.ABORTED
     newer.cancel()
+
+
+async def test_an_agent_whose_lease_ran_out_is_told_and_joins_again(
+    solver: grpc.aio.Channel,
+) -> None:
+    stub = agent_grpc.AgentSessionServiceStub(solver)
+    silent = stub.AgentSession()
+    await silent.write(hello())
+    assert await _rest_of(silent) is grpc.StatusCode.UNAVAILABLE
+    again = stub.AgentSession()
+    await again.write(hello())
+    assert await asyncio.wait_for(again.read(), 5.0) is not grpc.aio.EOF
+    again.cancel()
+
+
+async def test_a_silent_gateway_is_left_and_may_come_back(
+    solver: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "PULSE_S", 0.02)
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+    silent = stub.GatewaySession()
+    await silent.write(facts(GatewayHello(GatewayId("g"), "x:1"), AnnounceDone()))
+    assert await _rest_of(silent) is grpc.StatusCode.UNAVAILABLE
+    again = stub.GatewaySession()
+    await again.write(facts(GatewayHello(GatewayId("g"), "x:1"), AnnounceDone()))
+    beats = 0
+    while beats < 8:
+        message = await asyncio.wait_for(again.read(), 5.0)
+        beats += not message.orders  # type: ignore[union-attr]
+        # A message without content is enough to stay.
+        await again.write(facts())
+    again.cancel()
 
 
 async def _rest_of(stream: object) -> grpc.StatusCode:
