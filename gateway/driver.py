@@ -16,13 +16,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from gateway.answer import BadChunkError
 from gateway.intake import Draft
+from gateway.keeping import Keeper
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.store import Kept, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store import Kept, Store, StoredEnd, StoredRequest
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
@@ -38,15 +37,13 @@ from qlm_core.messages import GatewayFact, Joined, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
 from qlm_core.outcome import FinishReason, ShedReason
 from qlm_core.presence import PULSE_S, SleepWatch
-from qlm_core.resume import Resume, resume_of
+from qlm_core.resume import Resume
 
 log = logging.getLogger(__name__)
 
 # Attempt numbers of one start of the gateway: room for this many before the next start's begin.
 ATTEMPTS_PER_START = 1 << 16
 STARTS_MAX = 1 << 15
-STORE_RETRY_S = 1.0
-SWEEP_PERIOD_S = 60.0
 RETRY_AFTER_S_MAX = 300.0
 
 
@@ -67,6 +64,7 @@ class Driver:
     ) -> None:
         self._config = config
         self._store = store
+        self._keeper = Keeper(config, store)
         self._metrics = metrics
         self._tell = tell
         self._loop = asyncio.get_running_loop()
@@ -76,7 +74,9 @@ class Driver:
         self._adding = 0
         self._events: deque[lg.Event] = deque()
         self._handling = False
-        self._timer: asyncio.TimerHandle | None = None
+        # Its time is kept beside it: for one that has come already, uvloop makes a handle without a time.
+        self._timer: asyncio.Handle | None = None
+        self._timer_due_s = 0.0
         self._pulse: asyncio.TimerHandle | None = None
         self._watch = SleepWatch(self._loop.time())
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -98,7 +98,7 @@ class Driver:
 
     async def start(self) -> None:
         """Open the store and take up what it still holds. Raises QlmError."""
-        starts = await self._store.open()
+        starts = await self._keeper.open()
         if starts > STARTS_MAX:
             raise QlmError(
                 f"gateway.store: it was opened {starts} times and has no attempt numbers left. "
@@ -109,14 +109,12 @@ class Driver:
             attempts_max=self._config.attempts_max,
             first_attempt=starts * ATTEMPTS_PER_START,
         )
-        restored = await self._store.open_requests()
-        for request in restored:
-            self._enter(
-                request, durable=True, watched=False, resume=_resume_of(request), restored=True
-            )
+        restored = await self._keeper.restore()
+        for request, resume in restored:
+            self._enter(request, durable=True, watched=False, resume=resume, restored=True)
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
-        self._spawn(self._sweep())
+        self._spawn(self._keeper.sweep())
         self._beat()
 
     async def drain(self) -> None:
@@ -140,7 +138,7 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._store.close()
+        await self._keeper.close()
 
     @property
     def draining(self) -> bool:
@@ -163,6 +161,7 @@ class Driver:
         counts = {phase.value: float(self._ledger.count(phase)) for phase in open_phases}
         yield "qlm_requests_open", "Open requests, by phase.", counts
         yield "qlm_agents_connected", "Agents with a work stream.", float(len(self._agents))
+        yield from self._keeper.gauges()
 
     # ---------------------------------------------------------------- clients
 
@@ -230,7 +229,7 @@ class Driver:
         return self._live.get(id)
 
     async def ended(self, id: RequestId) -> tuple[StoredRequest, StoredEnd]:
-        """How a stored request ended. Raises NotFound."""
+        """How a stored request ended. Raises NotFound, SetAside, Unavailable."""
         found = await self._store.find(id)
         if found is None or found[1] is None:
             raise NotFound(f"id: no request {id[:64]!r} is known here")
@@ -254,7 +253,7 @@ class Driver:
         self.handle(lg.CancelAsked(live.request.id))
 
     def _request(self, draft: Draft, key: str = "", key_owner: str = "") -> StoredRequest:
-        now = time.time()
+        now = self._keeper.time_s()
         kind = "chatcmpl" if draft.chat else "cmpl"
         return StoredRequest(
             id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
@@ -273,6 +272,7 @@ class Driver:
             idempotency_key=key,
             key_owner=key_owner,
             fingerprint=draft.fingerprint,
+            created_unix_s=int(time.time()),
         )
 
     def _enter(
@@ -292,8 +292,8 @@ class Driver:
             backlog_max=self._config.limits.stream_backlog_chunks_max,
         )
         self._live[request.id] = live
-        # Unix time to the loop's clock; a clock set back never makes an arrival lie ahead.
-        now_s, unix = self._loop.time(), time.time()
+        # The store's time to the loop's; an arrival never lies ahead.
+        now_s, stored_s = self._loop.time(), self._keeper.time_s()
         meta = RequestMeta(
             id=request.id,
             gateway=GatewayId(self._config.id),
@@ -302,7 +302,7 @@ class Driver:
             slo=request.slo,
             prompt_tokens=request.prompt_tokens,
             max_output_tokens=request.max_output_tokens,
-            arrival_s=now_s - max(0.0, unix - request.arrived_at),
+            arrival_s=now_s - max(0.0, stored_s - request.arrived_at),
             tenant=request.tenant,
         )
         self.handle(
@@ -311,7 +311,7 @@ class Driver:
                 durable=durable,
                 resume=resume,
                 watched=watched,
-                expires_s=now_s + (request.expires_at - unix),
+                expires_s=now_s + (request.expires_at - stored_s),
                 restored=restored,
             )
         )
@@ -401,10 +401,11 @@ class Driver:
         if due_s is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= due_s:
+            if self._timer_due_s <= due_s:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(due_s, self._wake)
+        self._timer_due_s = due_s
 
     def _wake(self) -> None:
         self._timer = None
@@ -444,40 +445,28 @@ class Driver:
             del self._live[effect.id]
             live.close(record)
             return
-        end = StoredEnd(id=effect.id, ended_at=time.time(), record=record, answer=answer)
+        ended_at = self._keeper.time_s()
+        end = StoredEnd(id=effect.id, ended_at=ended_at, record=record, answer=answer)
         self._spawn(self._store_end(live, end))
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
-        while True:
-            try:
-                await self._store.end(end)
-                break
-            except StoreError as error:
-                log.error("cannot store an end", extra={"request": end.id, "error": str(error)})
-                await asyncio.sleep(STORE_RETRY_S)
+        kept = await self._keeper.keep_end(end)
         del self._live[end.id]
-        live.close(end.record)
-
-    async def _sweep(self) -> None:
-        """Delete old answers, a few at a time."""
-        keep_s = self._config.store.keep_finished_s
-        while True:
-            try:
-                deleted = await self._store.sweep(time.time() - keep_s)
-            except StoreError as error:
-                log.error("cannot delete old answers", extra={"error": str(error)})
-                deleted = 0
-            await asyncio.sleep(0.1 if deleted else min(SWEEP_PERIOD_S, max(1.0, keep_s / 10)))
+        live.record = kept.record
+        live.close(kept.record)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._done)
         return task
 
-
-def _resume_of(request: StoredRequest) -> Resume:
-    return resume_of(msgspec.json.decode(request.body), chat=request.chat)
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, QlmError):
+            # Nobody need be waiting for it, and what it was to do is not done.
+            log.error("a task of the gateway failed", extra={"reason": kind_and_place(error)})
 
 
 def _failed(record: lg.EndRecord, error: str) -> lg.EndRecord:

@@ -29,6 +29,7 @@ from qlm_core.errors import (
     NotFound,
     QlmError,
     QueueFull,
+    SetAside,
     Unavailable,
     UnknownModel,
 )
@@ -55,6 +56,7 @@ STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (KeyReused, grpc.StatusCode.ALREADY_EXISTS),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),
+    (SetAside, grpc.StatusCode.DATA_LOSS),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (QlmError, grpc.StatusCode.INTERNAL),
 )

@@ -112,7 +112,7 @@ class Live:
         self._framer = openai.Framer(
             id=request.id,
             chat=request.chat,
-            created=int(request.arrived_at),
+            created=request.created,
             model=request.model,
             service_tier=request.service_tier,
             running_usage=running_usage,
@@ -227,7 +227,7 @@ class Live:
         self._fold()
         return self._answer.response(
             id=self.request.id,
-            created=int(self.request.arrived_at),
+            created=self.request.created,
             model=self.request.model,
             service_tier=self.request.service_tier,
             record=record,

@@ -15,6 +15,7 @@ from qlm_core.errors import (
     KeyReused,
     NotFound,
     QueueFull,
+    SetAside,
     TooLate,
     Unavailable,
 )
@@ -105,6 +106,15 @@ def problem_of(error: Exception) -> Problem:
         case NotFound():
             return Problem(
                 status=404, message=message, type="invalid_request_error", code="not_found"
+            )
+        case SetAside():
+            # It cannot be read the next time either.
+            return Problem(
+                status=500,
+                message=message,
+                type="server_error",
+                code="request_set_aside",
+                should_retry=False,
             )
         case Unavailable():
             return Problem(

@@ -97,6 +97,16 @@ class NotFound(QlmError):
     """No such request is known."""
 
 
+class SetAside(QlmError):
+    """A stored request that this gateway cannot read and keeps as it is."""
+
+    def __init__(self, id: str):
+        super().__init__(
+            f"id: {id[:64]!r} is kept here but cannot be read, so it neither runs nor has an answer. "
+            "Send the request again, under another idempotency key if it had one."
+        )
+
+
 class Unavailable(QlmError):
     """A peer that is needed for this cannot be reached now."""
 

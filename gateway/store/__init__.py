@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.store.base import Kept, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import Kept, Opened, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.clock import Seen, StoreClock
 from gateway.store.memory import MemoryStore
 from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
@@ -10,8 +11,11 @@ from qlm_core.config import StoreConfig
 __all__ = [
     "Kept",
     "MemoryStore",
+    "Opened",
+    "Seen",
     "SqliteStore",
     "Store",
+    "StoreClock",
     "StoreError",
     "StoredEnd",
     "StoredRequest",

@@ -2,8 +2,10 @@
 
 A store holds durable requests from their acknowledgement to some time after their end. It decides nothing: an
 awaited `add` means that the request survives a crash of this process, an awaited `end` that its one terminal record
-does. Times are Unix seconds, because they outlive the process. All methods are asynchronous so that a store across a
-network fits the same interface; one gateway id owns the rows that it added.
+does. Times are on the store's own clock (`gateway.store.clock`), which outlives the process and resembles Unix time. What
+a store holds and cannot read it sets aside: that is kept as it is, is counted, and never holds up anything else. All
+methods are asynchronous so that a store across a network fits the same interface; one gateway id owns the rows that it
+added.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from gateway.store.clock import Seen
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.model import ModelName, Phase, RequestId, Slo
@@ -30,13 +33,14 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         body: the client's request body; empty once the request has ended.
-        arrived_at: Unix seconds.
-        expires_at: Unix seconds at which its time to live is over.
+        arrived_at: seconds of the store's clock.
+        expires_at: seconds of the store's clock at which its time to live is over.
         service_tier: what the answer reports as the tier used.
         trace: headers of the client's trace, to be passed on with the request.
         idempotency_key: the client's name for this submission; "" for none.
         key_owner: whose name that is, as `gateway.keys` tells them apart; "" is who brings no API key.
         fingerprint: a digest of what was asked for; "" where nobody noted it.
+        created_unix_s: when it came by the wall clock, whole Unix seconds, as answers tell it; 0 where nobody noted it.
     """
 
     id: RequestId
@@ -55,6 +59,12 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
     key_owner: str = ""
     fingerprint: str = ""
+    created_unix_s: int = 0
+
+    @property
+    def created(self) -> int:
+        """When it came, whole Unix seconds, as answers tell it."""
+        return self.created_unix_s or int(self.arrived_at)
 
     @property
     def owned_key(self) -> str:
@@ -67,6 +77,20 @@ class Kept(NamedTuple):
 
     id: RequestId
     fingerprint: str
+
+
+class Opened(NamedTuple):
+    """What a store says when it is opened.
+
+    Attributes:
+        starts: the number of this start, from 1, one more each time.
+        seen: the last instant that was noted before; None in a new store.
+        rows_aside: how many rows have been set aside in all.
+    """
+
+    starts: int
+    seen: Seen | None
+    rows_aside: int
 
 
 class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,13 +111,14 @@ class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """Durable requests. Every method but `open` raises StoreError when the store fails."""
+    """Durable requests. Every method but `open` and `close` raises StoreError when the store fails."""
 
-    async def open(self) -> int:
-        """Make the store ready and return the number of this start, from 1, one more each time.
+    @property
+    def rows_aside(self) -> int:
+        """How many rows are set aside, as far as is known by now."""
 
-        Raises QlmError when it cannot be opened, or when another process has it open.
-        """
+    async def open(self) -> Opened:
+        """Make the store ready. Raises QlmError when it cannot be opened, or when another process has it open."""
 
     async def add(self, request: StoredRequest) -> Kept:
         """Keep a request, or find the one of the same owner that already has its idempotency key.
@@ -108,10 +133,20 @@ class Store(Protocol):
         """
 
     async def open_requests(self) -> list[StoredRequest]:
-        """All requests without a terminal record, in order of arrival."""
+        """All requests without a terminal record, in order of arrival; those that cannot be read are set aside."""
 
     async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
-        """A request and how it ended, if it is here."""
+        """A request and how it ended, if it is here. Raises SetAside for one that cannot be read."""
+
+    async def set_aside(self, id: RequestId, reason: str) -> None:
+        """Keep a request as it is from now on, to be found by nobody but an operator.
+
+        Args:
+            reason: what is wrong with it, without anything of its content.
+        """
+
+    async def note(self, seen: Seen) -> None:
+        """Keep an instant for the next start."""
 
     async def sweep(self, ended_before: float) -> int:
         """Delete some of the requests that ended before that time; returns how many."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from gateway.store.base import Kept, StoredEnd, StoredRequest
+from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest
+from gateway.store.clock import Seen
+from qlm_core.errors import SetAside
 from qlm_core.model import RequestId
 
 # Ended requests beyond this many are dropped, oldest first: memory is the scarcer room.
@@ -20,10 +22,16 @@ class MemoryStore:
         self._requests: dict[RequestId, StoredRequest] = {}
         self._ends: dict[RequestId, StoredEnd] = {}
         self._keys: dict[str, RequestId] = {}
+        self._aside: dict[RequestId, str] = {}
+        self._seen: Seen | None = None
 
-    async def open(self) -> int:
+    @property
+    def rows_aside(self) -> int:
+        return len(self._aside)
+
+    async def open(self) -> Opened:
         self._starts += 1
-        return self._starts
+        return Opened(self._starts, self._seen, self.rows_aside)
 
     async def add(self, request: StoredRequest) -> Kept:
         key = request.owned_key
@@ -45,12 +53,24 @@ class MemoryStore:
         return True
 
     async def open_requests(self) -> list[StoredRequest]:
-        waiting = [request for id, request in self._requests.items() if id not in self._ends]
+        waiting = [
+            request
+            for id, request in self._requests.items()
+            if id not in self._ends and id not in self._aside
+        ]
         return sorted(waiting, key=lambda request: request.arrived_at)
 
     async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
+        if id in self._aside:
+            raise SetAside(id)
         request = self._requests.get(id)
         return None if request is None else (request, self._ends.get(id))
+
+    async def set_aside(self, id: RequestId, reason: str) -> None:
+        self._aside[id] = reason
+
+    async def note(self, seen: Seen) -> None:
+        self._seen = seen
 
     async def sweep(self, ended_before: float) -> int:
         old = [id for id, end in self._ends.items() if end.ended_at < ended_before]

@@ -1,70 +1,47 @@
-"""Requests in one SQLite file, written by one thread.
+"""Requests in one SQLite file.
 
-The thread collects what is asked for during `commit_interval_s` and commits it together (group commit); only then
-do the callers hear back. Write-ahead logging survives a killed process; with `fsync` also a power cut, at the price of
-a disk flush per commit. A lock file beside the database keeps a second gateway out.
-
-A file of an older schema is brought up to date when it is opened, in one transaction.
+Write-ahead logging survives a killed process; with `fsync` also a power cut, at the price of a disk flush per commit. A
+lock file beside the database keeps a second gateway out. `jobs` has the thread that uses the file, `schema` its tables,
+`rows` what stands in them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
+import math
 import os
-import queue
 import sqlite3
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-import msgspec
-from msgspec.structs import replace
-
-from gateway.store.base import Kept, StoredEnd, StoredRequest, StoreError
-from qlm_core.errors import QlmError
+from gateway.store import schema
+from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest, StoreError
+from gateway.store.clock import Seen
+from gateway.store.jobs import Jobs
+from gateway.store.rows import UnreadableRowError, ended_of, head_of, read_end, read_request
+from qlm_core.errors import QlmError, SetAside
 from qlm_core.model import RequestId
 
-SCHEMA_VERSION = 2
-# One commit holds at most this many operations, so that no caller waits for an endless batch.
-BATCH_MAX = 2_000
+log = logging.getLogger(__name__)
+
 SWEEP_MAX = 500
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY,
-    idempotency_key TEXT UNIQUE,
-    arrived_at REAL NOT NULL,
-    head BLOB NOT NULL,
-    body BLOB NOT NULL,
-    ended_at REAL,
-    ended BLOB,
-    fingerprint TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX IF NOT EXISTS requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
-CREATE INDEX IF NOT EXISTS requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
-"""
-
-# What brings a file from each version to the next. 1 to 2: idempotency keys have an owner and a content. What an older
-# release stored has neither: it belongs to who brings no API key, and fits whatever content comes under its key.
-_MIGRATIONS = {
-    1: (
-        "ALTER TABLE requests ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
-        "UPDATE requests SET idempotency_key = '/' || idempotency_key WHERE idempotency_key IS NOT NULL",
-    )
-}
+# Of rows that are set aside at once so many are named each; the file names all of them.
+NAMED_MAX = 20
 
 _BUMP = """
 INSERT INTO facts VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
-RETURNING value
+WHERE typeof(value) = 'integer' RETURNING value
 """
 
-Result = TypeVar("Result")
-Work = Callable[[sqlite3.Connection], Any]
-Job = tuple[Work, "asyncio.Future[Any]"]
+
+class _Unreadable(NamedTuple):
+    """A row that is to be set aside; by its number, since its id may be what is wrong with it."""
+
+    rowid: int
+    id: str
+    reason: str
 
 
 class SqliteStore:
@@ -74,30 +51,34 @@ class SqliteStore:
         self._path = Path(path)
         self._commit_interval_s = commit_interval_s
         self._fsync = fsync
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._jobs: Jobs | None = None
         self._lock: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rows_aside = 0
 
-    async def open(self) -> int:
-        self._loop = asyncio.get_running_loop()
+    @property
+    def rows_aside(self) -> int:
+        return self._rows_aside
+
+    async def open(self) -> Opened:
         try:
-            connection, starts = await asyncio.to_thread(self._connect)
+            connection, opened = await asyncio.to_thread(self._open)
+        except QlmError:
+            self._unlock()
+            raise
         except (OSError, sqlite3.Error) as error:
             self._unlock()
             raise QlmError(
                 f"gateway.store.path: cannot open {self._path}: {error}. "
-                "Give a path that this user can write, and that is a store of QLM's or nothing yet."
+                "Give a path that this user can write, and that is a store of QLM's or nothing yet; "
+                "or put a copy of the store in its place."
             ) from None
-        self._thread = threading.Thread(
-            target=self._write, args=(connection,), name="qlm-store", daemon=True
-        )
-        self._thread.start()
-        return starts
+        self._rows_aside = opened.rows_aside
+        self._jobs = Jobs(self._connect, connection, commit_interval_s=self._commit_interval_s)
+        return opened
 
     async def add(self, request: StoredRequest) -> Kept:
-        head = msgspec.msgpack.encode(replace(request, body=b""))
         key = request.owned_key or None
+        head = head_of(request)
         row = (request.id, key, request.arrived_at, head, request.body, request.fingerprint)
 
         def work(connection: sqlite3.Connection) -> Kept:
@@ -113,10 +94,10 @@ class SqliteStore:
             ).fetchone()
             return Kept(RequestId(id), fingerprint)
 
-        return await self._ask(work)
+        return await self._opened.write(work)
 
     async def end(self, end: StoredEnd) -> bool:
-        row = (end.ended_at, msgspec.msgpack.encode(end), end.frees_key, end.id)
+        row = (end.ended_at, ended_of(end), end.frees_key, end.id)
 
         def work(connection: sqlite3.Connection) -> bool:
             changed = connection.execute(
@@ -127,79 +108,136 @@ class SqliteStore:
             )
             return changed.rowcount == 1
 
-        return await self._ask(work)
+        return await self._opened.write(work)
 
     async def open_requests(self) -> list[StoredRequest]:
-        def work(connection: sqlite3.Connection) -> list[StoredRequest]:
+        def work(connection: sqlite3.Connection) -> tuple[list[StoredRequest], list[_Unreadable]]:
+            found: list[StoredRequest] = []
+            unreadable: list[_Unreadable] = []
             rows = connection.execute(
-                "SELECT head, body FROM requests WHERE ended_at IS NULL ORDER BY arrived_at, id"
+                "SELECT rowid, id, head, body, ended FROM requests "
+                "WHERE ended_at IS NULL AND aside IS NULL ORDER BY arrived_at, id"
             )
-            return [_request(head, body) for head, body in rows]
+            for rowid, id, head, body, ended in rows:
+                try:
+                    if ended is not None:
+                        raise UnreadableRowError("ended_at: missing, although there is an end")
+                    found.append(read_request(id, head, body))
+                except UnreadableRowError as error:
+                    unreadable.append(_Unreadable(rowid, str(id), str(error)))
+            return found, unreadable
 
-        return await self._ask(work)
+        found, unreadable = await self._opened.read(work)
+        if unreadable:
+            await self._set_aside(unreadable)
+        return found
 
     async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
-        def work(connection: sqlite3.Connection) -> tuple[StoredRequest, StoredEnd | None] | None:
-            row = connection.execute(
-                "SELECT head, body, ended FROM requests WHERE id = ?", (id,)
+        row = await self._opened.read(
+            lambda connection: connection.execute(
+                "SELECT rowid, head, body, ended_at, ended, aside FROM requests WHERE id = ?", (id,)
             ).fetchone()
-            if row is None:
-                return None
-            head, body, ended = row
-            end = None if ended is None else msgspec.msgpack.decode(ended, type=StoredEnd)
-            return _request(head, body), end
+        )
+        if row is None:
+            return None
+        rowid, head, body, ended_at, ended, aside = row
+        if aside is not None:
+            raise SetAside(id)
+        try:
+            request = read_request(id, head, body)
+            end = None if ended_at is None else read_end(id, ended)
+        except UnreadableRowError as error:
+            await self._set_aside([_Unreadable(rowid, id, str(error))])
+            raise SetAside(id) from None
+        return request, end
 
-        return await self._ask(work)
+    async def set_aside(self, id: RequestId, reason: str) -> None:
+        rowid = await self._opened.read(
+            lambda connection: connection.execute(
+                "SELECT rowid FROM requests WHERE id = ?", (id,)
+            ).fetchone()
+        )
+        if rowid is not None:
+            await self._set_aside([_Unreadable(rowid[0], id, reason)])
+
+    async def note(self, seen: Seen) -> None:
+        await self._opened.write(
+            lambda connection: connection.execute(
+                "INSERT INTO facts VALUES ('seen_store_s', ?), ('seen_unix_s', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                seen,
+            ).rowcount
+        )
 
     async def sweep(self, ended_before: float) -> int:
         def work(connection: sqlite3.Connection) -> int:
             return connection.execute(
                 "DELETE FROM requests WHERE rowid IN "
-                "(SELECT rowid FROM requests WHERE ended_at < ? LIMIT ?)",
+                "(SELECT rowid FROM requests WHERE ended_at < ? AND aside IS NULL LIMIT ?)",
                 (ended_before, SWEEP_MAX),
             ).rowcount
 
-        return await self._ask(work)
+        return await self._opened.write(work)
 
     async def close(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(thread.join)
+        jobs, self._jobs = self._jobs, None
+        if jobs is not None:
+            await jobs.close()
         self._unlock()
 
-    async def _ask(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        if self._loop is None or self._thread is None:
+    @property
+    def _opened(self) -> Jobs:
+        if self._jobs is None:
             raise StoreError("the store is closed")
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._jobs.put((work, future))
-        return await future
+        return self._jobs
 
-    # ---------------------------------------------------------------- before the thread starts
+    async def _set_aside(self, rows: list[_Unreadable]) -> None:
+        """Name rows in the log and mark them, so that they are looked at no more."""
+        path = str(self._path)
+        for row in rows[:NAMED_MAX]:
+            said = {"request": row.id[:64], "store": path, "reason": row.reason}
+            log.error("a stored request cannot be read and is set aside", extra=said)
+        if len(rows) > NAMED_MAX:
+            more = {"requests": len(rows) - NAMED_MAX, "store": path}
+            log.error("more stored requests cannot be read and are set aside", extra=more)
+        marks = [(row.reason, row.rowid) for row in rows]
+        try:
+            await self._opened.write(
+                lambda connection: connection.executemany(
+                    "UPDATE requests SET aside = ? WHERE rowid = ?", marks
+                ).rowcount
+            )
+        except StoreError as error:
+            # They are found again the next time that somebody looks.
+            log.error("cannot mark what is set aside", extra={"store": path, "error": str(error)})
+        else:
+            self._rows_aside += len(rows)
 
-    def _connect(self) -> tuple[sqlite3.Connection, int]:
+    # ---------------------------------------------------------------- opening, in a thread of its own
+
+    def _open(self) -> tuple[sqlite3.Connection, Opened]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # By whatever name it is called, one file has one lock.
+        self._path = self._path.resolve()
         self._take_lock()
         # Prompts are in there: for this user's eyes only.
         os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'NORMAL'}")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if not 0 <= version <= SCHEMA_VERSION:
-            connection.close()
-            raise sqlite3.DatabaseError(
-                f"it has schema version {version}, this release reads up to {SCHEMA_VERSION}"
+        connection = self._connect()
+        try:
+            schema.prepare(connection, self._path)
+            return connection, Opened(
+                starts=_starts(connection, self._path),
+                seen=_seen(connection),
+                rows_aside=connection.execute(
+                    "SELECT count(*) FROM requests WHERE aside IS NOT NULL"
+                ).fetchone()[0],
             )
-        connection.execute("BEGIN IMMEDIATE")
-        for step in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
-            for statement in _MIGRATIONS[step]:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-        connection.executescript(_SCHEMA)
-        starts = connection.execute(_BUMP).fetchone()[0]
-        return connection, starts
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        return schema.connect(self._path, fsync=self._fsync)
 
     def _take_lock(self) -> None:
         lock = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
@@ -207,7 +245,10 @@ class SqliteStore:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise OSError("another gateway has it open") from None
+            raise QlmError(
+                f"gateway.store.path: another gateway has {self._path} open. "
+                "Give each gateway a store of its own, or stop the other one."
+            ) from None
         self._lock = lock
 
     def _unlock(self) -> None:
@@ -215,63 +256,23 @@ class SqliteStore:
             os.close(self._lock)
             self._lock = None
 
-    # ---------------------------------------------------------------- in the thread
 
-    def _write(self, connection: sqlite3.Connection) -> None:
-        open_ = True
-        while open_:
-            jobs, open_ = self._collect()
-            if jobs:
-                self._commit(connection, jobs)
-        connection.close()
-
-    def _collect(self) -> tuple[list[Job], bool]:
-        """The next batch, and whether more may follow."""
-        first = self._jobs.get()
-        if first is None:
-            return [], False
-        jobs = [first]
-        due = time.monotonic() + self._commit_interval_s
-        while len(jobs) < BATCH_MAX:
-            try:
-                job = self._jobs.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                break
-            if job is None:
-                return jobs, False
-            jobs.append(job)
-        return jobs, True
-
-    def _commit(self, connection: sqlite3.Connection, jobs: list[Job]) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            results = [work(connection) for work, _ in jobs]
-            connection.execute("COMMIT")
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            self._answer(jobs, StoreError(f"the store failed: {error}"))
-        else:
-            self._answer(jobs, results)
-
-    def _answer(self, jobs: list[Job], results: list[Any] | StoreError) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(_resolve, jobs, results)
-        except RuntimeError:
-            # The loop closed without closing the store: nobody waits for an answer any more.
-            return
+def _starts(connection: sqlite3.Connection, path: Path) -> int:
+    """The number of this start. Raises QlmError if it cannot be told: attempt numbers depend on it."""
+    row = connection.execute(_BUMP).fetchone()
+    if row is None or row[0] < 1:
+        raise QlmError(
+            f"gateway.store.path: {path} does not say how often it was opened (facts.starts). "
+            "Put a copy of the store in its place, or give another path."
+        )
+    starts: int = row[0]
+    return starts
 
 
-def _resolve(jobs: list[Job], results: list[Any] | StoreError) -> None:
-    for index, (_, future) in enumerate(jobs):
-        if future.done():
-            continue
-        if isinstance(results, StoreError):
-            future.set_exception(results)
-        else:
-            future.set_result(results[index])
-
-
-def _request(head: bytes, body: bytes) -> StoredRequest:
-    return replace(msgspec.msgpack.decode(head, type=StoredRequest), body=body)
+def _seen(connection: sqlite3.Connection) -> Seen | None:
+    facts = dict(connection.execute("SELECT name, value FROM facts WHERE name LIKE 'seen_%'"))
+    values = [facts.get(f"seen_{name}") for name in Seen._fields]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
+        return None
+    return Seen(*numbers)

@@ -1,0 +1,166 @@
+"""What goes on between a gateway and its store behind requests: opening it, its clock, ends, and old answers.
+
+A store that fails for a while costs nothing that was acknowledged: new durable requests are refused by whoever asked,
+ends are kept here and stored once it takes them, and only then do clients hear of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace as replace_record
+
+from msgspec.structs import replace
+
+from gateway.restoring import resume_again
+from gateway.store import Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
+from qlm_core.config import GatewayConfig
+from qlm_core.errors import InvalidRequest, QlmError, kind_and_place
+from qlm_core.model import Phase
+from qlm_core.outcome import FinishReason
+from qlm_core.resume import Resume
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 1.0
+SWEEP_PERIOD_S = 60.0
+# What the clock may differ by between two runs before it is worth a word.
+_CLOCK_SLACK_S = 5.0
+_UNKEPT = "the gateway cannot keep how it ended; its log says why"
+
+
+class Keeper:
+    """Keeps one gateway's store. `open` comes first, `close` last."""
+
+    def __init__(self, config: GatewayConfig, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._clock: StoreClock | None = None
+        self._ends_waiting = 0
+        self._failing = False
+
+    async def open(self) -> int:
+        """Open the store; returns the number of this start. Raises QlmError."""
+        opened = await self._store.open()
+        clock = StoreClock(opened.seen, unix_s=time.time(), now_s=self._loop.time())
+        self._clock = clock
+        if abs(clock.down_s - clock.counted_s) > _CLOCK_SLACK_S:
+            said = {"down_s": round(clock.down_s), "counted_s": round(clock.counted_s)}
+            log.warning("not all that the clock says has passed is counted as age", extra=said)
+        if opened.rows_aside:
+            path = self._config.store.path
+            said_aside = {"requests": opened.rows_aside, "store": path}
+            log.warning("the store has requests that were set aside", extra=said_aside)
+        try:
+            await self._note()
+        except StoreError as error:
+            raise self._refused(error) from None
+        return opened.starts
+
+    async def restore(self) -> list[tuple[StoredRequest, Resume]]:
+        """What is to go on, and how it may; whatever cannot is set aside. Raises QlmError."""
+        restored: list[tuple[StoredRequest, Resume]] = []
+        try:
+            for request in await self._store.open_requests():
+                try:
+                    restored.append((request, resume_again(request)))
+                except InvalidRequest as error:
+                    reason = f"body: refused today for its field {error.field[:64]!r}"
+                    await self._store.set_aside(request.id, reason)
+        except StoreError as error:
+            raise self._refused(error) from None
+        return restored
+
+    def time_s(self) -> float:
+        """The store's time."""
+        assert self._clock is not None, "the store is not open"
+        return self._clock.read(self._loop.time())
+
+    async def keep_end(self, end: StoredEnd) -> StoredEnd:
+        """Store an end, however long that takes; returns what is stored of it."""
+        self._ends_waiting += 1
+        try:
+            while True:
+                try:
+                    await self._store.end(end)
+                    break
+                except StoreError as error:
+                    self._fails(error)
+                    await asyncio.sleep(STORE_RETRY_S)
+                except Exception as error:  # the edge: the request must end, whatever is in its end
+                    said = {"request": end.id, "reason": kind_and_place(error)}
+                    log.error("cannot write an end down", extra=said)
+                    end = _bare(end)
+        finally:
+            self._ends_waiting -= 1
+        self._works()
+        return end
+
+    async def sweep(self) -> None:
+        """Delete old answers, a few at a time, and note the time, for ever."""
+        keep_s = self._config.store.keep_finished_s
+        while True:
+            deleted = 0
+            try:
+                deleted = await self._store.sweep(self.time_s() - keep_s)
+                if not deleted:
+                    await self._note()
+            except StoreError as error:
+                log.error("cannot delete old answers", extra={"error": str(error)})
+            await asyncio.sleep(0.1 if deleted else min(SWEEP_PERIOD_S, max(1.0, keep_s / 10)))
+
+    async def close(self) -> None:
+        """Note the time for the next start and release the store."""
+        if self._clock is not None:
+            with contextlib.suppress(StoreError):
+                await self._note()
+        await self._store.close()
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
+        """What metrics read from here."""
+        yield (
+            "qlm_store_ends_waiting",
+            "Ends that the store has not taken yet.",
+            float(self._ends_waiting),
+        )
+        yield (
+            "qlm_store_rows_set_aside",
+            "Stored requests that cannot be read.",
+            float(self._store.rows_aside),
+        )
+
+    async def _note(self) -> None:
+        await self._store.note(Seen(self.time_s(), time.time()))
+
+    def _refused(self, error: StoreError) -> QlmError:
+        return QlmError(
+            f"gateway.store.path: cannot use {self._config.store.path}: {error}. "
+            "Make room or repair it, put a copy of the store in its place, or give another path."
+        )
+
+    def _fails(self, error: StoreError) -> None:
+        if not self._failing:
+            self._failing = True
+            log.error("the store takes no ends; they wait here", extra={"error": str(error)})
+
+    def _works(self) -> None:
+        if self._failing:
+            self._failing = False
+            log.info("the store takes ends again", extra={"waiting": self._ends_waiting})
+
+
+def _bare(end: StoredEnd) -> StoredEnd:
+    """The end of a request whose own end cannot be written down."""
+    record = replace_record(
+        end.record,
+        phase=Phase.FAILED,
+        reason=FinishReason.ERROR.value,
+        error=_UNKEPT,
+        closing=b"",
+        attained=False,
+    )
+    return replace(end, record=record, answer=b"")

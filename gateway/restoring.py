@@ -1,0 +1,23 @@
+"""Whether a request that was accepted in an earlier life of the gateway can be taken up again.
+
+An older release may have let in what would be refused today; an agent must not be given that.
+"""
+
+from __future__ import annotations
+
+from gateway import body as bd
+from gateway.store import StoredRequest
+from qlm_core.resume import Resume, resume_of
+
+
+def resume_again(request: StoredRequest) -> Resume:
+    """How its output can be continued, once its body has been found to be one that is accepted today.
+
+    Raises:
+        InvalidRequest: it is not. Its size and its model are not looked at: limits are told when it is pulled, and
+            models are not known before agents have come.
+    """
+    fields = bd.parse(request.body)
+    bd.measure_prompt(fields, chat=request.chat, model_len=None)
+    bd.with_limits(request.body, fields, chat=request.chat)
+    return resume_of(fields, chat=request.chat)

@@ -1,0 +1,74 @@
+"""The rows of a store as values: written by whichever release, read by this one, or found to be unreadable.
+
+What makes a row unreadable is told by the place, never by the content, for it goes into logs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from gateway.store.base import StoredEnd, StoredRequest
+from qlm_core.errors import QlmError
+
+COUNT_MAX = 2**31 - 1
+_PLACE = re.compile(r" - at `([^`]*)`$")
+
+T = TypeVar("T")
+
+
+class UnreadableRowError(QlmError):
+    """A row that does not say what it should; the message names the place."""
+
+
+def head_of(request: StoredRequest) -> bytes:
+    """What a row keeps of a request apart from its body."""
+    return msgspec.msgpack.encode(replace(request, body=b""))
+
+
+def ended_of(end: StoredEnd) -> bytes:
+    """What a row keeps of an end."""
+    return msgspec.msgpack.encode(end)
+
+
+def read_request(id: object, head: object, body: object) -> StoredRequest:
+    """The request of a row. Raises UnreadableRowError."""
+    if not isinstance(body, bytes):
+        raise UnreadableRowError("body: it is not bytes")
+    request = _decoded(head, StoredRequest, "head")
+    if request.id != id:
+        raise UnreadableRowError("head.id: it is another request's")
+    for name in ("arrived_at", "expires_at"):
+        if not math.isfinite(getattr(request, name)):
+            raise UnreadableRowError(f"head.{name}: it is no time")
+    for name in ("prompt_tokens", "max_output_tokens"):
+        if not 0 <= getattr(request, name) <= COUNT_MAX:
+            raise UnreadableRowError(f"head.{name}: it is no count of tokens")
+    slo = request.slo
+    for target_s in (slo.ttft_s, slo.tpot_s, slo.e2e_s):
+        if target_s is not None and not (math.isfinite(target_s) and target_s > 0):
+            raise UnreadableRowError("head.slo: a target is no time")
+    return replace(request, body=body)
+
+
+def read_end(id: object, ended: object) -> StoredEnd:
+    """The end of a row. Raises UnreadableRowError."""
+    end = _decoded(ended, StoredEnd, "ended")
+    if end.id != id:
+        raise UnreadableRowError("ended.id: it is another request's")
+    return end
+
+
+def _decoded(data: object, kind: type[T], column: str) -> T:
+    if not isinstance(data, bytes):
+        raise UnreadableRowError(f"{column}: it is not bytes")
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        place = _PLACE.search(str(error))
+        where = f"{column}.{place[1].removeprefix('$.')}" if place else column
+        raise UnreadableRowError(f"{where}: not as this release writes it") from None

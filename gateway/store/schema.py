@@ -1,0 +1,136 @@
+"""The tables of a store's file, by version, and what makes a file of this version out of whatever is there.
+
+A new file gets the present schema, one of an older release is brought up to date in one transaction, and whatever else
+a file may be is refused, with its path, what was found and the remedy in one line.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from qlm_core.errors import QlmError
+
+VERSION = 3
+# How long a statement waits for another process that has the file locked.
+LOCK_WAIT_S = 1.0
+# A file of at most this size is checked page by page before it is used.
+CHECKED_BYTES_MAX = 64 * 1024 * 1024
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (
+    id TEXT PRIMARY KEY,
+    idempotency_key TEXT UNIQUE,
+    arrived_at REAL NOT NULL,
+    head BLOB NOT NULL,
+    body BLOB NOT NULL,
+    ended_at REAL,
+    ended BLOB,
+    fingerprint TEXT NOT NULL DEFAULT '',
+    aside TEXT
+);
+CREATE INDEX IF NOT EXISTS requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS requests_aside ON requests (id) WHERE aside IS NOT NULL;
+"""
+
+_OLDEST_COLUMNS = ("id", "idempotency_key", "arrived_at", "head", "body", "ended_at", "ended")
+# The columns that each version added to those of the one before.
+_ADDED_COLUMNS = {1: _OLDEST_COLUMNS, 2: ("fingerprint",), 3: ("aside",)}
+
+# What brings a file from each version to the next.
+_MIGRATIONS = {
+    # Idempotency keys have an owner and a content. What an older release stored has neither: it belongs to who brings
+    # no API key, and fits whatever content comes under its key.
+    1: (
+        "ALTER TABLE requests ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
+        "UPDATE requests SET idempotency_key = '/' || idempotency_key WHERE idempotency_key IS NOT NULL",
+    ),
+    # Rows can be set aside, and a store has a time of its own, which goes on from the last that it has noted.
+    2: (
+        "ALTER TABLE requests ADD COLUMN aside TEXT",
+        """
+        INSERT INTO facts
+        SELECT name, latest FROM
+            (SELECT max(at) AS latest FROM
+                (SELECT arrived_at AS at FROM requests UNION ALL SELECT ended_at FROM requests)
+             WHERE typeof(at) = 'real'),
+            (SELECT 'seen_store_s' AS name UNION ALL SELECT 'seen_unix_s')
+        WHERE latest IS NOT NULL
+        """,
+    ),
+}
+
+
+def connect(path: Path, *, fsync: bool) -> sqlite3.Connection:
+    """A connection to an existing file, as every use of it wants it. Raises sqlite3.Error."""
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw",
+        uri=True,
+        timeout=LOCK_WAIT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        # What a damaged row has for text must not keep others from being read.
+        connection.text_factory = lambda data: data.decode(errors="replace")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make the file one of the present version. Raises QlmError for what cannot be, sqlite3.Error."""
+    if path.stat().st_size <= CHECKED_BYTES_MAX:
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection, path)
+        for step in range(version or VERSION, VERSION):
+            for statement in _MIGRATIONS[step]:
+                connection.execute(statement)
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a file's tables; 0 for one without any. Raises QlmError if it is none that is known."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = [
+        name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
+    if version == 0 and not tables:
+        return 0
+    if not 0 <= version <= VERSION:
+        raise _refused(path, f"has schema version {version}")
+    columns = [row[1] for row in connection.execute("PRAGMA table_info (requests)")]
+    if "facts" in tables:
+        # The first releases did not always note their version; their columns tell.
+        for known in range(VERSION, 0, -1):
+            if version in (0, known) and columns == _columns(known):
+                return known
+    if version == 0:
+        raise _refused(path, "has tables that are not those of a store")
+    raise _refused(path, f"says schema version {version} but has other tables")
+
+
+def _columns(version: int) -> list[str]:
+    return [name for known in range(1, version + 1) for name in _ADDED_COLUMNS[known]]
+
+
+def _refused(path: Path, found: str) -> QlmError:
+    return QlmError(
+        f"gateway.store.path: {path} {found}; this release knows versions 1 to {VERSION}. "
+        "Start the release that wrote it, or give the path of another store or of none yet."
+    )
