@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlm import config_file, ports
+from qlm import config_file, logs, ports
 from qlm.supervisor import ChildSpec, Log, Supervisor
 from qlm_core.config import AgentConfig, Config
 
@@ -48,7 +48,7 @@ def ready_timeout_s(config: Config) -> float:
 def stop_grace_s(config: Config) -> float:
     """How long the processes may take to stop: all drain at once, then agents stop their engines."""
     drains_s = (agent.drain_s + _stops_s(agent) for agent in config.agents)
-    return STOP_S + max(config.gateway.drain_s, *drains_s)
+    return STOP_S + max((config.gateway.drain_s, *drains_s))
 
 
 def _starts_s(config: Config, agent: AgentConfig) -> float:
@@ -65,13 +65,13 @@ def _stops_s(agent: AgentConfig) -> float:
 
 
 class PrefixedLog:
-    """Writes each line to standard error behind the name of the process it comes from."""
+    """Writes each line to standard error behind the name of the process it comes from; never waits for its reader."""
 
     def __init__(self, width: int) -> None:
         self._width = width
 
     def __call__(self, name: str, line: str) -> None:
-        print(f"{name:<{self._width}} | {line}", file=sys.stderr, flush=True)
+        logs.standard_error().put(f"{name:<{self._width}} | {line}")
 
 
 def temporary_config(
@@ -136,7 +136,9 @@ class _LogFile:
         self._file = path.open("w", buffering=1, encoding="utf-8")
 
     def __call__(self, name: str, line: str) -> None:
-        self._file.write(f"{name} | {line}\n")
+        # A full disk must cost the lines alone.
+        with contextlib.suppress(OSError):
+            self._file.write(f"{name} | {line}\n")
 
     def show_end(self, lines: int = 20) -> None:
         for line in self._path.read_text().splitlines()[-lines:]:

@@ -36,8 +36,11 @@ def run(serve: Serve, *, log: LogConfig, supervised: bool) -> int:
     import uvloop
 
     logs.configure(log)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_stopped(serve, supervised))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_stopped(serve, supervised))
+    finally:
+        logs.standard_error().flush(logs.FLUSH_S)
     return 0
 
 

@@ -27,6 +27,8 @@ START_ATTEMPTS_MAX = 5
 FAILED_GRACE_S = 2.0
 EXIT_MISUSE = 2
 SUPERVISED = ("--supervised",)
+# A longer line of a child's is passed on in parts.
+LINE_BYTES_MAX = 65_536
 
 Log = Callable[[str, str], None]
 
@@ -56,7 +58,7 @@ class Supervisor:
 
     Args:
         specs: the children, all started at once.
-        log: called with (child name, line) for each line a child logs.
+        log: called with (child name, line) for each line a child logs; must not wait, since all children would.
         ready_timeout_s: how long the children have until all of them serve.
         stop_grace_s: how long they have to stop once they are told to, before they are killed.
     """
@@ -217,8 +219,11 @@ class Supervisor:
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
     """Lines of any length, so that no child ever blocks on its log."""
     rest = b""
-    while block := await reader.read(65_536):
+    while block := await reader.read(LINE_BYTES_MAX):
         *lines, rest = (rest + block).split(b"\n")
+        if len(rest) >= LINE_BYTES_MAX:
+            lines.append(rest)
+            rest = b""
         for line in lines:
             yield line.decode(errors="replace")
     if rest:
