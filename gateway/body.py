@@ -52,6 +52,25 @@ def parse(body: bytes) -> Json:
     return fields
 
 
+def check_prompt(fields: Json, *, chat: bool) -> Any:
+    """The prompt or the messages, after checking that there are any, of the right form; None for given embeddings.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    field = "messages" if chat else "prompt"
+    prompt = fields.get(field)
+    if prompt is None:
+        if not chat and fields.get("prompt_embeds") is not None:
+            return None
+        raise InvalidRequest(field, "missing", f"Give {field}.", code="missing_field")
+    if chat:
+        _check_messages(prompt)
+    else:
+        _check_prompts(prompt)
+    return prompt
+
+
 def measure_prompt(fields: Json, *, chat: bool, model_len: int | None) -> int:
     """Tokens of the prompt, or of all prompts, after checking that there is one and that each may fit.
 
@@ -61,22 +80,17 @@ def measure_prompt(fields: Json, *, chat: bool, model_len: int | None) -> int:
     Raises:
         InvalidRequest: naming the field; ContextExceeded for one that cannot fit.
     """
-    field = "messages" if chat else "prompt"
-    prompt = fields.get(field)
+    prompt = check_prompt(fields, chat=chat)
     if prompt is None:
-        if not chat and fields.get("prompt_embeds") is not None:
-            return 1
-        raise InvalidRequest(field, "missing", f"Give {field}.", code="missing_field")
+        return 1
     # What is too long by our estimate and runs all the same takes no more room than there is.
     most = LIMIT_MAX if model_len is None else model_len
     # A prompt that the engine is told to cut fits whatever its length.
     measured = model_len is not None and fields.get("truncate_prompt_tokens") is None
     if chat:
-        _check_messages(prompt)
         if measured and "chat_template" not in fields:
             _check_questions(prompt, most)
         return min(prompt_tokens(fields, chat=True), most)
-    _check_prompts(prompt)
     total = 0
     for index, part in enumerate(completion_prompts(prompt)):
         if measured:

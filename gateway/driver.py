@@ -8,6 +8,8 @@ admits requests, routes orders to agents' streams, and drains.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import time
@@ -81,7 +83,7 @@ class Driver:
         self._watch = SleepWatch(self._loop.time())
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._recent_wait_s = 0.0
-        self._draining = False
+        self._starting = self._draining = False
         self._appliers: dict[type, Callable[[Any], None]] = {
             lg.Tell: lambda effect: self._tell(effect.fact),
             lg.Deliver: self._deliver,
@@ -109,9 +111,13 @@ class Driver:
             attempts_max=self._config.attempts_max,
             first_attempt=starts * ATTEMPTS_PER_START,
         )
-        restored = await self._keeper.restore()
-        for request, resume in restored:
-            self._enter(request, durable=True, watched=False, resume=resume, restored=True)
+        with _without_collector():
+            restored = await self._keeper.restore()
+            self._starting = True
+            for request, resume in restored:
+                self._enter(request, durable=True, watched=False, resume=resume, restored=True)
+            self._starting = False
+            self._arm()
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
         self._spawn(self._keeper.sweep())
@@ -380,7 +386,7 @@ class Driver:
                     self._appliers[type(effect)](effect)
         finally:
             self._handling = False
-        if type(event) is not lg.ChunkCame:
+        if type(event) is not lg.ChunkCame and not self._starting:
             self._arm()
 
     def _notice_sleep(self) -> None:
@@ -467,6 +473,17 @@ class Driver:
         if isinstance(error, Exception) and not isinstance(error, QlmError):
             # Nobody need be waiting for it, and what it was to do is not done.
             log.error("a task of the gateway failed", extra={"reason": kind_and_place(error)})
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Make many objects that stay without walking through all of them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _failed(record: lg.EndRecord, error: str) -> lg.EndRecord:

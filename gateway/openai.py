@@ -47,7 +47,16 @@ class Framer:
         if service_tier:
             head["service_tier"] = service_tier
         self._running_usage = running_usage
-        self._head = {key: msgspec.Raw(encode(value)) for key, value in head.items()}
+        self._values = head
+        # Encoded once it is needed: thousands of requests wait that have no chunk yet.
+        self._encoded: dict[str, msgspec.Raw] = {}
+
+    @property
+    def _head(self) -> dict[str, msgspec.Raw]:
+        if not self._encoded:
+            values = self._values.items()
+            self._encoded = {key: msgspec.Raw(encode(value)) for key, value in values}
+        return self._encoded
 
     def frame(self, data: bytes) -> bytes:
         """An engine's chunk as the client gets it; b"" if there is nothing in it for the client.

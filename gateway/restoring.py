@@ -18,6 +18,6 @@ def resume_again(request: StoredRequest) -> Resume:
             models are not known before agents have come.
     """
     fields = bd.parse(request.body)
-    bd.measure_prompt(fields, chat=request.chat, model_len=None)
+    bd.check_prompt(fields, chat=request.chat)
     bd.with_limits(request.body, fields, chat=request.chat)
     return resume_of(fields, chat=request.chat)

@@ -108,7 +108,8 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The version of a file's tables; 0 for one without any. Raises QlmError if it is none that is known."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = [
-        name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        name
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
     ]
     if version == 0 and not tables:
         return 0

@@ -162,11 +162,13 @@ class SqliteStore:
 
     async def note(self, seen: Seen) -> None:
         await self._opened.write(
-            lambda connection: connection.execute(
-                "INSERT INTO facts VALUES ('seen_store_s', ?), ('seen_unix_s', ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                seen,
-            ).rowcount
+            lambda connection: (
+                connection.execute(
+                    "INSERT INTO facts VALUES ('seen_store_s', ?), ('seen_unix_s', ?) "
+                    "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                    seen,
+                ).rowcount
+            )
         )
 
     async def sweep(self, ended_before: float) -> int:
@@ -203,9 +205,11 @@ class SqliteStore:
         marks = [(row.reason, row.rowid) for row in rows]
         try:
             await self._opened.write(
-                lambda connection: connection.executemany(
-                    "UPDATE requests SET aside = ? WHERE rowid = ?", marks
-                ).rowcount
+                lambda connection: (
+                    connection.executemany(
+                        "UPDATE requests SET aside = ? WHERE rowid = ?", marks
+                    ).rowcount
+                )
             )
         except StoreError as error:
             # They are found again the next time that somebody looks.
