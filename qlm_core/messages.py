@@ -48,9 +48,10 @@ class GatewayHello:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request waits at a gateway, newly or re-announced."""
+    """A request waits at a gateway, newly or re-announced; `estimated` if that has an estimate of it from before."""
 
     request: RequestMeta
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

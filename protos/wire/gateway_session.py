@@ -35,8 +35,9 @@ def facts_to_wire(facts: Iterable[m.GatewayFact], now_s: float) -> gateway_pb.Ga
 
 def _fact_to_wire(fact: _SaidFact, now_s: float) -> gateway_pb.GatewayFact:
     match fact:
-        case m.Arrived(request):
-            return gateway_pb.GatewayFact(arrived=meta_to_wire(request, now_s))
+        case m.Arrived(request, estimated):
+            arrived = meta_to_wire(request, now_s)
+            return gateway_pb.GatewayFact(arrived=arrived, estimated=estimated)
         case m.Pulled(id, agent):
             return gateway_pb.GatewayFact(pulled=gateway_pb.RequestPulled(id=id, agent_id=agent))
         case m.FirstToken(id, ttft_s):
@@ -74,7 +75,7 @@ def _fact_from_wire(
 ) -> m.GatewayFact:
     match fact.WhichOneof("kind"):
         case "arrived":
-            return m.Arrived(meta_from_wire(fact.arrived, gateway, now_s))
+            return m.Arrived(meta_from_wire(fact.arrived, gateway, now_s), fact.estimated)
         case "pulled":
             return m.Pulled(RequestId(fact.pulled.id), AgentId(fact.pulled.agent_id))
         case "first_token":

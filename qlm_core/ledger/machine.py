@@ -187,7 +187,9 @@ class Ledger:
         for row in self._rows.values():
             if row.restored and row.rest_until_s is not None:
                 continue
-            effects.append(Tell(Arrived(replace(row.meta, produced_tokens=row.output_tokens))))
+            produced = row.output_tokens
+            meta = replace(row.meta, produced_tokens=produced) if produced else row.meta
+            effects.append(Tell(Arrived(meta, estimated=row.estimate is not None)))
             # For the solver, who rests is still where it came from: nobody is to be sent for it.
             away = row.agent if row.rest_until_s is None else row.rested_by
             if away is not None:

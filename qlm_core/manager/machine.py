@@ -180,8 +180,8 @@ class Manager:
 
     def _fact(self, fact: GatewayFact, effects: list[Effect]) -> None:
         match fact:
-            case Arrived(request):
-                self._arrived(request, effects)
+            case Arrived(request, estimated):
+                self._arrived(request, estimated, effects)
             case Pulled(id, agent):
                 self._pulled(id, agent)
             case FirstToken(id, ttft_s):
@@ -195,7 +195,7 @@ class Manager:
             case GatewayHello():
                 pass
 
-    def _arrived(self, request: RequestMeta, effects: list[Effect]) -> None:
+    def _arrived(self, request: RequestMeta, estimated: bool, effects: list[Effect]) -> None:
         if request.id in self.book:
             return
         if len(self.book) >= self.config.limits.waiting_requests_max:
@@ -215,7 +215,8 @@ class Manager:
             self._place()
         else:
             self._reach(group, request, effects)
-        self._estimate(held, effects)
+        if not estimated:  # of thousands announced again it would take most of the time, for nobody
+            self._estimate(held, effects)
 
     def _reach(self, group: RequestGroup, request: RequestMeta, effects: list[Effect]) -> None:
         """Let the agent of a placed group know of a new member, if its window has room."""

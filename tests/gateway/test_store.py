@@ -169,7 +169,7 @@ async def test_the_file_is_private_and_exclusive(tmp_path: Path) -> None:
     store = SqliteStore(str(path))
     await store.open()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(QlmError, match="another gateway has .* open"):
+    with pytest.raises(QlmError, match=r"another gateway has .* open"):
         await SqliteStore(str(path)).open()
     await store.close()
 

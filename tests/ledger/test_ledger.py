@@ -432,6 +432,19 @@ def test_a_solver_hears_everything_on_connection() -> None:
     assert facts[0].request.produced_tokens == 3
 
 
+def test_what_has_an_estimate_is_announced_as_such() -> None:
+    drive = Clocked()
+    drive.submit()
+    drive.submit(request=meta("s"))
+    drive(lg.EstimateCame(R, Estimate(mean_s=1.0, p50_s=1.0, p90_s=2.0, p99_s=3.0)))
+    announced = drive(lg.SolverConnected())
+    assert announced == [
+        lg.Tell(Arrived(meta(), estimated=True)),
+        lg.Tell(Arrived(meta("s"))),
+        lg.Tell(AnnounceDone()),
+    ]
+
+
 def test_the_first_estimate_is_the_one_on_record() -> None:
     drive = Clocked()
     drive.submit()

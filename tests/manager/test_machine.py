@@ -57,6 +57,16 @@ def test_an_estimate_follows_every_placed_arrival(bench: Bench) -> None:
     assert all(0.0 < order.estimate.p50_s <= order.estimate.p99_s for order in given)
 
 
+def test_who_has_an_estimate_is_given_no_other(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    known, new = bench.request("m"), bench.request("m")
+    bench.fact(Arrived(known, estimated=True))
+    bench.fact(Arrived(new))
+    given = [order.id for order in bench.to_gateway() if isinstance(order, EstimateGiven)]
+    assert given == [new.id]
+    assert list(bench.window(a)) == [known.id, new.id]
+
+
 def test_a_wait_counts_the_prompt_of_its_own(bench: Bench) -> None:
     bench.agent("a", "m")
     bench.agent("b", "m")

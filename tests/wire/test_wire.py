@@ -64,7 +64,7 @@ metas = st.builds(
 )
 facts = st.one_of(
     st.builds(m.GatewayHello, st.just(GatewayId("g")), text),
-    st.builds(m.Arrived, metas),
+    st.builds(m.Arrived, metas, st.booleans()),
     st.builds(m.Pulled, ids, name.map(AgentId)),
     st.builds(m.Returned, ids, count),
     st.builds(m.FirstToken, ids, seconds),

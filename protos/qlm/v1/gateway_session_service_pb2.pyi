@@ -54,6 +54,9 @@ class GatewayFact(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     ANNOUNCE_DONE_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    estimated: _builtins.bool
+    """Of an arrival: the gateway has an estimate of it from before and needs no other."""
     @_builtins.property
     def hello(self) -> Global___GatewayHello: ...
     @_builtins.property
@@ -80,10 +83,11 @@ class GatewayFact(_message.Message):
         ended: Global___RequestEnded | None = ...,
         first_token: Global___FirstToken | None = ...,
         announce_done: Global___AnnounceDone | None = ...,
+        estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "ended", b"ended", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "ended", b"ended", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "ended", b"ended", "estimated", b"estimated", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "arrived", "pulled", "returned", "ended", "first_token", "announce_done"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
