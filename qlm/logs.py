@@ -108,9 +108,10 @@ class _Writer(QueueListener):
     def handle(self, line: str) -> None:  # type: ignore[override]
         if not self._write(line):
             self._lines.count_dropped(1)
-        elif dropped := self._lines.take_dropped():
-            if not self._write(self._lines.say_dropped(dropped)):
-                self._lines.count_dropped(dropped)
+            return
+        dropped = self._lines.take_dropped()
+        if dropped and not self._write(self._lines.say_dropped(dropped)):
+            self._lines.count_dropped(dropped)
 
     def _write(self, line: str) -> bool:
         """Write a line, however long that takes; False if nobody will read it any more, or the disk behind it is full."""

@@ -130,13 +130,17 @@ class Jobs:
             self._commit(connection, writes)
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        """Do all in one transaction. What fails alone is undone alone, as each is one statement that changes anything."""
+        """Do all in one transaction. What fails alone is undone alone, as each is one statement that changes anything.
+
+        A full disk ends the whole transaction, and so everything in it fails.
+        """
         try:
             connection.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 _try(job, connection)
                 if not connection.in_transaction:
-                    raise sqlite3.OperationalError(str(job.outcome))
+                    _fail(jobs, job.outcome)
+                    return
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             _fail(jobs, error)
