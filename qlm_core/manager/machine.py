@@ -192,8 +192,6 @@ class Manager:
                 self._returned(id, produced_tokens)
             case AnnounceDone():
                 self._settled_at_s = self._now_s if self._settled_at_s is not None else None
-            case GatewayHello():
-                pass
 
     def _arrived(self, request: RequestMeta, estimated: bool, effects: list[Effect]) -> None:
         if request.id in self.book:
