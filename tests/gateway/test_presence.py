@@ -166,7 +166,7 @@ async def test_durable_requests_survive_a_restart(tmp_path: Path, continued: boo
             survivor = Agent(at.grpc)
             survivor.running = (m.Attempt(old.id, old.attempt, 1, 0, continued),)
             async with Client(at.grpc) as stub, survivor:
-                await soon(lambda: solver.heard(m.Arrived))
+                await soon(lambda: survivor.joined and solver.heard(m.Arrived))
                 assert [fact.request.id for fact in solver.heard(m.Arrived)] == [half]
                 if continued:
                     assert survivor.orders == [m.Revoked(old.id, old.attempt)]
