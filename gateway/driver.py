@@ -212,7 +212,7 @@ class Driver:
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
         try:
-            kept = await self._store.add(request)
+            kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
         if kept.id == request.id:

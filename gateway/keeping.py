@@ -16,7 +16,7 @@ from dataclasses import replace as replace_record
 from msgspec.structs import replace
 
 from gateway.restoring import resume_again
-from gateway.store import Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
+from gateway.store import Kept, Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, QlmError, kind_and_place
 from qlm_core.model import Phase
@@ -74,6 +74,16 @@ class Keeper:
         except StoreError as error:
             raise self._refused(error) from None
         return restored
+
+    async def add(self, request: StoredRequest) -> Kept:
+        """As the store's. Raises StoreError."""
+        try:
+            kept = await self._store.add(request)
+        except StoreError as error:
+            self._fails(error)
+            raise
+        self._works()
+        return kept
 
     def time_s(self) -> float:
         """The store's time."""
@@ -145,12 +155,13 @@ class Keeper:
     def _fails(self, error: StoreError) -> None:
         if not self._failing:
             self._failing = True
-            log.error("the store takes no ends; they wait here", extra={"error": str(error)})
+            said = {"store": self._config.store.path, "error": str(error)}
+            log.error("the store takes nothing; requests are refused and ends wait", extra=said)
 
     def _works(self) -> None:
         if self._failing:
             self._failing = False
-            log.info("the store takes ends again", extra={"waiting": self._ends_waiting})
+            log.info("the store works again", extra={"ends_waiting": self._ends_waiting})
 
 
 def _bare(end: StoredEnd) -> StoredEnd:

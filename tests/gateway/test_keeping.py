@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine
@@ -212,8 +213,9 @@ async def test_a_store_from_before_its_clock_goes_on_from_its_latest_row(tmp_pat
 
 
 async def test_ends_wait_for_a_store_that_takes_none_and_reading_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(keeping, "STORE_RETRY_S", 0.01)
     path = tmp_path / "q.sqlite"
     store = {"kind": "sqlite", "path": str(path)}
@@ -253,6 +255,12 @@ async def test_ends_wait_for_a_store_that_takes_none_and_reading_goes_on(
         got = await view_of(it.url, payload.id)
         assert (got[0], got[1]["phase"]) == (200, "finished")
         assert (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
+    # However often it was tried, each turn is told once.
+    told = [one.getMessage() for one in caplog.records if one.name == "gateway.keeping"]
+    assert told == [
+        "the store takes nothing; requests are refused and ends wait",
+        "the store works again",
+    ]
 
 
 async def test_an_end_that_cannot_be_written_down_is_an_end_all_the_same(
