@@ -38,7 +38,8 @@ WAITING = 20_000
 AGENTS = 4
 MODEL = "mistral-7b"
 PROMPT = "A question to the fleet, of the length that questions have. " * 16
-POLL_S = 0.01
+# A question costs a process a few milliseconds.
+POLL_S = 0.05
 PATIENCE_S = 120.0
 GATEWAY_S = 1.0
 SOLVER_S = 2.0
