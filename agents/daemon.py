@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from agents.driver import Driver
 from agents.engines import make_engine
 from agents.gateway_link import GatewayLink
 from agents.metrics import AgentCollector
 from agents.solver_link import SolverLink
+from protos.doors import Doors, Rejections, warn_of_open_doors
+from protos.identity import Part, Role
+from protos.metrics_door import serve_metrics
 from qlm_core.config import AgentConfig, Config
-from qlm_core.config_rules import parse_address
-from qlm_core.errors import QlmError
 from qlm_core.executor import Drain, Executor
 from qlm_core.messages import Gateways
 from qlm_core.model import GatewayId
@@ -64,7 +64,8 @@ class Daemon:
         self._config = config
         self._agent = agent
         self.engine = make_engine(config, agent)
-        self.solver = SolverLink(agent, self._set_gateways)
+        self._doors = Doors(config, Part(Role.AGENT, agent.name))
+        self.solver = SolverLink(agent, self._doors, self._set_gateways)
         self.gateways: dict[GatewayId, GatewayLink] = {}
         self.driver: Driver | None = None
         # Where the solver says that gateways are; the latest to have come to an address is the last.
@@ -96,8 +97,17 @@ class Daemon:
         )
         for event in pending:
             listen(event)
+        warn_of_open_doors(self._config, f"agents[{self._config.agents.index(agent)}].")
         if agent.metrics_listen:
-            self._metrics = await _serve_metrics(driver, agent)
+            rejections = Rejections()
+            self._metrics = await serve_metrics(
+                AgentCollector(driver, rejections),
+                self._config,
+                agent.metrics_listen,
+                key=f"agents.{agent.name}.metrics_listen",
+                doors=self._doors,
+                rejections=rejections,
+            )
         self.solver.start(driver)
 
     async def drain(self) -> None:
@@ -162,7 +172,14 @@ class Daemon:
         assert driver is not None
         for address, gateway in holders.items():
             if gateway not in self.gateways:
-                link = GatewayLink(gateway, address, self._agent, driver, on_away=self._arrange)
+                link = GatewayLink(
+                    gateway,
+                    address,
+                    self._agent,
+                    driver,
+                    doors=self._doors,
+                    on_away=self._arrange,
+                )
                 self.gateways[gateway] = driver.links[gateway] = link
 
     def _end(self, gateway: GatewayId, reason: str) -> None:
@@ -172,32 +189,3 @@ class Daemon:
         del self.driver.links[gateway]
         self._ending[task] = None
         task.add_done_callback(self._ending.pop)
-
-
-async def _serve_metrics(driver: Driver, agent: AgentConfig) -> web.AppRunner:
-    """Serve /metrics on the agent's event loop, since its state may be read nowhere else.
-
-    Raises:
-        QlmError: the address cannot be listened on.
-    """
-    where = f"agents.{agent.name}.metrics_listen"
-    host, port = parse_address(agent.metrics_listen, where)
-    registry = CollectorRegistry()
-    registry.register(AgentCollector(driver))
-
-    async def answer(_request: web.Request) -> web.Response:
-        headers = {"Content-Type": CONTENT_TYPE_LATEST}
-        return web.Response(body=generate_latest(registry), headers=headers)
-
-    app = web.Application()
-    app.router.add_get("/metrics", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise QlmError(
-            f"{where}: cannot listen on {agent.metrics_listen} ({error.strerror}). Choose another port."
-        ) from error
-    return runner

@@ -15,6 +15,8 @@ import grpc
 from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
+from protos.doors import Doors
+from protos.identity import Part, Role
 from protos.outbox import batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as work_pb
@@ -67,6 +69,7 @@ class GatewayLink:
         agent: AgentConfig,
         driver: Driver,
         *,
+        doors: Doors,
         on_away: Callable[[], None],
     ) -> None:
         self.gateway = gateway
@@ -75,6 +78,7 @@ class GatewayLink:
         self.away = True
         self._on_away = on_away
         self._agent = agent
+        self._doors = doors
         self._driver = driver
         self._log = WorkLog(
             kept_bytes_max=agent.backlog_bytes_max, events_max=agent.backlog_events_max
@@ -122,11 +126,15 @@ class GatewayLink:
         backoff = Backoff(self._agent.reconnect_s_max)
         while not self._closing:
             async with open_channel(
-                self.address, message_bytes_max=self._agent.message_bytes_max
+                self.address,
+                to=Part(Role.GATEWAY, self.gateway),
+                doors=self._doors,
+                message_bytes_max=self._agent.message_bytes_max,
             ) as channel:
                 taken_over = False
                 try:
-                    await self._session(work_grpc.WorkServiceStub(channel).Work(WRITTEN))
+                    stub = work_grpc.WorkServiceStub(channel)
+                    await self._session(stub.Work(WRITTEN, metadata=self._doors.metadata))
                 except (grpc.aio.AioRpcError, wire.WireError) as error:
                     taken_over = is_takeover(error)
                     said = {"gateway": self.gateway, "reason": _reason(error)}

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from agents.driver import Driver
+from protos.doors import Rejections
 from qlm_core.executor import ExecutorState
 from qlm_core.messages import ReturnReason
 
@@ -16,8 +17,9 @@ from qlm_core.messages import ReturnReason
 class AgentCollector(Collector):
     """Turns the state of a driver into metrics at scrape time, so that keeping them costs nothing."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, rejections: Rejections) -> None:
         self._driver = driver
+        self._rejections = rejections
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the agent."""
@@ -49,6 +51,12 @@ class AgentCollector(Collector):
         yield _counter("qlm_agent_chunks", "Output chunks.", counts.chunks)
         yield _counter("qlm_agent_swaps", "Model swaps begun.", counts.swaps)
         yield _counter("qlm_agent_swaps_failed", "Model swaps that failed.", counts.swaps_failed)
+        rejected = CounterMetricFamily(
+            "qlm_peers_rejected", "Peers turned away at a door.", labels=["door", "reason"]
+        )
+        for labels, count in self._rejections.counts.items():
+            rejected.add_metric(list(labels), count)
+        yield rejected
         yield _counter(
             "qlm_agent_engine_losses", "Times the engine went down.", counts.engine_losses
         )

@@ -15,6 +15,8 @@ import grpc
 from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
+from protos.doors import Doors
+from protos.identity import SOLVER
 from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
@@ -37,9 +39,12 @@ class SolverLink:
         gateways: told which gateways there are, on every change.
     """
 
-    def __init__(self, agent: AgentConfig, gateways: Callable[[Gateways], None]) -> None:
+    def __init__(
+        self, agent: AgentConfig, doors: Doors, gateways: Callable[[Gateways], None]
+    ) -> None:
         self.connected = False
         self._agent = agent
+        self._doors = doors
         self._gateways = gateways
         self._newest: InstanceState | None = None
         self._due = asyncio.Event()
@@ -66,12 +71,17 @@ class SolverLink:
         backoff = Backoff(self._agent.reconnect_s_max)
         while True:
             async with open_channel(
-                self._agent.solver, message_bytes_max=self._agent.message_bytes_max
+                self._agent.solver,
+                to=SOLVER,
+                doors=self._doors,
+                message_bytes_max=self._agent.message_bytes_max,
             ) as channel:
                 stub = agent_grpc.AgentSessionServiceStub(channel)
                 taken_over = False
                 try:
-                    await self._session(stub.AgentSession(WRITTEN), driver)
+                    await self._session(
+                        stub.AgentSession(WRITTEN, metadata=self._doors.metadata), driver
+                    )
                 except grpc.aio.AioRpcError as error:
                     taken_over = is_takeover(error)
                     reason = f"{error.code().name}: {error.details()}"
@@ -119,7 +129,8 @@ class SolverLink:
                 reporter.cancel()
                 await asyncio.wait([reporter])
                 if not reporter.cancelled() and reporter.exception() is not None:
-                    log.debug("reporter ended", extra={"reason": repr(reporter.exception())})
+                    kind = type(reporter.exception()).__name__
+                    log.debug("reporter ended", extra={"reason": kind})
         finally:
             pulse.stop()
             call.cancel()

@@ -7,17 +7,23 @@ from typing import Any
 
 import grpc
 
+from protos.doors import Doors
+from protos.identity import Part
+
 _FIRST_RETRY_S = 0.05
 
 # Given to a call in place of its requests: they are written, not iterated.
 WRITTEN: Any = None
 
 
-def open_channel(address: str, *, message_bytes_max: int) -> grpc.aio.Channel:
-    """A channel of one connection; pulses notice a dead peer (`protos.pulse`). A new attempt takes a new channel."""
-    return grpc.aio.insecure_channel(
+def open_channel(
+    address: str, *, to: Part, doors: Doors, message_bytes_max: int
+) -> grpc.aio.Channel:
+    """A channel of one connection to a part; pulses notice a dead peer (`protos.pulse`). A new attempt takes a new one."""
+    return doors.channel(
         address,
-        options=[
+        to,
+        [
             ("grpc.max_receive_message_length", message_bytes_max),
             ("grpc.max_send_message_length", message_bytes_max),
             ("grpc.use_local_subchannel_pool", 1),

@@ -11,9 +11,13 @@ from gateway import openai
 from gateway.answer import Json, usage_of
 from gateway.driver import Driver
 from gateway.intake import Intake
+from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
+from gateway.queue_view import explanation_of, view_of
+from gateway.sight import Sight
 from gateway.solver_link import SolverLink
+from protos.doors import Rejections
 from qlm_core.config import Config
 from qlm_core.errors import NotFound, Unavailable, UnknownModel
 from qlm_core.ledger import EndRecord, Row
@@ -33,6 +37,9 @@ class Desk:
     intake: Intake
     solver: SolverLink
     metrics: Metrics
+    keys: ApiKeys
+    sight: Sight
+    rejections: Rejections
 
     def unready(self) -> str:
         """Why no request would be served now, in words; "" if one would.
@@ -49,56 +56,58 @@ class Desk:
             return "no engine of any agent is up"
         return ""
 
-    def models(self) -> bytes:
-        """OpenAI's list of models."""
-        data = [_model(name, length) for name, length in self.intake.models().items()]
+    def models(self, caller: Caller) -> bytes:
+        """OpenAI's list of models, of those that the caller may use."""
+        known = self.intake.models(caller)
+        data = [_model(name, length) for name, length in known.items()]
         return openai.encode({"object": "list", "data": data})
 
-    def model(self, name: str) -> bytes:
+    def model(self, name: str, caller: Caller) -> bytes:
         """OpenAI's model object. Raises UnknownModel."""
-        known = self.intake.models()
+        known = self.intake.models(caller)
         if name not in known:
             raise UnknownModel(name[:128], tuple(known))
         return openai.encode(_model(name, known[name]))
 
-    def listing(self) -> bytes:
-        """The newest open requests."""
-        rows = [
-            row_json(row, self.now_s) for row in islice(self.driver.ledger.newest(), LISTED_MAX)
-        ]
+    def listing(self, caller: Caller) -> bytes:
+        """The newest open requests that the caller may see."""
+        rows = [row_json(row, self.now_s) for row in islice(self.sight.newest(caller), LISTED_MAX)]
         return openai.encode({"object": "list", "data": rows})
 
-    async def standing(self, id: RequestId) -> bytes:
+    async def queues(self, caller: Caller) -> bytes:
+        """The solver's view, of which a tenant sees what is not of others. Raises Unavailable."""
+        view = await self.solver.view()
+        if caller.operator:
+            return view
+        return openai.encode(view_of(openai.parse(view), list(self.sight.newest(caller))))
+
+    async def standing(self, id: RequestId, caller: Caller) -> bytes:
         """Where a request stands, and its answer once it has ended. Raises NotFound."""
-        row = self.driver.ledger.row(id)
+        row = self.sight.row(id, caller)
         if row is not None:
             return openai.encode(row_json(row, self.now_s))
-        await self.settled(id)
-        request, end = await self.driver.ended(id)
+        await self.sight.settled(id, caller)
+        request, end = await self.sight.ended(id, caller)
         view: Json = {"id": id, "model": request.model, "slo_class": request.slo_class}
         view |= end_json(end.record)
         view["response"] = openai.parse(end.answer)
         return openai.encode(view)
 
-    async def explain(self, id: RequestId) -> bytes:
+    async def explain(self, id: RequestId, caller: Caller) -> bytes:
         """Why a request stands where it stands. Raises NotFound, Unavailable."""
-        row = self.driver.ledger.row(id)
-        if row is None:
-            await self.settled(id)
-            _, end = await self.driver.ended(id)
+        if self.sight.row(id, caller) is None:
+            await self.sight.settled(id, caller)
+            _, end = await self.sight.ended(id, caller)
             return openai.encode({"id": id} | end_json(end.record))
         try:
-            return await self.solver.explain(id)
+            explanation = await self.solver.explain(id)
         except NotFound:
             raise Unavailable(
                 "the solver has not heard of this request yet; try again later"
             ) from None
-
-    async def settled(self, id: RequestId) -> None:
-        """Wait until an end that is being stored is stored."""
-        live = self.driver.live(id)
-        if live is not None and live.record is not None:
-            await asyncio.shield(live.ended)
+        if caller.operator:
+            return explanation
+        return openai.encode(explanation_of(openai.parse(explanation)))
 
     async def estimated(self, live: Live) -> None:
         """Wait a moment for the solver's estimate, if a solver is there."""

@@ -21,15 +21,16 @@ from typing import Any
 from gateway.answer import BadChunkError
 from gateway.intake import Draft
 from gateway.keeping import Keeper
+from gateway.keys import Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.store import Kept, Store, StoredEnd, StoredRequest
+from gateway.tenants import Tenants
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import (
     KeyReused,
-    NotFound,
     QlmError,
     QueueFull,
     Unavailable,
@@ -54,6 +55,9 @@ class Driver:
 
     Args:
         tell: passes a fact to the solver, or drops it while there is none.
+
+    Attributes:
+        tenants: which open requests are whose.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Driver:
         self._ledger = lg.Ledger()
         self._live: dict[RequestId, Live] = {}
         self._agents: dict[AgentId, Outbox[WorkOrder]] = {}
+        self.tenants = Tenants()
         self._adding = 0
         self._events: deque[lg.Event] = deque()
         self._handling = False
@@ -171,17 +176,20 @@ class Driver:
 
     # ---------------------------------------------------------------- clients
 
-    def admit(self) -> None:
+    def admit(self, caller: Caller) -> None:
         """Whether one more request may come. Raises QueueFull or Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is shutting down; send the request to another one")
         limit = self._config.limits.open_requests_max
         if len(self._ledger) + self._adding >= limit:
             raise QueueFull("open requests", limit, self.retry_after_s)
+        own = caller.requests_max
+        if own is not None and self.tenants.count(caller.tenant) >= own:
+            raise QueueFull("open requests of this API key", own, self.retry_after_s)
 
     def submit(self, draft: Draft, *, watched: bool) -> Live:
         """Take a request that lives in memory only. Raises QueueFull or Unavailable."""
-        self.admit()
+        self.admit(draft.caller)
         request = self._request(draft)
         return self._enter(
             request,
@@ -191,16 +199,14 @@ class Driver:
             running_usage=draft.running_usage,
         )
 
-    async def submit_durable(
-        self, draft: Draft, *, key: str = "", key_owner: str = "", watched: bool
-    ) -> RequestId:
+    async def submit_durable(self, draft: Draft, *, key: str = "", watched: bool) -> RequestId:
         """Take a request and return its id once the store has it; with a known key, the earlier id.
 
         Raises QueueFull, Unavailable (the store failed), KeyReused (the key names other content).
         """
-        self.admit()
+        self.admit(draft.caller)
         # Not to be torn by a client that leaves: a stored request must get into the ledger.
-        request = self._request(draft, key, key_owner)
+        request = self._request(draft, key)
         kept: Kept = await asyncio.shield(self._spawn(self._add(request, draft, watched)))
         if kept.fingerprint not in ("", request.fingerprint):
             raise KeyReused(key)
@@ -212,7 +218,8 @@ class Driver:
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
         try:
-            kept = await self._keeper.add(request)
+            with self.tenants.adding(request.owner):
+                kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
         if kept.id == request.id:
@@ -234,18 +241,9 @@ class Driver:
         self.handle(lg.OutputWatched(id))
         return self._live.get(id)
 
-    async def ended(self, id: RequestId) -> tuple[StoredRequest, StoredEnd]:
-        """How a stored request ended. Raises NotFound, SetAside, Unavailable."""
-        found = await self._store.find(id)
-        if found is None or found[1] is None:
-            raise NotFound(f"id: no request {id[:64]!r} is known here")
-        return found[0], found[1]
-
     async def cancel(self, id: RequestId) -> Phase:
-        """Cancel a request; returns how it ended, now or before. Raises NotFound."""
-        live = self._live.get(id)
-        if live is None:
-            return (await self.ended(id))[1].record.phase
+        """Cancel an open request; returns how it ended."""
+        live = self._live[id]
         self.handle(lg.CancelAsked(id))
         return (await asyncio.shield(live.ended)).phase
 
@@ -258,7 +256,7 @@ class Driver:
         """The client of a request in memory is gone."""
         self.handle(lg.CancelAsked(live.request.id))
 
-    def _request(self, draft: Draft, key: str = "", key_owner: str = "") -> StoredRequest:
+    def _request(self, draft: Draft, key: str = "") -> StoredRequest:
         now = self._keeper.time_s()
         kind = "chatcmpl" if draft.chat else "cmpl"
         return StoredRequest(
@@ -276,7 +274,7 @@ class Driver:
             expires_at=now + draft.ttl_s,
             trace=draft.trace,
             idempotency_key=key,
-            key_owner=key_owner,
+            owner=draft.caller.tenant,
             fingerprint=draft.fingerprint,
             created_unix_s=int(time.time()),
         )
@@ -298,6 +296,7 @@ class Driver:
             backlog_max=self._config.limits.stream_backlog_chunks_max,
         )
         self._live[request.id] = live
+        self.tenants.opened(request.owner, request.id)
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
         meta = RequestMeta(
@@ -427,6 +426,7 @@ class Driver:
 
     def _end(self, effect: lg.EndRequest) -> None:
         live, record = self._live[effect.id], effect.record
+        self.tenants.ended(live.request.owner, effect.id)
         answer = b""
         try:
             if record.phase is Phase.FINISHED:

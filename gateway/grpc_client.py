@@ -17,9 +17,10 @@ from gateway import headers as hd
 from gateway import openai
 from gateway.desk import Desk
 from gateway.intake import NAME_BYTES_MAX, Wish
-from gateway.keys import KEY_BYTES_MAX, ApiKeys
+from gateway.keys import KEY_BYTES_MAX, ApiKeys, Caller, Forbidden
 from gateway.live import Follower, Live
 from protos import wire
+from protos.doors import Check, Refusal
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
 from protos.qlm.v1 import types_pb2
@@ -36,6 +37,7 @@ from qlm_core.errors import (
 from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
 
+NO_KEY = "authorization: send Bearer and one of the API keys"
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 
@@ -51,6 +53,7 @@ class UnauthenticatedError(QlmError):
 # The first class in the list that fits decides, so subclasses come first.
 STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (UnknownModel, grpc.StatusCode.NOT_FOUND),
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (KeyReused, grpc.StatusCode.ALREADY_EXISTS),
@@ -80,16 +83,35 @@ async def _abort(desk: Desk, context: Context, error: QlmError) -> None:
 
 
 def _answering(
-    method: Callable[[ClientServicer, Request], Awaitable[Reply]],
+    method: Callable[[ClientServicer, Request, Caller], Awaitable[Reply]],
 ) -> Callable[[ClientServicer, Request, Context], Awaitable[Reply]]:
     """A call with one answer, whose errors become gRPC statuses."""
 
     @functools.wraps(method)
     async def call(self: ClientServicer, request: Request, context: Context) -> Reply:
-        async with self.called(context):
-            return await method(self, request)
+        async with self.called(context) as caller:
+            return await method(self, request, caller)
 
     return call
+
+
+def caller_of(keys: ApiKeys, context: Context) -> Caller | None:
+    """Who makes a call; None if they may not come in."""
+    said = dict(context.invocation_metadata() or ()).get("authorization", "")
+    return keys.caller(said if isinstance(said, bytes) else said.encode())
+
+
+def keyed(desk: Desk) -> Check:
+    """A check that lets in who brings an API key, where there are any."""
+
+    def check(context: Context) -> Refusal | None:
+        if caller_of(desk.keys, context) is not None:
+            return None
+        code = grpc.StatusCode.UNAUTHENTICATED
+        desk.metrics.refused(code.name.lower())
+        return Refusal(code, "key", NO_KEY)
+
+    return check
 
 
 class ClientServicer(pb_grpc.ClientServiceServicer):
@@ -97,21 +119,15 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self._keys = ApiKeys(desk.config.gateway.api_keys)
-
-    def authorize(self, context: Context) -> str:
-        """Who calls, as `ApiKeys.owner` names them. Raises UnauthenticatedError for who may not."""
-        said = dict(context.invocation_metadata() or ()).get("authorization", "")
-        owner = self._keys.owner(said if isinstance(said, bytes) else said.encode())
-        if owner is None:
-            raise UnauthenticatedError("authorization: send Bearer and one of the API keys")
-        return owner
 
     @contextlib.asynccontextmanager
-    async def called(self, context: Context) -> AsyncIterator[str]:
+    async def called(self, context: Context) -> AsyncIterator[Caller]:
         """One call: gives who makes it, and turns errors into gRPC statuses."""
         try:
-            yield self.authorize(context)
+            caller = caller_of(self.desk.keys, context)
+            if caller is None:
+                raise UnauthenticatedError(NO_KEY)
+            yield caller
         except QlmError as error:
             await _abort(self.desk, context, error)
             raise
@@ -121,14 +137,14 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
     async def Submit(
         self, request: pb.SubmitRequest, context: Context
     ) -> AsyncIterator[pb.SubmitResponse]:
-        async with self.called(context) as owner:
-            id, slo_class = await self._take(request.request, context, owner, watched=True)
+        async with self.called(context) as caller:
+            id, slo_class = await self._take(request.request, context, caller, watched=True)
             live = self.desk.driver.live(id)
             follower = live.follow() if live is not None else None
             try:
                 accepted = await self._accepted(id, slo_class)
                 yield pb.SubmitResponse(event=pb.RequestEvent(accepted=accepted))
-                async for event in self._events(id, live, follower):
+                async for event in self._events(id, caller, live, follower):
                     yield pb.SubmitResponse(event=event)
             finally:
                 if live is not None and follower is not None:
@@ -137,23 +153,23 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
     async def WatchRequest(
         self, request: pb.WatchRequestRequest, context: Context
     ) -> AsyncIterator[pb.WatchRequestResponse]:
-        async with self.called(context):
+        async with self.called(context) as caller:
             id = RequestId(request.id)
-            live = self.desk.driver.watch(id)
+            live = self.desk.sight.watch(id, caller)
             follower = live.follow() if live is not None else None
             try:
-                async for event in self._events(id, live, follower):
+                async for event in self._events(id, caller, live, follower):
                     yield pb.WatchRequestResponse(event=event)
             finally:
                 if live is not None and follower is not None:
                     live.unfollow(follower)
 
     async def _events(
-        self, id: RequestId, live: Live | None, follower: Follower | None
+        self, id: RequestId, caller: Caller, live: Live | None, follower: Follower | None
     ) -> AsyncIterator[pb.RequestEvent]:
         """Output and end of a request, from its beginning."""
         if live is None or follower is None:
-            request, end = await self.desk.driver.ended(id)
+            request, end = await self.desk.sight.ended(id, caller)
             if end.record.phase is Phase.FINISHED:
                 data = openai.chunk_of(end.answer, chat=request.chat)
                 chunk = pb.OutputChunk(chunk_json=data, tokens=end.record.output_tokens)
@@ -170,18 +186,20 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
     # ---------------------------------------------------------------- calls
 
     async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:
-        async with self.called(context) as owner:
-            id, slo_class = await self._take(request.request, context, owner, watched=False)
+        async with self.called(context) as caller:
+            id, slo_class = await self._take(request.request, context, caller, watched=False)
             return pb.EnqueueResponse(accepted=await self._accepted(id, slo_class))
 
     @_answering
-    async def GetRequest(self, request: pb.GetRequestRequest) -> pb.GetRequestResponse:
+    async def GetRequest(
+        self, request: pb.GetRequestRequest, caller: Caller
+    ) -> pb.GetRequestResponse:
         id = RequestId(request.id)
-        row = self.desk.driver.ledger.row(id)
+        row = self.desk.sight.row(id, caller)
         if row is not None:
             return pb.GetRequestResponse(request=self._view(row))
-        await self.desk.settled(id)
-        stored, end = await self.desk.driver.ended(id)
+        await self.desk.sight.settled(id, caller)
+        stored, end = await self.desk.sight.ended(id, caller)
         view = pb.RequestView(
             id=id,
             model=stored.model,
@@ -197,16 +215,20 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         )
 
     @_answering
-    async def CancelRequest(self, request: pb.CancelRequestRequest) -> pb.CancelRequestResponse:
-        phase = await self.desk.driver.cancel(RequestId(request.id))
+    async def CancelRequest(
+        self, request: pb.CancelRequestRequest, caller: Caller
+    ) -> pb.CancelRequestResponse:
+        phase = await self.desk.sight.cancel(RequestId(request.id), caller)
         return pb.CancelRequestResponse(phase=wire.phase_to_wire(phase))
 
     @_answering
-    async def EstimateWait(self, request: pb.EstimateWaitRequest) -> pb.EstimateWaitResponse:
-        lengths = self.desk.intake.models()
+    async def EstimateWait(
+        self, request: pb.EstimateWaitRequest, caller: Caller
+    ) -> pb.EstimateWaitResponse:
+        lengths = self.desk.intake.models(caller)
         if request.model not in lengths:
             raise UnknownModel(request.model[:NAME_BYTES_MAX], tuple(lengths))
-        slo_class, slo = self.desk.intake.targets(_wish(request))
+        slo_class, slo = self.desk.intake.targets(_wish(request), caller)
         now_s = self.desk.now_s
         meta = RequestMeta(
             id=RequestId("estimate"),
@@ -224,10 +246,12 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         )
 
     @_answering
-    async def ListRequests(self, request: pb.ListRequestsRequest) -> pb.ListRequestsResponse:
+    async def ListRequests(
+        self, request: pb.ListRequestsRequest, caller: Caller
+    ) -> pb.ListRequestsResponse:
         size = min(request.page_size or PAGE_DEFAULT, PAGE_MAX)
         below = _page_start(request.page_token)
-        newest = self.desk.driver.ledger.newest()
+        newest = self.desk.sight.newest(caller)
         older = (row for row in newest if below is None or row.number < below)
         rows = list(islice(older, size + 1))
         more = str(rows[size - 1].number) if len(rows) > size else ""
@@ -235,18 +259,20 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         return pb.ListRequestsResponse(requests=views, next_page_token=more)
 
     @_answering
-    async def ViewQueues(self, _: pb.ViewQueuesRequest) -> pb.ViewQueuesResponse:
-        return pb.ViewQueuesResponse(view_json=await self.desk.solver.view())
+    async def ViewQueues(self, _: pb.ViewQueuesRequest, caller: Caller) -> pb.ViewQueuesResponse:
+        return pb.ViewQueuesResponse(view_json=await self.desk.queues(caller))
 
     @_answering
-    async def ExplainRequest(self, request: pb.ExplainRequestRequest) -> pb.ExplainRequestResponse:
-        explanation = await self.desk.explain(RequestId(request.id))
+    async def ExplainRequest(
+        self, request: pb.ExplainRequestRequest, caller: Caller
+    ) -> pb.ExplainRequestResponse:
+        explanation = await self.desk.explain(RequestId(request.id), caller)
         return pb.ExplainRequestResponse(explanation_json=explanation)
 
     # ---------------------------------------------------------------- parts
 
     async def _take(
-        self, new: pb.NewRequest, context: Context, owner: str, *, watched: bool
+        self, new: pb.NewRequest, context: Context, caller: Caller, *, watched: bool
     ) -> tuple[RequestId, str]:
         """Check and store a request; returns its id and the class really used."""
         chat = _CHAT.get(new.endpoint)
@@ -263,9 +289,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         key = new.idempotency_key
         wish = replace(_wish(new), trace=_trace(context))
         draft = self.desk.intake.draft(
-            new.body_json, chat=chat, wish=wish, model=new.model, keyed=bool(key)
+            new.body_json, chat=chat, wish=wish, caller=caller, model=new.model, keyed=bool(key)
         )
-        id = await self.desk.driver.submit_durable(draft, key=key, key_owner=owner, watched=watched)
+        id = await self.desk.driver.submit_durable(draft, key=key, watched=watched)
         return id, draft.slo_class
 
     async def _accepted(self, id: RequestId, slo_class: str) -> pb.Accepted:

@@ -18,14 +18,19 @@ from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up
 from gateway.cors import Cors
 from gateway.desk import Desk
 from gateway.exchange import SSE, Streamed, Whole
-from gateway.keys import KEY_BYTES_MAX, ApiKeys
+from gateway.intake import Draft
+from gateway.keys import KEY_BYTES_MAX, Caller
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.routes import Route
+from qlm_core.config_doors import is_loopback
 from qlm_core.errors import InvalidRequest, NotFound, QlmError, Unavailable
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
+
+# Who asks for what is told to everybody; no request is theirs.
+_NOBODY = Caller(tenant="")
 
 
 class HttpApp:
@@ -40,7 +45,9 @@ class HttpApp:
         self._connections = connections
         self._limits = desk.config.gateway.limits
         self._heartbeat_s = desk.config.gateway.heartbeat_s
-        self._keys = ApiKeys(desk.config.gateway.api_keys)
+        self._keys = desk.keys
+        # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
+        self._metrics_open = is_loopback(desk.config.gateway.http_listen)
         self._cors = Cors(desk.config.gateway.cors_origins, exposed=hd.EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +63,7 @@ class HttpApp:
             if b"origin" in headers:
                 send = self._cors.sending(send, headers[b"origin"])
         try:
-            await self._route(scope["method"], scope["path"], headers, receive, send)
+            await self._route(scope, headers, receive, send)
         except QlmError as error:
             await self._refuse(problem_of(error), send, headers)
         except asyncio.CancelledError:
@@ -66,36 +73,41 @@ class HttpApp:
             error_500 = QlmError("the gateway failed to handle this; its log says why")
             await self._refuse(problem_of(error_500), send, headers)
 
-    async def _route(
-        self, method: str, path: str, headers: hd.Headers, receive: Receive, send: Send
-    ) -> None:
+    async def _route(self, scope: Scope, headers: hd.Headers, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
         route = routes.find(path)
-        owner = ""
+        caller = _NOBODY
         if route is None or route.name not in ("health", "ready"):
             # Who watches over the gateway is answered even when it is full.
             if self._connections() > self._limits.connections_max:
                 raise Unavailable("gateway.limits.connections_max is reached; try again later")
-            if route is None or route.name != "metrics":
-                known = self._keys.owner(headers.get(b"authorization", b""))
+            if route is None or route.name != "metrics" or not self._metrics_open:
+                known = self._keys.caller(headers.get(b"authorization", b""))
                 if known is None:
+                    self._turned_away(scope)
                     await self._refuse(UNAUTHORIZED, send, headers)
                     return
-                owner = known
+                caller = known
         if route is None:
             raise NotFound(routes.nothing_at(path))
         if method not in route.methods:
             await self._refuse(_method_problem(method, path, route), send, headers)
         elif method == "POST":
-            await self._generate(route.name == "chat", owner, headers, receive, send)
+            await self._generate(route.name == "chat", caller, headers, receive, send)
         elif method == "DELETE":
-            phase = await self._desk.driver.cancel(RequestId(route.arg))
+            phase = await self._desk.sight.cancel(RequestId(route.arg), caller)
             await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
         else:
-            status, body, kind = await self._look(route)
+            status, body, kind = await self._look(route, caller)
             await answer(send, status, body, [(b"content-type", kind)])
 
-    async def _look(self, route: Route) -> tuple[int, bytes, bytes]:
-        """Status, body and type of what a GET finds. Raises NotFound, Unavailable, UnknownModel."""
+    def _turned_away(self, scope: Scope) -> None:
+        client = scope.get("client") or ("", 0)
+        peer = f"{client[0]}:{client[1]}"
+        self._desk.rejections.note("http", "key", peer=peer, asked=scope["path"])
+
+    async def _look(self, route: Route, caller: Caller) -> tuple[int, bytes, bytes]:
+        """Status, body and type of what a GET finds. Raises NotFound, Unavailable, UnknownModel, Forbidden."""
         desk = self._desk
         status, kind = 200, JSON[1]
         match route.name:
@@ -109,19 +121,21 @@ class HttpApp:
                 status = 503 if reason else 200
                 body = openai.encode({"status": "unready" if reason else "ready", "reason": reason})
             case "metrics":
+                if not self._metrics_open:
+                    caller.require_operator()
                 body, kind = desk.metrics.render(), CONTENT_TYPE.encode()
             case "models":
-                body = desk.models()
+                body = desk.models(caller)
             case "model":
-                body = desk.model(route.arg)
+                body = desk.model(route.arg, caller)
             case "queue":
-                body = await desk.solver.view()
+                body = await desk.queues(caller)
             case "explanation":
-                body = await desk.explain(RequestId(route.arg))
+                body = await desk.explain(RequestId(route.arg), caller)
             case "requests":
-                body = desk.listing()
+                body = desk.listing(caller)
             case _:
-                body = await desk.standing(RequestId(route.arg))
+                body = await desk.standing(RequestId(route.arg), caller)
         return status, body, kind
 
     async def _preflight(self, admitted: bool, told: RawHeaders, send: Send) -> None:
@@ -141,7 +155,7 @@ class HttpApp:
     # ---------------------------------------------------------------- generation
 
     async def _generate(
-        self, chat: bool, owner: str, headers: hd.Headers, receive: Receive, send: Send
+        self, chat: bool, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
         coding = hd.text(headers, b"content-encoding").lower()
         if coding not in ("", "identity"):
@@ -158,14 +172,16 @@ class HttpApp:
                 "idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
             )
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
-        draft = self._desk.intake.draft(body, chat=chat, wish=hd.wish(headers), keyed=bool(key))
+        draft = self._desk.intake.draft(
+            body, chat=chat, wish=hd.wish(headers), caller=caller, keyed=bool(key)
+        )
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
         if durable:
-            id = await driver.submit_durable(draft, key=key, key_owner=owner, watched=draft.stream)
+            id = await driver.submit_durable(draft, key=key, watched=draft.stream)
             live = driver.live(id)
             if live is None:
-                await self._answer_from_store(id, draft.stream, headers, send)
+                await self._answer_from_store(id, draft, headers, send)
                 return
         else:
             if patience_s is not None and draft.stream and 0 < self._heartbeat_s < patience_s:
@@ -203,16 +219,16 @@ class HttpApp:
             ) from None
 
     async def _answer_from_store(
-        self, id: RequestId, stream: bool, headers: hd.Headers, send: Send
+        self, id: RequestId, draft: Draft, headers: hd.Headers, send: Send
     ) -> None:
         """The answer to a repeated submission of a request that has ended."""
-        request, end = await self._desk.driver.ended(id)
+        request, end = await self._desk.sight.ended(id, draft.caller)
         retry_after_s = self._desk.driver.retry_after_s
         problem = problem_of_end(end.record, retry_after_s, chat=request.chat)
         extra = hd.answered(headers, id, end.record)
         if problem is not None:
             await self._refuse(problem, send, headers, extra)
-        elif stream:
+        elif draft.stream:
             chunk = openai.event(openai.chunk_of(end.answer, chat=request.chat))
             await answer(send, 200, chunk + openai.DONE_EVENT, [*SSE, *extra])
         else:

@@ -17,12 +17,13 @@ import msgspec
 
 from gateway import body as bd
 from gateway.body import LIMIT_MAX, Json
+from gateway.keys import Caller
 from qlm_core.config import Config, ModelConfig
+from qlm_core.config_doors import EXPLICIT
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, Slo
 from qlm_core.resume import Resume, resume_of
 
-EXPLICIT = "explicit"
 NAME_BYTES_MAX = 256
 # Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
 # name is digested separately, as it may also be said beside the body.
@@ -58,6 +59,7 @@ class Draft:
         max_output_tokens: the limit in the body, at least 1, or the model's length where there is none.
         service_tier: the tier to report in the answer.
         fingerprint: a digest of what is asked for, "" unless one was wanted.
+        caller: who asks.
     """
 
     chat: bool
@@ -74,6 +76,7 @@ class Draft:
     stream: bool
     include_usage: bool
     running_usage: bool
+    caller: Caller
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
 
@@ -91,12 +94,12 @@ class Intake:
             for tier in section.service_tiers
         }
 
-    def models(self) -> dict[str, int]:
-        """Every known model and its longest sequence in tokens, configured or announced."""
+    def models(self, caller: Caller) -> dict[str, int]:
+        """Every model that the caller may use and its longest sequence in tokens, configured or announced."""
         lengths = {name: model.max_model_len for name, model in self._config.models.items()}
         for name in self._fleet():
             lengths.setdefault(name, ModelConfig().max_model_len)
-        return lengths
+        return {name: length for name, length in lengths.items() if caller.may_use(name)}
 
     def draft(
         self,
@@ -104,12 +107,14 @@ class Intake:
         *,
         chat: bool,
         wish: Wish,
+        caller: Caller,
         model: str | None = None,
         keyed: bool = False,
     ) -> Draft:
         """Check a body and complete it.
 
         Args:
+            caller: who asks; what they may not use is refused.
             model: overrides the body's.
             keyed: whether it comes under an idempotency key, which belongs to its content.
 
@@ -127,7 +132,7 @@ class Intake:
         # Some clients on Windows begin with it, and engines overlook it.
         body = body.removeprefix(_BYTE_ORDER_MARK)
         fields = bd.parse(body)
-        name, model_len = self._model(fields.get("model") if model is None else model)
+        name, model_len = self._model(fields.get("model") if model is None else model, caller)
         # The length of a model that only agents know is a guess, by which nothing is refused.
         known_len = model_len if name in self._config.models else None
         prompt = bd.measure_prompt(fields, chat=chat, model_len=known_len)
@@ -136,7 +141,7 @@ class Intake:
         options = fields.get("stream_options")
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
-        slo_class, slo, tier = self._targets(fields, wish)
+        slo_class, slo, tier = self._targets(fields, wish, caller)
         return Draft(
             chat=chat,
             body=body,
@@ -147,6 +152,7 @@ class Intake:
             # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
             max_output_tokens=model_len if output is None else min(max(1, output), LIMIT_MAX),
             tenant=_tenant(fields, wish),
+            caller=caller,
             service_tier=tier,
             ttl_s=self._ttl(wish),
             resume=resume_of(fields, chat=chat),
@@ -159,32 +165,34 @@ class Intake:
             fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
         )
 
-    def targets(self, wish: Wish) -> tuple[str, Slo]:
+    def targets(self, wish: Wish, caller: Caller) -> tuple[str, Slo]:
         """The class and targets of a wish alone. Raises InvalidRequest."""
-        slo_class, slo, _ = self._targets({}, wish)
+        slo_class, slo, _ = self._targets({}, wish, caller)
         return slo_class, slo
 
-    def _model(self, name: object) -> tuple[ModelName, int]:
+    def _model(self, name: object, caller: Caller) -> tuple[ModelName, int]:
         if name is None or name == "":
             raise InvalidRequest("model", "missing", "Name the model to use.", code="missing_field")
         if not isinstance(name, str):
             raise InvalidRequest("model", "must be a string", "Name the model to use.")
         section = self._config.models.get(name)
-        if section is not None:
+        if section is not None and caller.may_use(name):
             return ModelName(name), section.max_model_len
-        known = self.models()
+        known = self.models(caller)
         if name not in known:
             raise UnknownModel(name[:NAME_BYTES_MAX], tuple(known))
         return ModelName(name), known[name]
 
     # ---------------------------------------------------------------- targets
 
-    def _targets(self, fields: Json, wish: Wish) -> tuple[str, Slo, str]:
+    def _targets(self, fields: Json, wish: Wish, caller: Caller) -> tuple[str, Slo, str]:
         """Class, targets and reported tier. What is said beside the body goes first."""
         tier = fields.get("service_tier")
         if tier is not None and not isinstance(tier, str):
             raise InvalidRequest("service_tier", "must be a string", self._known_classes())
-        name = self._class_of(wish.slo_class, tier or "")
+        name = self._class_of(wish.slo_class, tier or "", caller)
+        targets = (wish.ttft_s, wish.tpot_s, wish.e2e_s)
+        caller.require_class(name, explicit=any(target is not None for target in targets))
         base = self._config.slo_class(name).slo
         reported = tier if tier and tier != "auto" and not wish.slo_class else self._tier_of(name)
         explicit_ttft = wish.ttft_s is not None
@@ -197,7 +205,7 @@ class Intake:
             return name, slo, reported
         return explicit_class(slo.ttft_s), slo, reported
 
-    def _class_of(self, asked: str, tier: str) -> str:
+    def _class_of(self, asked: str, tier: str, caller: Caller) -> str:
         classes = self._config.slo_classes
         if asked:
             name = asked if asked in classes else self._class_of_tier.get(asked, "")
@@ -219,7 +227,9 @@ class Intake:
                     code="unknown_service_tier",
                 )
             return name
-        return self._config.default_slo_class
+        default = self._config.default_slo_class
+        theirs = [name for name in caller.classes if name in classes]
+        return default if default in theirs or not theirs else theirs[0]
 
     def _tier_of(self, slo_class: str) -> str:
         tiers = self._config.slo_classes[slo_class].service_tiers

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from gateway.intake import EXPLICIT
+from protos.doors import Rejections
 from qlm_core.config import Config
+from qlm_core.config_doors import EXPLICIT
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
 
@@ -34,7 +35,7 @@ Gauges = Callable[[], Iterable[tuple[str, str, dict[str, float] | float]]]
 class Metrics:
     """The metrics of one gateway, in a registry of its own."""
 
-    def __init__(self, config: Config, gauges: Gauges) -> None:
+    def __init__(self, config: Config, gauges: Gauges, rejections: Rejections) -> None:
         self.registry = CollectorRegistry()
         self._models = config.models
         self._classes = config.slo_classes
@@ -92,6 +93,7 @@ class Metrics:
         )
         self._by_labels: dict[tuple[str, str], _Series] = {}
         registry.register(_Read(gauges))
+        registry.register(_Rejected(rejections))
 
     def ended(self, model: str, slo_class: str, record: EndRecord) -> None:
         """Count one terminal record."""
@@ -179,3 +181,18 @@ class _Read:
             else:
                 family = GaugeMetricFamily(name, text, value=value)
             yield family
+
+
+class _Rejected:
+    """Whom the doors turned away."""
+
+    def __init__(self, rejections: Rejections) -> None:
+        self._rejections = rejections
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "qlm_peers_rejected", "Peers turned away at a door.", labels=("door", "reason")
+        )
+        for labels, count in self._rejections.counts.items():
+            family.add_metric(labels, count)
+        yield family

@@ -9,6 +9,7 @@ import re
 
 import msgspec
 
+from gateway.keys import Forbidden
 from qlm_core.errors import (
     CONTEXT_CODE,
     InvalidRequest,
@@ -69,6 +70,7 @@ _STATUS_OF_CODE = {
     "body_too_large": 413,
     "body_too_slow": 408,
     "unsupported_content_encoding": 415,
+    "class_not_allowed": 403,
 }
 
 
@@ -102,6 +104,10 @@ def problem_of(error: Exception) -> Problem:
                 code="queue_full" if isinstance(error, QueueFull) else "too_late_for_client",
                 retry_after_s=error.retry_after_s,
                 dropped=ShedReason.SATURATED.value,
+            )
+        case Forbidden():
+            return Problem(
+                status=403, message=message, type="permission_error", code="operators_only"
             )
         case NotFound():
             return Problem(

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
 from protos import wire
+from protos.doors import Doors
+from protos.identity import SOLVER
 from protos.outbox import Outbox
 from protos.pulse import Pulse
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
@@ -69,6 +71,7 @@ class SolverLink:
         config: GatewayConfig,
         *,
         work_address: Callable[[], str],
+        doors: Doors,
         rng: random.Random,
     ) -> None:
         self._config = config
@@ -81,18 +84,9 @@ class SolverLink:
         self._fleet = Fleet(())
         # Room for an announcement of everything open and all that may happen while it is read.
         self._backlog_max = 4 * config.limits.open_requests_max + 1_000
-        limit = config.limits.message_bytes_max
-        self._channel = grpc.aio.insecure_channel(
-            config.solver,
-            options=(
-                *CHANNEL_OPTIONS,
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
-            ),
-        )
-        self._stub: pb_grpc.GatewaySessionServiceAsyncStub = pb_grpc.GatewaySessionServiceStub(
-            self._channel
-        )
+        self._doors = doors
+        self._asking: Any = {"metadata": doors.metadata, "timeout": QUESTION_TIMEOUT_S}
+        self._channel, self._stub = self._dial()
 
     @property
     def connected(self) -> bool:
@@ -124,6 +118,7 @@ class SolverLink:
         """Keep a session open until cancelled."""
         backoff_s = BACKOFF_S_MIN
         while True:
+            await self._renew()
             await self._reached()
             self._heard = self._silent = False
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
@@ -151,6 +146,26 @@ class SolverLink:
                 backoff_s = BACKOFF_S_MIN
             await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
 
+    def _dial(self) -> tuple[grpc.aio.Channel, pb_grpc.GatewaySessionServiceAsyncStub]:
+        """A channel to the solver, with the certificate of now."""
+        self._version = self._doors.version
+        limit = self._config.limits.message_bytes_max
+        options = (
+            *CHANNEL_OPTIONS,
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+        )
+        channel = self._doors.channel(self._config.solver, SOLVER, options)
+        stub: pb_grpc.GatewaySessionServiceAsyncStub = pb_grpc.GatewaySessionServiceStub(channel)
+        return channel, stub
+
+    async def _renew(self) -> None:
+        """Dial anew where this gateway has another certificate than the channel."""
+        if self._version != self._doors.version:
+            old = self._channel
+            self._channel, self._stub = self._dial()
+            await old.close(None)
+
     async def _reached(self) -> None:
         """Wait until somebody listens at the solver's address; say so if that takes longer than a start."""
         try:
@@ -166,7 +181,7 @@ class SolverLink:
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
-        call = self._stub.GatewaySession(_messages(facts))
+        call = self._stub.GatewaySession(_messages(facts), metadata=self._doors.metadata)
         self._hang_up = call.cancel
         pulse = Pulse(lambda: facts.put(Alive()), on_silence=self._silence)
         pulse.start()
@@ -205,7 +220,7 @@ class SolverLink:
         """The wait of a request that is not submitted. Raises Unavailable, InvalidRequest."""
         question = pb.EstimateRequest(request=wire.meta_to_wire(request, now_s))
         try:
-            answer = await self._stub.Estimate(question, timeout=QUESTION_TIMEOUT_S)
+            answer = await self._stub.Estimate(question, **self._asking)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise InvalidRequest(
@@ -217,7 +232,7 @@ class SolverLink:
     async def view(self) -> bytes:
         """Groups, queues, agents and plan as JSON. Raises Unavailable."""
         try:
-            answer = await self._stub.View(pb.ViewRequest(), timeout=QUESTION_TIMEOUT_S)
+            answer = await self._stub.View(pb.ViewRequest(), **self._asking)
         except grpc.aio.AioRpcError as error:
             raise _no_answer(error) from None
         return answer.view_json
@@ -225,7 +240,7 @@ class SolverLink:
     async def explain(self, id: RequestId) -> bytes:
         """Why a request stands where it stands, as JSON. Raises NotFound, Unavailable."""
         try:
-            answer = await self._stub.Explain(pb.ExplainRequest(id=id), timeout=QUESTION_TIMEOUT_S)
+            answer = await self._stub.Explain(pb.ExplainRequest(id=id), **self._asking)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise NotFound(f"id: the solver knows no request {id[:64]!r}") from None

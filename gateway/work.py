@@ -10,6 +10,7 @@ import grpc
 
 from gateway.driver import Driver
 from protos import wire
+from protos.doors import Claims, Rejections
 from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as pb
@@ -49,17 +50,19 @@ _ID_BYTES = 5
 class WorkServicer(pb_grpc.WorkServiceServicer):
     """Serves agents. One stream per agent; a newer one takes the place of the older."""
 
-    def __init__(self, driver: Driver, *, message_bytes_max: int) -> None:
+    def __init__(self, driver: Driver, *, message_bytes_max: int, rejections: Rejections) -> None:
         self._driver = driver
         self._message_bytes_max = message_bytes_max
         self._order_bytes_max = int(message_bytes_max * _MESSAGE_SHARE)
         self._streams: dict[AgentId, _Stream] = {}
+        self._rejections = rejections
 
     async def Work(
         self, request_iterator: AsyncIterator[pb.WorkRequest], context: Context
     ) -> AsyncIterator[pb.WorkResponse]:
         """One agent's stream, until either side ends it."""
-        stream = _Stream(self._driver, self._streams)
+        claims = Claims(context, "agents", self._rejections)
+        stream = _Stream(self._driver, self._streams, claims)
         reader = asyncio.create_task(stream.read(request_iterator))
         stream.pulse.start()
         try:
@@ -97,12 +100,13 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
 class _Stream:
     """One agent's stream."""
 
-    def __init__(self, driver: Driver, streams: dict[AgentId, _Stream]) -> None:
+    def __init__(self, driver: Driver, streams: dict[AgentId, _Stream], claims: Claims) -> None:
         self.orders: Outbox[WorkOrder] = Outbox(limit=ORDERS_MAX)
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.pulse = Pulse(lambda: self.orders.put(Alive()), on_silence=self._silence)
         self._driver = driver
         self._streams = streams
+        self._claims = claims
         self._agent: AgentId | None = None
         self._closed = False
 
@@ -178,6 +182,10 @@ class _Stream:
             return
         if not event.agent:
             self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "hello.agent_id: empty")
+            return
+        wrong = self._claims.wrong(event.agent)
+        if wrong:
+            self.refuse(grpc.StatusCode.PERMISSION_DENIED, wrong)
             return
         older = self._streams.get(event.agent)
         if older is not None:

@@ -37,6 +37,7 @@ COMMANDS = {
     "profile": "list, fit and check profiles of engines",
     "plan": "solve planning problems from files",
     "bench": "measure the data plane, the core, the planner or the simulator",
+    "certs": "make, renew and revoke the certificates of a fleet",
     "config": "check or show the configuration",
 }
 

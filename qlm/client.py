@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import grpc
 
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
-from qlm import calls
+from qlm import calls, trust
 from qlm.calls import (
     Accepted,
     Answer,
@@ -51,14 +51,22 @@ class Client:
     Args:
         address: host:port of the gateway's gRPC listener.
         api_key: sent as a bearer token unless empty.
+        ca: a file with the certificate of who signed the gateway's, or "system"; empty: no TLS.
         timeout_s: of calls with one answer; streams have no limit.
     """
 
-    def __init__(self, address: str, *, api_key: str = "", timeout_s: float = calls.CALL_TIMEOUT_S):
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str = "",
+        ca: str = "",
+        timeout_s: float = calls.CALL_TIMEOUT_S,
+    ):
         self._address = address
         self._metadata = calls.metadata(api_key)
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=calls.CHANNEL_OPTIONS)
+        self._channel = trust.channel(address, ca, calls.CHANNEL_OPTIONS)
         self._stub = rpc.ClientServiceStub(self._channel)
 
     def __enter__(self) -> Client:
@@ -155,11 +163,18 @@ class Client:
 class AsyncClient:
     """As `Client`, on an asyncio loop: calls are awaited, streams are asynchronous iterators."""
 
-    def __init__(self, address: str, *, api_key: str = "", timeout_s: float = calls.CALL_TIMEOUT_S):
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str = "",
+        ca: str = "",
+        timeout_s: float = calls.CALL_TIMEOUT_S,
+    ):
         self._address = address
         self._metadata = calls.metadata(api_key)
         self._timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=calls.CHANNEL_OPTIONS)
+        self._channel = trust.aio_channel(address, ca, calls.CHANNEL_OPTIONS)
         self._stub: rpc.ClientServiceAsyncStub = rpc.ClientServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:

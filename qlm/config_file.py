@@ -27,7 +27,10 @@ SECRETS = (
     "solver.gurobi.secret",
     "solver.gurobi.license",
     "gateway.api_keys.*",
+    "gateway.api_keys.*.key",
+    "auth.secret",
     "agents.*.engine.openai.api_key",
+    "agents.*.engine.vllm.env.*",
 )
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -93,7 +96,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"{path}: {value!r} is not a YAML value. Quote it.") from None
+            # It may be a secret, so it is not repeated.
+            raise ConfigError(f"{path}: this is not a YAML value. Quote it.") from None
         _assign(data, _steps(path), parsed, path)
     return Config.from_mapping(data)
 
@@ -172,10 +176,10 @@ def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str]) ->
     if isinstance(value, dict):
         return {key: _expand(item, (*path, str(key)), environ) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, (*path, str(i)), environ) for i, item in enumerate(value)]
+        return [_expand(item, (*path, f"[{i}]"), environ) for i, item in enumerate(value)]
     if not isinstance(value, str) or not _REFERENCE.search(value):
         return value
-    where = ".".join(path)
+    where = ".".join(path).replace(".[", "[")
     if not any(_matches(pattern, path) for pattern in SECRETS):
         raise ConfigError(
             f"{where}: ${{NAME}} is only replaced in secrets ({', '.join(SECRETS)}). "
@@ -188,7 +192,11 @@ def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str]) ->
             raise ConfigError(f"{where}: the environment variable {name} is not set. Export it.")
         return environ[name]
 
-    return _REFERENCE.sub(named, value)
+    expanded = _REFERENCE.sub(named, value)
+    # Nothing would then be a door that stands open, or a key that everybody knows.
+    if not expanded.strip():
+        raise ConfigError(f"{where}: empty. Give a key: {value} is set to nothing.")
+    return expanded
 
 
 def _matches(pattern: str, path: tuple[str, ...]) -> bool:

@@ -79,7 +79,7 @@ def temporary_config(
 ) -> Config:
     """A fleet (the default one without `base`) with overrides, on free loopback ports, its store in `folder`."""
     config = config_file.override(base or Config(), overrides)
-    solver, metrics, http, grpc, *agents = ports.free_addresses(4 + len(config.agents))
+    solver, metrics, http, grpc, work, *agents = ports.free_addresses(5 + len(config.agents))
     return config_file.override(
         config,
         [
@@ -87,6 +87,7 @@ def temporary_config(
             f"solver.metrics_listen={metrics}",
             f"gateway.http_listen={http}",
             f"gateway.grpc_listen={grpc}",
+            f"gateway.agents_listen={work}",
             f"gateway.solver={solver}",
             f"gateway.store.path={folder / 'qlm.sqlite'}",
             "gateway.drain_s=0",
@@ -114,6 +115,8 @@ class Running:
 async def running(config: Config, folder: Path) -> AsyncIterator[Running]:
     """Run a fleet while the block runs; its log goes to `folder` and its end is shown on failure."""
     file = folder / "config.yaml"
+    # Keys are in there: for this user's eyes only.
+    file.touch(mode=0o600)
     file.write_text(config_file.to_yaml(config, redact=False))
     log = _LogFile(folder / "log.txt")
     try:

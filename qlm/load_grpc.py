@@ -13,7 +13,7 @@ from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
 from protos.qlm.v1 import types_pb2 as types
-from qlm import calls
+from qlm import calls, trust
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
 
@@ -40,22 +40,24 @@ class GrpcTransport:
     Args:
         address: host:port of the gateway.
         api_key: sent as a bearer token unless empty.
+        ca: as of `qlm.client.Client`.
         patience_s: how long a request may be out of touch before it is given up as lost.
     """
 
-    def __init__(self, address: str, *, api_key: str = "", patience_s: float = 60.0) -> None:
+    def __init__(
+        self, address: str, *, api_key: str = "", ca: str = "", patience_s: float = 60.0
+    ) -> None:
         self._address = address
+        self._ca = ca
         self._metadata = calls.metadata(api_key)
         self._patience_s = patience_s
         self._run = uuid.uuid4().hex[:12]
 
     async def __aenter__(self) -> GrpcTransport:
-        self._channel = grpc.aio.insecure_channel(
+        self._channel = trust.aio_channel(
             self._address,
-            options=[
-                *calls.CHANNEL_OPTIONS,
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
+            self._ca,
+            [*calls.CHANNEL_OPTIONS, ("grpc.max_reconnect_backoff_ms", 1000)],
         )
         try:
             await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)

@@ -12,6 +12,7 @@ from types import TracebackType
 import aiohttp
 import msgspec
 
+from qlm import trust
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
 from qlm_core.model import Estimate
@@ -31,8 +32,11 @@ class HttpTransport:
     Over HTTP a lost connection is the client's loss: such requests are counted, not sent again.
     """
 
-    def __init__(self, url: str, *, api_key: str = "", connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, api_key: str = "", ca: str = "", connect_timeout_s: float = 10.0
+    ) -> None:
         self._url = f"{url}/v1/completions"
+        self._tls = trust.https(ca)
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -40,7 +44,7 @@ class HttpTransport:
 
     async def __aenter__(self) -> HttpTransport:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
             timeout=self._timeout,
             headers=self._headers,
             auto_decompress=False,

@@ -17,6 +17,7 @@ def listeners(config: Config) -> dict[str, str]:
         "solver.metrics_listen": config.solver.metrics_listen,
         "gateway.http_listen": config.gateway.http_listen,
         "gateway.grpc_listen": config.gateway.grpc_listen,
+        "gateway.agents_listen": config.gateway.agents_listen,
     }
     for agent in config.agents:
         addresses[f"agents.{agent.name}.metrics_listen"] = agent.metrics_listen

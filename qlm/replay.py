@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qlm import calls, load, progress, scrape
+from qlm import calls, load, progress, scrape, trust
 from qlm.load_grpc import GrpcTransport
 from qlm.load_http import HttpTransport
 from qlm.report import Interruption, Outcome, Report, summarise
@@ -32,6 +32,7 @@ class Target:
     grpc_address: str
     transport: str
     api_key: str = ""
+    ca: str = ""
     metrics_urls: tuple[str, ...] = ()
 
 
@@ -49,13 +50,13 @@ def metrics_urls(config: Config, url: str) -> tuple[str, ...]:
 def transport(target: Target) -> load.Transport:
     """The transport that the target names. Raises QlmError for an unknown one."""
     if target.transport == "http":
-        return HttpTransport(target.url, api_key=target.api_key)
+        return HttpTransport(target.url, api_key=target.api_key, ca=target.ca)
     if target.transport == "grpc":
-        return GrpcTransport(target.grpc_address, api_key=target.api_key)
+        return GrpcTransport(target.grpc_address, api_key=target.api_key, ca=target.ca)
     raise QlmError(f"transport: {target.transport!r} is unknown. Use http or grpc.")
 
 
-async def require_gateway(url: str) -> None:
+async def require_gateway(url: str, ca: str = "") -> None:
     """Raise Unavailable unless a gateway answers at `url`."""
     import aiohttp
 
@@ -63,7 +64,7 @@ async def require_gateway(url: str) -> None:
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{url}/health"),
+            session.get(f"{url}/health", ssl=trust.https(ca)),
         ):
             return
     except (aiohttp.ClientError, TimeoutError):
@@ -108,8 +109,8 @@ async def measured(
 
     Once `stop` is set, that is over what has ended until then.
     """
-    await require_gateway(target.url)
-    before = await scrape.read(target.metrics_urls)
+    await require_gateway(target.url, target.ca)
+    before = await scrape.read(target.metrics_urls, api_key=target.api_key, ca=target.ca)
     counts = load.Counts()
     async with transport(target) as way, progress.shown(counts, len(requests)):
         outcomes, elapsed_s = await load.run(
@@ -125,7 +126,7 @@ async def measured(
     interrupted = None
     if counts.in_flight or not_sent:
         interrupted = Interruption(in_flight=counts.in_flight, not_sent=not_sent)
-    after = await scrape.read(target.metrics_urls)
+    after = await scrape.read(target.metrics_urls, api_key=target.api_key, ca=target.ca)
     report = summarise(
         outcomes,
         slos,

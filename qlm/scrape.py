@@ -51,13 +51,18 @@ def by_label(found: Iterable[Sample], name: str, label: str) -> dict[str, float]
     return sums
 
 
-async def read(urls: Iterable[str]) -> list[Sample]:
+async def read(urls: Iterable[str], *, api_key: str = "", ca: str = "") -> list[Sample]:
     """The samples of several endpoints; one that does not answer is left out."""
     import aiohttp
 
+    from qlm import trust
+
     found: list[Sample] = []
-    timeout = aiohttp.ClientTimeout(total=5.0)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=5.0),
+        connector=aiohttp.TCPConnector(ssl=trust.https(ca)),
+        headers={"authorization": f"Bearer {api_key}"} if api_key else None,
+    ) as session:
         for url in urls:
             try:
                 async with session.get(url) as response:

@@ -1,29 +1,33 @@
 """The shape of `config.yaml`: one frozen tree, strict, with a default for everything.
 
-This module only describes values, and `qlm_core.config_rules` checks them; reading files and environment variables is
-the face's job (`qlm.config_file`). Each process gets the whole tree at start-up and hands its parts down.
+This module only describes values; `qlm_core.config_rules` and `qlm_core.config_doors` check them, and reading files and
+environment variables is the face's job (`qlm.config_file`). Each process gets the whole tree at start-up and hands its
+parts down.
 Sizes are in the unit that ends the name; every queue, message and wait has a limit here.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import msgspec
 
+from qlm_core.config_access import AuthConfig, ServerTlsConfig, TenantConfig, TlsConfig
+from qlm_core.config_doors import check_doors
+from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
+from qlm_core.config_section import Section, read_secret
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
+from qlm_core.secret import HIDDEN, Secret
 
 BackendName = Literal["auto", "gurobi", "highs", "pulp", "cpsat", "search", "greedy"]
 FormulationName = Literal["paths", "slot", "arc", "block"]
 EngineKind = Literal["sim", "openai", "vllm"]
 Dialect = Literal["auto", "vllm", "openai"]
 
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections: immutable, keyword-only, unknown keys refused."""
+# Options of `vllm serve` that a secret follows.
+_SECRET_OPTIONS = ("--api-key", "--hf-token")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -88,9 +92,9 @@ class ObjectiveConfig(Section, frozen=True, kw_only=True):
 class GurobiConfig(Section, frozen=True, kw_only=True):
     """Web licence for Gurobi. Write `${NAME}` to take a value from the environment."""
 
-    access_id: str = ""
-    secret: str = ""
-    license: str = ""
+    access_id: Secret = Secret()
+    secret: Secret = Secret()
+    license: Secret = Secret()
 
 
 class RwtConfig(Section, frozen=True, kw_only=True):
@@ -158,14 +162,19 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
 
 
 class GatewayConfig(Section, frozen=True, kw_only=True):
-    """One gateway: OpenAI-compatible HTTP and gRPC, the ledger, the store."""
+    """One gateway: OpenAI-compatible HTTP and gRPC, the ledger, the store.
+
+    api_keys: plain keys, each a tenant of its own, or tenants by name; empty: everybody may come in.
+    """
 
     id: str = "gateway-0"
     http_listen: str = "127.0.0.1:7400"
     grpc_listen: str = "127.0.0.1:7402"
+    agents_listen: str = "127.0.0.1:7403"
     advertise: str = ""
     solver: str = "127.0.0.1:7401"
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[Secret, ...] | dict[str, TenantConfig] = ()
+    tls: ServerTlsConfig = ServerTlsConfig()
     agent_grace_s: float = 1.0
     attempts_max: int = 10
     request_ttl_s: float = 86_400.0
@@ -189,7 +198,7 @@ class OpenAIEngineConfig(Section, frozen=True, kw_only=True):
     """A running OpenAI-compatible server to attach to."""
 
     base_url: str = ""
-    api_key: str = ""
+    api_key: Secret = Secret()
     dialect: Dialect = "auto"
     max_num_seqs: int = 64
     kv_cache_tokens: int = 200_000
@@ -206,7 +215,7 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
 
     command: tuple[str, ...] = ("vllm", "serve")
     args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, Secret] = {}
     port_base: int = 8100
     sleep_mode: bool = True
     start_timeout_s: float = 600.0
@@ -218,6 +227,10 @@ class VllmEngineConfig(Section, frozen=True, kw_only=True):
     max_loras: int = 4
     max_cpu_loras: int = 16
     max_lora_rank: int = 16
+
+    def __repr__(self) -> str:
+        # There may be keys among the arguments, which are plain text.
+        return f"VllmEngineConfig(port_base={self.port_base}, ...)"
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
@@ -326,6 +339,9 @@ class Config(Section, frozen=True, kw_only=True):
     solver: SolverConfig = SolverConfig()
     gateway: GatewayConfig = GatewayConfig()
     agents: tuple[AgentConfig, ...] = msgspec.field(default_factory=_default_agents)
+    auth: AuthConfig = AuthConfig()
+    tls: TlsConfig = TlsConfig()
+    insecure: bool = False
     log: LogConfig = LogConfig()
 
     def slo_class(self, name: str) -> SloClass:
@@ -355,24 +371,51 @@ class Config(Section, frozen=True, kw_only=True):
         """
         data = _with_lengths_of_bases({} if data is None else data)
         try:
-            config = msgspec.convert(data, Config)
+            config = msgspec.convert(data, Config, dec_hook=read_secret)
         except msgspec.ValidationError as error:
-            raise ConfigError(_readable(str(error), data)) from None
+            raise ConfigError(readable(str(error), data, Config, _fits)) from None
         check(config)
+        check_doors(config)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:
         """Plain data that `from_mapping` accepts; secrets are masked unless `redact` is False."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+
+        def shown(value: object) -> str:
+            assert isinstance(value, Secret)
+            return str(value) if redact else value.reveal()
+
+        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=shown)
         if redact:
-            for key in ("access_id", "secret", "license"):
-                if plain["solver"]["gurobi"][key]:
-                    plain["solver"]["gurobi"][key] = "<hidden>"
-            plain["gateway"]["api_keys"] = ["<hidden>"] * len(plain["gateway"]["api_keys"])
             for agent in plain["agents"]:
-                if agent["engine"]["openai"]["api_key"]:
-                    agent["engine"]["openai"]["api_key"] = "<hidden>"
+                section = agent["engine"]["vllm"]
+                for key in ("command", "args"):
+                    section[key] = _without_keys(section[key])
         return plain
+
+
+def _fits(value: object, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind, dec_hook=read_secret)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _without_keys(args: tuple[str, ...]) -> list[str]:
+    """A command or arguments of `vllm serve` in which keys are hidden."""
+    shown: list[str] = []
+    hiding = False
+    for arg in args:
+        name, equals, _ = arg.partition("=")
+        secret = name.replace("_", "-") in _SECRET_OPTIONS
+        # There may be several keys, up to the next option.
+        hiding = secret or (hiding and not arg.startswith("--"))
+        if secret:
+            shown.append(f"{name}={HIDDEN}" if equals else name)
+        else:
+            shown.append(HIDDEN if hiding else arg)
+    return shown
 
 
 def _with_lengths_of_bases(data: Any) -> Any:
@@ -388,70 +431,3 @@ def _with_lengths_of_bases(data: Any) -> Any:
         if isinstance(base, dict) and "max_model_len" in base:
             filled[name] = {"max_model_len": base["max_model_len"]} | model
     return data | {"models": filled}
-
-
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
-_AT = re.compile(r"^(?P<what>.*) - at (?P<key>`?key`? in )?`\$(?P<path>.*)`$", re.DOTALL)
-_EXPECTED = re.compile(r"^Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`$")
-_MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`$")
-_CHOICE = re.compile(r"^Invalid enum value (?P<got>.*)$", re.DOTALL)
-_STEP = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")
-_PLAIN_WORDS = {
-    "object": "a mapping",
-    "array": "a list",
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "null": "empty",
-}
-
-
-def _readable(message: str, data: object) -> str:
-    """Turn msgspec's message about `data` into `path: problem. remedy`."""
-    at = _AT.fullmatch(message)
-    what = at["what"] if at else message
-    path, kind = _follow(at["path"] if at else "", data)
-    if at and at["key"]:
-        return f"{path}: every key must be text. Put quotes around it."
-    if unknown := _UNKNOWN.fullmatch(what):
-        key = f"{path}.{unknown['key']}".strip(".")
-        return f"{key}: unknown key. Remove it or check its spelling (`qlm config show`)."
-    if missing := _MISSING.fullmatch(what):
-        return f"{path}.{missing['key']}: missing. Add this key.".removeprefix(".")
-    path = path or "the configuration"
-    if expected := _EXPECTED.fullmatch(what):
-        want, got = (_in_words(expected[part]) for part in ("want", "got"))
-        return f"{path}: must be {want}, not {got}."
-    if choice := _CHOICE.fullmatch(what):
-        return f"{path}: {choice['got']} is not known. Use one of: {', '.join(get_args(kind))}."
-    return f"{path}: {what}."
-
-
-def _in_words(types: str) -> str:
-    return " or ".join(_PLAIN_WORDS.get(name, name) for name in types.split(" | "))
-
-
-def _follow(path: str, data: object) -> tuple[str, Any]:
-    """The path as a user writes it and the type there; msgspec leaves a mapping's key open."""
-    kind: Any = Config
-    value: Any = data
-    named = ""
-    for index, key in _STEP.findall(path):
-        if key:
-            kind, value, named = get_type_hints(kind)[key], value[key], f"{named}.{key}"
-        elif index == "...":
-            kind = get_args(kind)[-1]
-            broken = next(name for name, item in value.items() if not _fits(item, kind))
-            value, named = value[broken], f"{named}.{broken}"
-        else:
-            kind, value, named = get_args(kind)[0], value[int(index)], f"{named}[{index}]"
-    return named.removeprefix("."), kind
-
-
-def _fits(value: object, kind: Any) -> bool:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return False
-    return True

@@ -7,7 +7,6 @@ the same rules.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING
@@ -89,9 +88,6 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # More than a message to an agent holds beside the body of a request and its output so far.
 _MESSAGE_REST_BYTES = 65_536
 _LEAST_HEARTBEAT_S = 0.001
-_ORIGIN = re.compile(
-    r"[a-z][a-z0-9+.-]*://[a-z0-9._~%-]+(:[0-9]{1,5})?|[a-z]+://\[[0-9a-f:]+\](:[0-9]{1,5})?"
-)
 
 
 def check(config: Config) -> None:
@@ -108,13 +104,14 @@ def check(config: Config) -> None:
     _check_agents(config)
     check_numbers(config, "")
     _check_message_sizes(config)
+    _check_heartbeat(config.gateway.heartbeat_s)
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
-    _check_door(config)
     for path, address in (
         ("solver.listen", config.solver.listen),
         ("gateway.http_listen", config.gateway.http_listen),
         ("gateway.grpc_listen", config.gateway.grpc_listen),
+        ("gateway.agents_listen", config.gateway.agents_listen),
         ("gateway.solver", config.gateway.solver),
     ):
         parse_address(address, path)
@@ -247,32 +244,12 @@ def _check_served(config: Config, agent: AgentConfig, model: str, where: str) ->
         )
 
 
-def _check_door(config: Config) -> None:
-    for index, key in enumerate(config.gateway.api_keys):
-        path = f"gateway.api_keys[{index}]"
-        # A variable that is set to nothing would otherwise be a key that everybody knows.
-        if not key.strip():
-            raise ConfigError(f"{path}: empty. Give a key, or remove it to let everybody in.")
-        if key != key.strip() or not (key.isascii() and key.isprintable()):
-            raise ConfigError(
-                f"{path}: has characters that no header carries, or blanks around it. Use printable ASCII."
-            )
-    if 0 < config.gateway.heartbeat_s < _LEAST_HEARTBEAT_S:
+def _check_heartbeat(heartbeat_s: float) -> None:
+    if 0 < heartbeat_s < _LEAST_HEARTBEAT_S:
         raise ConfigError(
             f"gateway.heartbeat_s: must be 0 for none, or at least {_LEAST_HEARTBEAT_S:g}, not "
-            f"{_plain(config.gateway.heartbeat_s)}."
+            f"{_plain(heartbeat_s)}."
         )
-    for index, origin in enumerate(config.gateway.cors_origins):
-        if origin != "*" and not _is_origin(origin):
-            raise ConfigError(
-                f"gateway.cors_origins[{index}]: {origin!r} is no origin. Write scheme and host, and "
-                'the port if there is one, such as https://chat.example.com, or "*" for all.'
-            )
-
-
-def _is_origin(text: str) -> bool:
-    # As browsers serialize it; extensions and desktop clients have schemes of their own.
-    return _ORIGIN.fullmatch(text) is not None
 
 
 def _check_message_sizes(config: Config) -> None:

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from protos.doors import Rejections
 from solver.driver import Driver
 from solver.planning import PlanningCounts
 
@@ -15,9 +16,10 @@ from solver.planning import PlanningCounts
 class ManagerCollector(Collector):
     """Turns the Manager's state into metrics at scrape time, so that keeping them costs nothing."""
 
-    def __init__(self, driver: Driver, planning: PlanningCounts):
+    def __init__(self, driver: Driver, planning: PlanningCounts, rejections: Rejections):
         self._driver = driver
         self._planning = planning
+        self._rejections = rejections
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the solver."""
@@ -25,6 +27,12 @@ class ManagerCollector(Collector):
         yield from self._plan()
         yield from self._estimates()
         yield from self._backends()
+        rejected = CounterMetricFamily(
+            "qlm_peers_rejected", "Peers turned away at a door.", labels=["door", "reason"]
+        )
+        for labels, count in self._rejections.counts.items():
+            rejected.add_metric(list(labels), count)
+        yield rejected
 
     def _queues(self) -> Iterator[Metric]:
         manager = self._driver.manager

@@ -175,9 +175,9 @@ class Pool:
         config = config or SolverConfig()
         self._preferred = config.backend
         self._licence = GurobiLicence(
-            access_id=config.gurobi.access_id,
-            secret=config.gurobi.secret,
-            license=config.gurobi.license,
+            access_id=config.gurobi.access_id.reveal(),
+            secret=config.gurobi.secret.reveal(),
+            license=config.gurobi.license.reveal(),
         )
         self._processes: dict[str, BackendProcess] = {}
         self._numbers = itertools.count(1)

@@ -17,6 +17,7 @@ import grpc
 import msgspec
 
 from protos import wire
+from protos.doors import Claims, Rejections
 from protos.outbox import Outbox
 from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
@@ -37,6 +38,7 @@ from qlm_core.messages import (
     AgentHello,
     AgentOrder,
     Alive,
+    GatewayFact,
     GatewayHello,
     GatewayOrder,
     QueueUpdate,
@@ -129,12 +131,20 @@ def _invalid(message: str) -> SessionError:
     return SessionError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
+def _require(claims: Claims, name: str) -> None:
+    """Raise SessionError where a peer's certificate has another name than its hello."""
+    wrong = claims.wrong(name)
+    if wrong:
+        raise SessionError(grpc.StatusCode.PERMISSION_DENIED, wrong)
+
+
 class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
     """Serves gateways."""
 
-    def __init__(self, driver: Driver, limits: SolverLimits):
+    def __init__(self, driver: Driver, limits: SolverLimits, rejections: Rejections):
         self._driver = driver
         self._open = _OpenSessions("gateways", limits.gateways_max)
+        self._rejections = rejections
 
     async def GatewaySession(
         self,
@@ -144,8 +154,9 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         ],
     ) -> AsyncIterator[gateway_pb.GatewaySessionResponse]:
         """One gateway's stream; see the protocol file."""
+        claims = Claims(context, "solver", self._rejections)
         session: _Session[GatewayOrder] = _Session(Alive())
-        reader = asyncio.create_task(self._read(request_iterator, session))
+        reader = asyncio.create_task(self._read(request_iterator, session, claims))
         session.pulse.start()
         try:
             while orders := await session.outbox.take():
@@ -158,6 +169,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         self,
         incoming: AsyncIterator[gateway_pb.GatewaySessionRequest],
         session: _Session[GatewayOrder],
+        claims: Claims,
     ) -> None:
         gateway: GatewayId | None = None
         try:
@@ -168,10 +180,13 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
                     if isinstance(fact, GatewayHello):
                         if gateway is not None:
                             raise _refuse("hello came twice")
+                        _require(claims, fact.gateway)
                         self._join(fact, session)
                         gateway = fact.gateway
                     elif gateway is None:
                         raise _refuse("the first fact must be hello")
+                    elif self._is_anothers(gateway, fact):
+                        claims.note("foreign", f"{type(fact).__name__} of another gateway")
                     else:
                         self._driver.post(GatewaySaid(gateway, fact))
         finally:
@@ -180,6 +195,12 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
                 self._driver.detach_gateway(gateway)
                 self._driver.post(GatewayLeft(gateway))
                 log.info("gateway left", extra={"gateway": gateway})
+
+    def _is_anothers(self, gateway: GatewayId, fact: GatewayFact) -> bool:
+        """Whether a fact is about a request that another gateway announced, of which only that one knows."""
+        id = getattr(fact, "id", None)
+        held = None if id is None else self._driver.manager.book.get(id)
+        return held is not None and held.request.gateway != gateway
 
     def _join(self, hello: GatewayHello, session: _Session[GatewayOrder]) -> None:
         if not hello.gateway:
@@ -231,9 +252,10 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
 class AgentSessions(agent_grpc.AgentSessionServiceServicer):
     """Serves agents."""
 
-    def __init__(self, driver: Driver, limits: SolverLimits):
+    def __init__(self, driver: Driver, limits: SolverLimits, rejections: Rejections):
         self._driver = driver
         self._open = _OpenSessions("agents", limits.agents_max)
+        self._rejections = rejections
 
     async def AgentSession(
         self,
@@ -243,9 +265,10 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         ],
     ) -> AsyncIterator[agent_pb.AgentSessionResponse]:
         """One agent's stream; see the protocol file."""
+        claims = Claims(context, "solver", self._rejections)
         # Its lease, which the Manager keeps, says how long it may be silent.
         session: _Session[AgentOrder] = _Session(Alive(), silence_s=inf)
-        reader = asyncio.create_task(self._read(request_iterator, session))
+        reader = asyncio.create_task(self._read(request_iterator, session, claims))
         session.pulse.start()
         try:
             while orders := await session.outbox.take():
@@ -260,6 +283,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         self,
         incoming: AsyncIterator[agent_pb.AgentSessionRequest],
         session: _Session[AgentOrder],
+        claims: Claims,
     ) -> None:
         agent: AgentId | None = None
         try:
@@ -269,6 +293,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
                 if isinstance(said, AgentHello):
                     if agent is not None:
                         raise _refuse("hello came twice")
+                    _require(claims, said.agent)
                     self._join(said, session)
                     agent = said.agent
                 elif agent is None:

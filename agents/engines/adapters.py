@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 from agents.engines.base import Listener
 from agents.engines.connection import Connection
+from agents.engines.faults import unsaid
 from agents.engines.reading import End
 from qlm_core.errors import QlmError
 from qlm_core.executor import JobLost, SwapFailed
@@ -115,7 +116,7 @@ class Adapters:
                 begun_s = time.monotonic()
                 await self._order_load(model)
         except Exception as error:  # whatever it is, jobs wait for the outcome
-            reason = str(error) if isinstance(error, QlmError) else repr(error)
+            reason = str(error) if isinstance(error, QlmError) else unsaid(error)
             del self._loading[model]
             self._tell(SwapFailed(model, reason))
             # Whoever heard that has taken its jobs back; the others end here.

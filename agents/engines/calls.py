@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from agents.engines.faults import said_by
+from agents.engines.faults import said_by, unsaid
 from agents.engines.lenient_json import Unreadable
 from agents.engines.requests import CHATS, COMPLETIONS, CannotContinue
 from agents.engines.shapes import Shape, learn
@@ -81,7 +81,7 @@ class Calls:
         try:
             status, answer = await self.post("/v1/completions", body, timeout_s=timeout_s)
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            return f"no answer: {error!r}"
+            return f"no answer: {unsaid(error)}"
         return "" if status == 200 else f"HTTP {status}: {said_by(status, answer).text}"
 
     async def shapes(self, served: str, *, timeout_s: float) -> dict[str, Shape]:

@@ -13,12 +13,15 @@ After the last two kinds the executor decides who is at fault: the job, if the e
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+import aiohttp
 
 from agents.engines.lenient_json import Unreadable, read, whole_number
 from qlm_core.executor import JobLost, JobRefused, JobTurnedAway
@@ -66,6 +69,17 @@ class EngineError(Exception):
     def __init__(self, said: Said) -> None:
         super().__init__(said.text)
         self.said = said
+
+
+def unsaid(error: BaseException) -> str:
+    """What went wrong with a call. The words of an HTTP client are left out: they quote what was sent, our key included,
+    or what came back, which may be the same."""
+    if isinstance(error, aiohttp.ClientError | OSError):
+        code = error.errno if isinstance(error, OSError) else None
+        said = os.strerror(code) if code else ""
+    else:
+        said = str(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def fault_of(job: Payload, said: Said, *, rest_s: float = 0.0) -> Fault:

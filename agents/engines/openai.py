@@ -15,6 +15,7 @@ import msgspec
 
 from agents.engines.base import Listener
 from agents.engines.connection import Connection, patience_of
+from agents.engines.faults import unsaid
 from agents.engines.requests import Abilities
 from agents.streams import Backoff
 from qlm_core.config import AgentConfig, Config
@@ -108,7 +109,7 @@ class OpenAIEngine:
             # Clients of OpenAI's are used to write /v1 behind it.
             section.base_url.rstrip("/").removesuffix("/v1"),
             served=self._served,
-            api_key=section.api_key,
+            api_key=section.api_key.reveal(),
             connect_timeout_s=section.connect_timeout_s,
             patience=patience_of(agent.engine),
             event_bytes_max=agent.message_bytes_max // 2,
@@ -288,7 +289,7 @@ class OpenAIEngine:
         except TimeoutError:
             return self._absent(f"nothing within {self._timeout_s:g} s")
         except (OSError, aiohttp.ClientError) as error:
-            return self._absent(str(error) or type(error).__name__)
+            return self._absent(unsaid(error))
         if status in (401, 403):
             return _Trouble(
                 key=f"{self._where}.api_key",

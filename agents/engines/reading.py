@@ -24,7 +24,7 @@ from agents.engines.chunk_fields import (
     usage_of,
     without_role,
 )
-from agents.engines.faults import EngineError, Said, said_in
+from agents.engines.faults import EngineError, Said, said_in, unsaid
 from agents.engines.held_text import HeldText, Piece
 from agents.engines.lenient_json import Unreadable, encode, read, whole_number
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
@@ -174,7 +174,7 @@ class Reader:
         if isinstance(error, Unreadable):
             words = f"the engine's answer cannot be read: {error}"
             return JobRefused(self._job.id, self._job.attempt, _BAD_GATEWAY, words)
-        return JobLost(self._job.id, self._job.attempt, _words(error), answered=True)
+        return JobLost(self._job.id, self._job.attempt, unsaid(error), answered=True)
 
     # ------------------------------------------------------------------- one event
 
@@ -394,8 +394,3 @@ def whole_as_chunk(data: bytes, *, chat: bool) -> tuple[bytes, bytes]:
             choice["delta"] = choice.pop("message", None) or {}
     usage = answer.get("usage")
     return encode(answer), encode({"choices": [], "usage": usage})
-
-
-def _words(error: Exception) -> str:
-    """What a broken connection is called; never what was sent on it."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from agents.engines.base import Listener
 from agents.engines.connection import patience_of
+from agents.engines.faults import unsaid
 from agents.engines.openai import assumed_profile
 from agents.engines.tiers import Tiers
 from agents.engines.vllm_server import Health, Server, ServerError
@@ -283,4 +284,4 @@ class VllmEngine:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ServerError) else repr(error)
+    return str(error) if isinstance(error, ServerError) else unsaid(error)

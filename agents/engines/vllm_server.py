@@ -27,6 +27,7 @@ from agents.engines import tether
 from agents.engines.adapters import Adapters
 from agents.engines.base import Listener
 from agents.engines.connection import Connection, Patience
+from agents.engines.faults import unsaid
 from agents.engines.requests import Abilities
 from qlm_core.config import ModelConfig, VllmEngineConfig
 from qlm_core.errors import QlmError
@@ -138,7 +139,8 @@ class Server:
         switches = {"VLLM_SERVER_DEV_MODE": "1"}
         if self.adapters:
             switches["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-        environment = os.environ | switches | self._section.env
+        own = {name: value.reveal() for name, value in self._section.env.items()}
+        environment = os.environ | switches | own
         command = self.command()
         # Asked beforehand, since what is started is the tether, which always is there.
         if shutil.which(command[0], path=environment.get("PATH")) is None:
@@ -231,7 +233,7 @@ class Server:
         try:
             status, text = await self.connection.get("/metrics", timeout_s=_HEALTH_TIMEOUT_S)
         except _NoAnswer as error:
-            extra = {"model": self.model, "reason": repr(error)}
+            extra = {"model": self.model, "reason": unsaid(error)}
             log.warning("vllm does not tell its KV capacity", extra=extra)
             return 0
         found = _CACHE_INFO.search(text.decode(errors="replace")) if status == 200 else None
@@ -270,7 +272,7 @@ class Server:
                 path, body or {}, timeout_s=_CONTROL_TIMEOUT_S
             )
         except _NoAnswer as error:
-            raise ServerError(f"{self.model}: {path}: no answer ({error!r})") from error
+            raise ServerError(f"{self.model}: {path}: no answer ({unsaid(error)})") from error
         if status != 200:
             raise ServerError(f"{self.model}: {path}: HTTP {status} {answer[:200]!r}")
 
@@ -278,7 +280,7 @@ class Server:
         try:
             _, answer = await self.connection.get("/is_sleeping", timeout_s=_CONTROL_TIMEOUT_S)
         except _NoAnswer as error:
-            raise ServerError(f"{self.model}: /is_sleeping: no answer ({error!r})") from error
+            raise ServerError(f"{self.model}: /is_sleeping: no answer ({unsaid(error)})") from error
         return b"true" in answer
 
 

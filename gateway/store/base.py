@@ -38,7 +38,8 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
         service_tier: what the answer reports as the tier used.
         trace: headers of the client's trace, to be passed on with the request.
         idempotency_key: the client's name for this submission; "" for none.
-        key_owner: whose name that is, as `gateway.keys` tells them apart; "" is who brings no API key.
+        owner: the tenant whose request it is, as `gateway.keys` names them; "" is who brings no API key. Stored under
+            the name that it had when only idempotency keys were owned.
         fingerprint: a digest of what was asked for; "" where nobody noted it.
         created_unix_s: when it came by the wall clock, whole Unix seconds, as answers tell it; 0 where nobody noted it.
     """
@@ -57,7 +58,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     trace: tuple[tuple[str, str], ...] = ()
     idempotency_key: str = ""
-    key_owner: str = ""
+    owner: str = msgspec.field(default="", name="key_owner")
     fingerprint: str = ""
     created_unix_s: int = 0
 
@@ -69,7 +70,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def owned_key(self) -> str:
         """The idempotency key as the store has it, unique until an end frees it; "" for none."""
-        return f"{self.key_owner}/{self.idempotency_key}" if self.idempotency_key else ""
+        return f"{self.owner}/{self.idempotency_key}" if self.idempotency_key else ""
 
 
 class Kept(NamedTuple):

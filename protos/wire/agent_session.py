@@ -24,6 +24,9 @@ from qlm_core.profile import EngineProfile
 _TIER_TO_WIRE = {tier: agent_pb.ModelTier.Value(f"MODEL_TIER_{tier.name}") for tier in ModelTier}
 _TIER_FROM_WIRE: dict[int, ModelTier] = {number: tier for tier, number in _TIER_TO_WIRE.items()}
 
+# Epochs only grow, each beyond what an agent brings; this leaves room for as many again in their 64 bits.
+EPOCH_MAX = 2**62
+
 
 def agent_message_to_wire(message: m.AgentMessage) -> agent_pb.AgentSessionRequest:
     """A hello or a report of an agent."""
@@ -49,6 +52,8 @@ def agent_message_from_wire(message: agent_pb.AgentSessionRequest) -> m.AgentMes
             return _state_from_wire(message.report)
         case "hello":
             hello = message.hello
+            if hello.epoch > EPOCH_MAX:
+                raise WireError(f"hello.epoch: {hello.epoch} is more than {EPOCH_MAX}")
             return m.AgentHello(
                 agent=AgentId(hello.agent_id),
                 gpu=hello.gpu,

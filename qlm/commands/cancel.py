@@ -17,8 +17,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Cancel it and print how it ended, now or before."""
-    from qlm.client import Client
-
-    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+    with options.client_of(args) as client:
         print(client.cancel(args.id).value)
     return 0

@@ -21,9 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     import json
 
-    from qlm.client import Client
-
-    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+    with options.client_of(args) as client:
         explanation = client.explain(args.id)
     if args.json:
         print(json.dumps(explanation, indent=2))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qlm.client import Client
     from qlm_core.config import Config
 
 
@@ -43,9 +44,14 @@ def config_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def add_grpc(parser: argparse.ArgumentParser) -> None:
-    """`--address` and `--api-key`: the gateway's gRPC address; the configured one by default."""
+    """`--address`, `--api-key`, `--ca`: the gateway's gRPC address, and how it and its caller prove who they are."""
     parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
     parser.add_argument("--api-key", default=None, help="bearer key (default: $QLM_API_KEY)")
+    parser.add_argument(
+        "--ca",
+        default=None,
+        help="CA of the gateway's certificate, a file or `system` (default: $QLM_CA, else config)",
+    )
 
 
 def address_of(args: argparse.Namespace) -> str:
@@ -62,10 +68,11 @@ def add_http(parser: argparse.ArgumentParser) -> None:
 
 def url_of(args: argparse.Namespace) -> str:
     """The gateway's HTTP base URL without a trailing slash."""
+    scheme = "https" if ca_of(args) else "http"
     if args.url:
         url: str = args.url.rstrip("/")
-        return url if "://" in url else f"http://{url}"
-    return f"http://{config_of(args).gateway.http_listen}"
+        return url if "://" in url else f"{scheme}://{url}"
+    return f"{scheme}://{config_of(args).gateway.http_listen}"
 
 
 def require_writable(file: Path, option: str) -> None:
@@ -86,3 +93,23 @@ def key_of(args: argparse.Namespace) -> str:
     import os
 
     return args.api_key if args.api_key is not None else os.environ.get("QLM_API_KEY", "")
+
+
+def ca_of(args: argparse.Namespace) -> str:
+    """Who vouches for the gateway, "" without TLS; of a gateway with TLS in the configuration the fleet's CA, if any."""
+    import os
+
+    from qlm.trust import SYSTEM
+
+    said: str = args.ca if args.ca is not None else os.environ.get("QLM_CA", "")
+    if said:
+        return said
+    config = config_of(args)
+    return (config.tls.ca or SYSTEM) if config.gateway.tls.cert else ""
+
+
+def client_of(args: argparse.Namespace) -> Client:
+    """A client of the gateway that the arguments select. Raises QlmError."""
+    from qlm.client import Client
+
+    return Client(address_of(args), api_key=key_of(args), ca=ca_of(args))

@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         grpc_address=options.address_of(args),
         transport=args.transport,
         api_key=options.key_of(args),
+        ca=options.ca_of(args),
         metrics_urls=replay.metrics_urls(config, url),
     )
     bodies = load.Bodies(

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console()
     if args.capacity:
-        console.print(_capacity(_view(args)["plan"]))
+        console.print(_capacity(_view(args).get("plan")))
         return 0
     if not args.watch:
         console.print(_picture(_view(args)))
@@ -57,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _view(args: argparse.Namespace) -> dict[str, Any]:
-    from qlm.client import Client
-
-    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+    with options.client_of(args) as client:
         return client.queues() | _counted(args)
 
 
@@ -73,7 +71,7 @@ def _counted(args: argparse.Namespace) -> dict[str, Any]:
     urls = [f"{options.url_of(args)}/metrics"]
     if config.solver.metrics_listen:
         urls.append(f"http://{config.solver.metrics_listen}/metrics")
-    found = asyncio.run(scrape.read(urls))
+    found = asyncio.run(scrape.read(urls, api_key=options.key_of(args), ca=options.ca_of(args)))
     return {
         "attainment": _attainment(found, config.slo_classes),
         "solves": scrape.by_label(found, "qlm_solves_total", "backend"),
@@ -105,15 +103,18 @@ def _picture(view: dict[str, Any]) -> RenderableType:
     agents = sorted(view["agents"], key=lambda agent: agent["id"])
     parts: list[RenderableType] = [_agents(agents)]
     queues = {agent["id"]: agent["queue"] for agent in agents if agent["queue"]}
-    if view["unplaced"]:
+    if view.get("unplaced"):
         queues["(none)"] = view["unplaced"]
+    if view.get("yours"):
+        # With the key of a tenant: its own requests, wherever they stand.
+        queues["(yours)"] = view["yours"]
     if queues:
         parts.append(_queues(queues))
     groups = sum(len(queue) for queue in queues.values())
     lines = {
         "requests": f"{view['waiting']} wait in {groups} groups, {view['held']} are with agents",
-        "plan": _plan(view["plan"]),
-        "planner": _planner(view["planner"], view["solves"]),
+        "plan": _plan(view["plan"]) if "plan" in view else "",
+        "planner": _planner(view["planner"], view["solves"]) if "planner" in view else "",
         "fell back": ", ".join(
             f"from {one} {n:.0f} times" for one, n in view["step_downs"].items()
         ),
@@ -163,8 +164,8 @@ def _agents(agents: list[dict[str, Any]]) -> RenderableType:
             f"→ {agent['swapping_to']}" if agent["swapping_to"] else agent["awake_model"] or "-",
             _state(agent),
             str(agent["running"]),
-            f"{agent['kv_used_tokens']:,}",
-            f"{agent['tokens_per_s']:,.0f}",
+            f"{agent['kv_used_tokens']:,}" if "kv_used_tokens" in agent else "-",
+            f"{agent['tokens_per_s']:,.0f}" if "tokens_per_s" in agent else "-",
         )
     return table
 
@@ -176,12 +177,12 @@ def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
     )
     for name, queue in queues.items():
         for place, group in enumerate(queue[:GROUPS_SHOWN_MAX]):
-            start_s = group["starts_in_s"]
+            start_s = group.get("starts_in_s")
             table.add_row(
                 "" if place else name,
                 group["model"],
                 group["slo_class"],
-                str(group["group"]),
+                str(group.get("group", "-")),
                 str(group["waiting"]),
                 str(group["held"]),
                 "-" if start_s is None else f"{start_s:.1f}",

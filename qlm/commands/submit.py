@@ -30,14 +30,13 @@ def run(args: argparse.Namespace) -> int:
     """Send and print; status 1 unless the request finished."""
     import sys
 
-    from qlm.client import Client
     from qlm_core.errors import QlmError
 
     prompt = " ".join(args.prompt) or sys.stdin.read()
     if not prompt.strip():
         raise QlmError("prompt: empty. Give it as arguments or on standard input.")
     wish = {"slo_class": args.slo_class, "tenant": args.tenant}
-    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+    with options.client_of(args) as client:
         if args.no_wait:
             print(client.enqueue(_body(args, prompt), **wish).id)
             return 0

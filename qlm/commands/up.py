@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(config: Config, arguments: list[str], ready: Callable[..., None]) -> None:
     from qlm import fleet
 
+    scheme = "https" if config.gateway.tls.cert else "http"
     async with fleet.supervisor(config, arguments, log=None) as supervisor:
         print(
             f"QLM serves {_served(config)}\n"
-            f"  OpenAI-compatible  http://{config.gateway.http_listen}/v1\n"
+            f"  OpenAI-compatible  {scheme}://{config.gateway.http_listen}/v1\n"
             f"  gRPC               {config.gateway.grpc_listen}\n"
             "  stop with Ctrl-C",
             flush=True,

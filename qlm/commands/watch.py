@@ -19,8 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print it from its beginning, as it comes if it runs yet; status 1 unless the request finished."""
-    from qlm.client import Client
     from qlm.commands.submit import follow
 
-    with Client(options.address_of(args), api_key=options.key_of(args)) as client:
+    with options.client_of(args) as client:
         return follow(client.watch(args.id), args.id)

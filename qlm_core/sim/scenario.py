@@ -18,11 +18,11 @@ import msgspec
 from qlm_core.config import (
     Config,
     ExecutorConfig,
-    Section,
     SloClassConfig,
     SolverConfig,
 )
 from qlm_core.config_rules import check_numbers
+from qlm_core.config_section import Section, read_secret
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile
@@ -183,7 +183,7 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
         ConfigError: naming the file, the key and the remedy.
     """
     try:
-        scenario = msgspec.convert({} if data is None else data, Scenario)
+        scenario = msgspec.convert({} if data is None else data, Scenario, dec_hook=read_secret)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_readable(str(error))}") from None
     try:

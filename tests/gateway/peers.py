@@ -35,6 +35,7 @@ def config(**gateway: Any) -> Config:
     section: dict[str, Any] = {
         "http_listen": "127.0.0.1:0",
         "grpc_listen": "127.0.0.1:0",
+        "agents_listen": "127.0.0.1:0",
         "solver": "127.0.0.1:1",
         "drain_s": 0.2,
         "store": {"kind": "memory"},
@@ -215,7 +216,7 @@ async def fleet(**gateway: Any) -> AsyncIterator[Fleet]:
     async with (
         solving(solver) as address,
         running(config(solver=address, **gateway)) as (made, at),
-        Agent(at.grpc) as agent,
+        Agent(at.agents) as agent,
     ):
         solver.on_arrival = agent.pull
         await soon(lambda: solver.heard(m.AnnounceDone))

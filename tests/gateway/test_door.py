@@ -210,7 +210,7 @@ async def test_a_gateway_is_ready_when_a_request_could_be_served() -> None:
     solver = Solver()
     async with solving(solver) as address, running(config(solver=address)) as (gateway, at):
         url = f"http://{at.http}"
-        async with Agent(at.grpc):
+        async with Agent(at.agents):
             await soon(lambda: solver.heard(m.AnnounceDone))
             await soon(gateway._solver.models)
             assert await ready(url) == (200, {"status": "ready", "reason": ""})

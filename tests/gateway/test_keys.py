@@ -8,8 +8,11 @@ import grpc
 import openai
 import pytest
 
-from gateway.keys import ApiKeys, bearer
+from gateway.keys import ApiKeys, Caller
+from protos.keyring import bearer
 from protos.qlm.v1 import client_service_pb2 as pb
+from qlm_core.config import GatewayConfig
+from qlm_core.secret import Secret
 from tests.gateway.peers import config, fleet, running
 from tests.gateway.test_grpc import Client, collect, new, text_of
 from tests.gateway.test_http import CHAT, get, post
@@ -26,14 +29,15 @@ def test_a_bearer_has_no_case_and_any_blanks() -> None:
 
 
 def test_an_owner_is_who_brings_a_key_that_is_known() -> None:
-    keys = ApiKeys(("k1", "k2"))
-    owners = [keys.owner(said) for said in (b"Bearer k1", b"bearer k1", b"Bearer k2")]
-    assert owners[0] == owners[1] != owners[2]
-    assert "k1" not in str(owners)
-    assert [keys.owner(said) for said in (b"", b"Bearer k", b"Bearer k12", b"k1")] == [None] * 4
-    anyone = ApiKeys(())
-    assert anyone.owner(b"") == ""
-    assert anyone.owner(b"Bearer k1") == owners[0]
+    keys = ApiKeys(GatewayConfig(api_keys=(Secret("k1"), Secret("k2"))))
+    callers = [keys.caller(said) for said in (b"Bearer k1", b"bearer k1", b"Bearer k2")]
+    assert callers[0] == callers[1] != callers[2]
+    assert "k1" not in str(callers)
+    assert [keys.caller(said) for said in (b"", b"Bearer k", b"Bearer k12", b"k1")] == [None] * 4
+    anyone = ApiKeys(GatewayConfig())
+    assert anyone.caller(b"") == Caller(tenant="", operator=True)
+    assert callers[0] is not None
+    assert anyone.caller(b"Bearer k1") == Caller(tenant=callers[0].tenant, operator=True)
 
 
 async def test_keys_are_accepted_as_the_standard_has_them() -> None:

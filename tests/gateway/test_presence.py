@@ -32,7 +32,7 @@ from tests.gateway.test_http import CHAT, post
 
 
 async def test_a_newer_stream_of_an_agent_takes_over() -> None:
-    async with fleet() as it, Agent(it.addresses.grpc) as newer:
+    async with fleet() as it, Agent(it.addresses.agents) as newer:
         await soon(lambda: it.agent.status is grpc.StatusCode.ABORTED)
         it.solver.on_arrival = newer.pull
         newer.answer("x")
@@ -54,7 +54,7 @@ async def test_a_newer_stream_of_an_agent_takes_over() -> None:
 async def test_a_stream_that_breaks_the_protocol_is_ended(
     events: list[work_pb.WorkEvent], code: grpc.StatusCode
 ) -> None:
-    async with running(config()) as (_, at), grpc.aio.insecure_channel(at.grpc) as channel:
+    async with running(config()) as (_, at), grpc.aio.insecure_channel(at.agents) as channel:
         call = work_grpc.WorkServiceStub(channel).Work()
         await call.write(work_pb.WorkRequest(events=events))
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -74,7 +74,7 @@ async def test_a_silent_agent_is_left_and_its_work_goes_on_elsewhere(
         await soon(lambda: it.agent.status is grpc.StatusCode.UNAVAILABLE)
         await soon(lambda: it.solver.heard(m.Returned))
         monkeypatch.undo()
-        async with Agent(it.addresses.grpc, "agent-1") as other:
+        async with Agent(it.addresses.agents, "agent-1") as other:
             other.pull(payload.id)
             other.say(await other.payload(), "after", finish="stop")
             _, answer, _ = await asked
@@ -94,7 +94,7 @@ async def test_a_new_solver_hears_everything() -> None:
         solving(solver) as address,
         running(config(solver=address)) as (_, at),
         Client(at.grpc) as stub,
-        Agent(at.grpc) as agent,
+        Agent(at.agents) as agent,
     ):
         ids = []
         for _ in range(2):
@@ -150,7 +150,7 @@ async def test_durable_requests_survive_a_restart(tmp_path: Path, continued: boo
     async with (
         running(config(store=store)) as (_, at),
         Client(at.grpc) as stub,
-        Agent(at.grpc) as agent,
+        Agent(at.agents) as agent,
     ):
         done = (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
         agent.pull(done)
@@ -163,7 +163,7 @@ async def test_durable_requests_survive_a_restart(tmp_path: Path, continued: boo
     solver = Solver()
     async with solving(solver) as address:
         async with running(config(store=store, solver=address)) as (_, at):
-            survivor = Agent(at.grpc)
+            survivor = Agent(at.agents)
             survivor.running = (m.Attempt(old.id, old.attempt, 1, 0, continued),)
             async with Client(at.grpc) as stub, survivor:
                 await soon(lambda: survivor.joined and solver.heard(m.Arrived))

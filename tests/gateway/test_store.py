@@ -35,7 +35,7 @@ def request(
         arrived_at=arrived_at,
         expires_at=99.0,
         idempotency_key=key,
-        key_owner=owner,
+        owner=owner,
         fingerprint=fingerprint,
     )
 

@@ -93,7 +93,7 @@ async def test_a_broken_stream_is_forgiven_within_the_grace() -> None:
         it.agent.say(payload, "before ")
         await soon(lambda: it.solver.heard(m.FirstToken))
         await it.agent.__aexit__()
-        again = Agent(it.addresses.grpc)
+        again = Agent(it.addresses.agents)
         again.running = (m.Attempt(payload.id, payload.attempt, 1),)
         async with again:
             again.say(payload, "after", finish="stop")
@@ -110,7 +110,7 @@ async def test_a_lost_agents_work_goes_to_another() -> None:
         await soon(lambda: it.solver.heard(m.FirstToken))
         await it.agent.__aexit__()
         await soon(lambda: it.solver.heard(m.Returned))
-        async with Agent(it.addresses.grpc, "agent-1") as other:
+        async with Agent(it.addresses.agents, "agent-1") as other:
             other.pull(payload.id)
             resumed = await other.payload()
             assert resumed.resume_text == "before "
@@ -118,7 +118,7 @@ async def test_a_lost_agents_work_goes_to_another() -> None:
             _, answer, _ = await asked
         assert answer["choices"][0]["message"]["content"] == "before after"
         # The first agent was only slow: what it still sends is refused.
-        late = Agent(it.addresses.grpc)
+        late = Agent(it.addresses.agents)
         late.running = (m.Attempt(payload.id, payload.attempt, 1),)
         async with late:
             await soon(lambda: m.Revoked(payload.id, payload.attempt) in late.orders)
@@ -170,7 +170,7 @@ async def test_a_begun_tool_call_pins_a_stream_to_its_engine(begun: bool) -> Non
 
 
 async def test_pulls_of_taken_and_unknown_requests_are_refused() -> None:
-    async with fleet() as it, Agent(it.addresses.grpc, "agent-1") as other:
+    async with fleet() as it, Agent(it.addresses.agents, "agent-1") as other:
         asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
         payload = await it.agent.payload()
         other.pull(payload.id)
@@ -315,7 +315,7 @@ async def test_a_payload_that_no_message_holds_fails_alone(tmp_path: Path) -> No
     async with (
         running(config(store=store, limits=limits, agent_grace_s=0.0)) as (_, at),
         Client(at.grpc) as stub,
-        Agent(at.grpc) as agent,
+        Agent(at.agents) as agent,
     ):
         agent.answer("fine")
         agent.send(m.Pull((RequestId(large.accepted.id), RequestId(small.accepted.id))))
@@ -337,7 +337,8 @@ async def test_a_port_in_use_is_one_clear_error() -> None:
     from qlm_core.errors import QlmError
 
     async with running(config()) as (_, at):
-        for key, address in (("http_listen", at.http), ("grpc_listen", at.grpc)):
+        taken = {"http_listen": at.http, "grpc_listen": at.grpc, "agents_listen": at.agents}
+        for key, address in taken.items():
             with pytest.raises(QlmError, match=f"gateway.{key}: cannot listen on {address}"):
                 await serve(config(**{key: address}))
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from qlm_core.config import GurobiConfig, SolverConfig
 from qlm_core.planning import Limits, Termination, check, evaluate, greedy, repair
+from qlm_core.secret import Secret
 from solver.backends import BACKENDS, UnknownBackend, available, is_available, warm_up
 from solver.backends.formulation import FORMULATIONS, build
 from solver.backends.order import problem_from_wire, problem_to_wire
@@ -198,7 +199,7 @@ async def test_gurobi_with_a_licence_that_is_too_small(pool: Pool) -> None:
 async def test_gurobi_without_a_licence() -> None:
     if not is_available("gurobi"):
         pytest.skip("gurobipy is not installed")
-    keys = GurobiConfig(access_id="none", secret="none", license="1")
+    keys = GurobiConfig(access_id=Secret("none"), secret=Secret("none"), license=Secret("1"))
     pool = Pool(SolverConfig(gurobi=keys))
     try:
         problem = random_problem(10, groups=5)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from protos import pulse, wire
+from protos.doors import Rejections
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
@@ -73,9 +74,11 @@ async def solver() -> AsyncIterator[grpc.aio.Channel]:
     driver = Driver(config, InlinePlanner(), clock=time.monotonic)
     server = grpc.aio.server()
     gateway_grpc.add_GatewaySessionServiceServicer_to_server(
-        GatewaySessions(driver, limits), server
+        GatewaySessions(driver, limits, Rejections()), server
     )
-    agent_grpc.add_AgentSessionServiceServicer_to_server(AgentSessions(driver, limits), server)
+    agent_grpc.add_AgentSessionServiceServicer_to_server(
+        AgentSessions(driver, limits, Rejections()), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

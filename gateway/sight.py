@@ -1,0 +1,73 @@
+"""What a caller may see and do with requests that are there. Both front doors come through here, with an id from outside.
+
+Another tenant's request is looked for in vain, in the same places and with the same answer as one that never was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.driver import Driver
+from gateway.keys import Caller
+from gateway.live import Live
+from gateway.store import Store, StoredEnd, StoredRequest
+from qlm_core.errors import NotFound, SetAside
+from qlm_core.ledger import Row
+from qlm_core.model import Phase, RequestId
+
+
+class Sight:
+    """The requests of one gateway, for who asks."""
+
+    def __init__(self, driver: Driver, store: Store) -> None:
+        self._driver = driver
+        self._store = store
+
+    def live(self, id: RequestId, caller: Caller) -> Live | None:
+        """An open request, or one whose end is being stored."""
+        live = self._driver.live(id)
+        return live if live is not None and caller.sees(live.request.owner) else None
+
+    def row(self, id: RequestId, caller: Caller) -> Row | None:
+        """The ledger's row of an open request; read only, and only until the next event."""
+        return None if self.live(id, caller) is None else self._driver.ledger.row(id)
+
+    def newest(self, caller: Caller) -> Iterator[Row]:
+        """The rows of open requests, latest submission first; read only, and only until the next event."""
+        ledger = self._driver.ledger
+        if caller.operator:
+            return ledger.newest()
+        rows = map(ledger.row, self._driver.tenants.newest(caller.tenant))
+        return (row for row in rows if row is not None)
+
+    def watch(self, id: RequestId, caller: Caller) -> Live | None:
+        """As `live`, for who is about to show the output to a client."""
+        return None if self.live(id, caller) is None else self._driver.watch(id)
+
+    async def ended(self, id: RequestId, caller: Caller) -> tuple[StoredRequest, StoredEnd]:
+        """How a stored request ended. Raises NotFound, Unavailable, and SetAside for operators.
+
+        Of what cannot be read nobody knows whose it was.
+        """
+        try:
+            found = await self._store.find(id)
+        except SetAside:
+            if caller.operator:
+                raise
+            found = None
+        if found is None or found[1] is None or not caller.sees(found[0].owner):
+            raise NotFound(f"id: no request {id[:64]!r} is known here")
+        return found[0], found[1]
+
+    async def cancel(self, id: RequestId, caller: Caller) -> Phase:
+        """Cancel a request; returns how it ended, now or before. Raises NotFound."""
+        if self.live(id, caller) is None:
+            return (await self.ended(id, caller))[1].record.phase
+        return await self._driver.cancel(id)
+
+    async def settled(self, id: RequestId, caller: Caller) -> None:
+        """Wait until an end that is being stored is stored."""
+        live = self.live(id, caller)
+        if live is not None and live.record is not None:
+            await asyncio.shield(live.ended)
