@@ -18,6 +18,7 @@ import uvloop
 from msgspec.structs import replace
 
 from gateway import keeping
+from gateway.keys import Caller
 from gateway.store import Seen, SqliteStore, StoreClock
 from gateway.store.clock import DOWN_S_MAX
 from protos.qlm.v1 import client_service_pb2 as pb
@@ -34,6 +35,8 @@ from tests.gateway.test_twice import view_of
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "Say hello."}]}).encode()
 DAY_S = 86_400.0
+
+ANYONE = Caller(tenant="", operator=True)
 
 
 def with_store(path: Path, **gateway: Any) -> Config:
@@ -65,7 +68,7 @@ def test_requests_that_expired_while_the_gateway_was_down_are_shed(tmp_path: Pat
             assert gateway.driver.ledger.row(RequestId("in time")) is not None
             for id in ("late", "later"):
                 await soon(lambda id=id: gateway.driver.live(RequestId(id)) is None)
-                _, end = await gateway.driver.ended(RequestId(id))
+                _, end = await gateway._desk.sight.ended(RequestId(id), ANYONE)
                 assert (end.record.phase, end.record.reason) == (
                     Phase.SHED,
                     ShedReason.TTL_EXPIRED.value,
@@ -161,7 +164,7 @@ async def test_a_stepped_clock_neither_deletes_answers_nor_sheds_requests(
     async with running(with_store(path)) as (_, at), Client(at.grpc) as stub:
         done = (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
         open_ = (await stub.Enqueue(pb.EnqueueRequest(request=new()))).accepted.id
-        async with Agent(at.grpc) as agent:
+        async with Agent(at.agents) as agent:
             agent.answer("kept")
             agent.pull(done)
             assert (
