@@ -1,8 +1,16 @@
-"""Tests that need a real vLLM run only when asked for: `pytest -m vllm` or `make test-vllm`."""
+"""What all tests have in common.
+
+Tests that need a real vLLM run only when asked for: `pytest -m vllm` or `make test-vllm`. No property has a deadline: how long
+an example takes says more of what else a machine does than of the code.
+"""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("qlm", deadline=None)
+settings.load_profile("qlm")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
