@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry it out."""
     from qlm import config_file
     from qlm_core.config import Config
+    from qlm_core.config_doors import open_doors
 
     if args.action == "show":
         config = Config() if args.defaults else options.config_of(args)
@@ -33,4 +34,6 @@ def run(args: argparse.Namespace) -> int:
     classes, models = ", ".join(config.slo_classes), ", ".join(config.models)
     agents = ", ".join(agent.name for agent in config.agents) or "none"
     print(f"valid: models {models}; classes {classes}; agents {agents}")
+    for door in open_doors(config):
+        print(f"open, as insecure: true has it: {door.key} {door.address}")
     return 0

@@ -102,6 +102,9 @@ def test_an_open_door_is_refused_by_the_check_and_at_the_start(
             said = capsys.readouterr().err
             assert said.startswith(f"qlm: error: {file}: {key}: 0.0.0.0:{port} can be reached")
             assert said.count("\n") == 1
+    file.write_text(json.dumps(listening("solver.listen", "0.0.0.0:7401") | {"insecure": True}))
+    assert main(["config", "check", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("insecure: true has it: solver.listen 0.0.0.0:7401\n")
 
 
 def test_doors_that_stand_open_on_purpose_are_said_in_the_log(
