@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+import failpoints
 from agents.driver import Driver
 from agents.engines import make_engine
 from agents.gateway_link import GatewayLink
@@ -116,6 +117,7 @@ class Daemon:
         if driver is None:
             return
         driver.post(Drain(driver.now_s() + self._agent.drain_s))
+        failpoints.at("agents.daemon.draining")
         while not driver.drained.is_set():
             if not any(link.connected for link in self.gateways.values()):
                 driver.post(Drain(driver.now_s()))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
+import failpoints
 from agents.engines.base import Engine
 from qlm_core.executor import (
     Abort,
@@ -156,6 +157,7 @@ class Driver:
             if run is not None and run.attempt == event.attempt:
                 self.counts.chunks += 1
                 self.counts.output_tokens += event.tokens
+                failpoints.at("agents.driver.output_came")
                 run.link.put(event)
         elif kind in _LOGGED:
             self._note(event)
@@ -168,6 +170,7 @@ class Driver:
                 self._send(gateway, event)
             case Submit(gateway, job, priority):
                 self.runs[job.id] = Run(job.id, job.attempt, self.links[gateway])
+                failpoints.at("agents.driver.submitting")
                 self.engine.submit(job, priority)
             case Abort(id, attempt):
                 self.engine.abort(id, attempt)
@@ -178,6 +181,7 @@ class Driver:
             case SwapModel(model):
                 log.info("model swap", extra={"model": model})
                 self.counts.swaps += 1
+                failpoints.at("agents.driver.swapping")
                 self.engine.swap(model)
             case Warm(models):
                 self.engine.warm(models)
@@ -185,6 +189,8 @@ class Driver:
                 self.drained.set()
 
     def _send(self, gateway: GatewayId, event: Pull | AttemptEnded | AttemptReturned) -> None:
+        if isinstance(event, AttemptEnded):
+            failpoints.at("agents.driver.engine_done")
         self.links[gateway].put(event)
         match event:
             case Pull(ids):

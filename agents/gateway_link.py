@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
+import failpoints
 from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
@@ -32,6 +33,7 @@ from qlm_core.messages import (
     Chunk,
     Joined,
     Payload,
+    Pull,
     Revoked,
     WorkEvent,
     WorkHello,
@@ -165,6 +167,7 @@ class GatewayLink:
         try:
             running = self._log.hello()
             await self._send(call, [WorkHello(AgentId(self._agent.name), running)])
+            failpoints.at("agents.gateway_link.hello_sent")
             writer = asyncio.create_task(self._write(call))
             # An agent that reads and cannot write would look well and be mute.
             writer.add_done_callback(lambda done: self._written(done, call))
@@ -190,6 +193,7 @@ class GatewayLink:
             case Joined(going_on):
                 self._joined(going_on)
             case Payload():
+                failpoints.at("agents.gateway_link.payload_came")
                 continued = order.produced_tokens > 0
                 self._log.begin(order.id, order.attempt, continued=continued)
                 evictable = self._driver.engine.evictable(order)
@@ -223,6 +227,7 @@ class GatewayLink:
             events = self._log.take()
             if events:
                 await self._send(call, events)
+                _pass_moments(events)
             if self._closing and not len(self._log):
                 await call.done_writing()
                 return
@@ -271,6 +276,15 @@ class GatewayLink:
         log.warning("attempts given up", extra={"gateway": self.gateway, "reason": reason})
         self._driver.post(GatewayLost(self.gateway, forget=True))
         self._log.clear()
+
+
+def _pass_moments(events: Sequence[WorkEvent]) -> None:
+    """Name what has just been sent."""
+    for event in events:
+        if isinstance(event, Pull):
+            failpoints.at("agents.gateway_link.after_pull")
+        elif isinstance(event, AttemptEnded | AttemptReturned):
+            failpoints.at("agents.gateway_link.end_sent")
 
 
 def _weight(event: WorkEvent) -> int:

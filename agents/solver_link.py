@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import grpc
 
+import failpoints
 from agents.driver import Driver
 from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
 from protos import wire
@@ -113,6 +114,7 @@ class SolverLink:
         pulse.start()
         try:
             await call.write(wire.agent_message_to_wire(self._hello(driver)))
+            failpoints.at("agents.solver_link.joined")
             reporter = asyncio.create_task(self._send_reports(call))
             try:
                 async for message in call:
@@ -124,6 +126,7 @@ class SolverLink:
                     if isinstance(order, Gateways):
                         self._gateways(order)
                     elif isinstance(order, QueueUpdate):
+                        failpoints.at("agents.solver_link.window_came")
                         driver.post(order)
             finally:
                 reporter.cancel()

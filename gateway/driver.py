@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
+import failpoints
 from gateway.answer import BadChunkError
 from gateway.intake import Draft
 from gateway.keeping import Keeper
@@ -125,12 +126,14 @@ class Driver:
             self._arm()
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
+        failpoints.at("gateway.driver.restored")
         self._spawn(self._keeper.sweep())
         self._beat()
 
     async def drain(self) -> None:
         """Take nothing new; wait for what clients wait for, then give the rest up."""
         self._draining = True
+        failpoints.at("gateway.driver.draining")
         waiting = [live.ended for live in self._live.values() if not live.durable]
         if waiting:
             log.info("draining", extra={"requests": len(waiting)})
@@ -222,6 +225,7 @@ class Driver:
                 kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
+        failpoints.at("gateway.driver.request_stored")
         if kept.id == request.id:
             self._enter(
                 request,
@@ -345,6 +349,7 @@ class Driver:
         except BadChunkError as error:
             self.handle(lg.FailAsked(effect.id, str(error)))
             return
+        failpoints.at("gateway.driver.granted")
         self._order(effect.agent, payload)
 
     def _refuse(self, effect: lg.Refuse) -> None:
@@ -359,6 +364,7 @@ class Driver:
     def _deliver(self, effect: lg.Deliver) -> None:
         chunk = effect.chunk
         live = self._live[chunk.id]
+        failpoints.at("gateway.driver.output_counted")
         try:
             live.add(chunk)
         except BadChunkError as error:
@@ -456,7 +462,9 @@ class Driver:
         self._spawn(self._store_end(live, end))
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
+        failpoints.at("gateway.driver.end_recorded")
         kept = await self._keeper.keep_end(end)
+        failpoints.at("gateway.driver.end_stored")
         del self._live[end.id]
         live.record = kept.record
         live.close(kept.record)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import grpc
 
+import failpoints
 from protos import wire
 from protos.doors import Doors
 from protos.identity import SOLVER
@@ -264,3 +265,4 @@ async def _messages(facts: Outbox[GatewayFact]) -> AsyncIterator[pb.GatewaySessi
         for start in range(0, len(batch), FACTS_PER_MESSAGE_MAX):
             part = batch[start : start + FACTS_PER_MESSAGE_MAX]
             yield wire.facts_to_wire(part, loop.time())
+            failpoints.at("gateway.solver_link.announcing")

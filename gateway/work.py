@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+import failpoints
 from gateway.driver import Driver
 from protos import wire
 from protos.doors import Claims, Rejections
@@ -187,6 +188,7 @@ class _Stream:
         if wrong:
             self.refuse(grpc.StatusCode.PERMISSION_DENIED, wrong)
             return
+        failpoints.at("gateway.work.hello_came")
         older = self._streams.get(event.agent)
         if older is not None:
             older.refuse(

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import failpoints
 from qlm.service import READY
 from qlm_core.errors import QlmError, Unavailable
 
@@ -176,6 +177,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), backoff_s)
                 return
             backoff_s = min(2 * backoff_s, BACKOFF_LAST_S)
+            failpoints.at("qlm.supervisor.restarting")
             child.restarts += 1
 
     async def _run_once(self, child: _Child) -> int:

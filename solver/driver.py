@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import failpoints
 from qlm_core.config import Config
 from qlm_core.manager import Manager
 from qlm_core.manager.events import (
@@ -171,6 +172,7 @@ class Driver:
                 backend="none",
                 detail=str(error),
             )
+        failpoints.at("solver.driver.plan_found")
         self.post(PlanFinished(order.solve, result))
 
     def _set_timer(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import msgspec
 
+import failpoints
 from protos import wire
 from protos.doors import Claims, Rejections
 from protos.outbox import Outbox
@@ -189,6 +190,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
                         claims.note("foreign", f"{type(fact).__name__} of another gateway")
                     else:
                         self._driver.post(GatewaySaid(gateway, fact))
+                failpoints.at("solver.sessions.gateway_announcing")
         finally:
             session.outbox.close()
             if gateway is not None and self._open.leave(gateway, session):
@@ -273,6 +275,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         try:
             while orders := await session.outbox.take():
                 now_s = self._driver.now_s()
+                failpoints.at("solver.sessions.window_leaving")
                 for order in merged(orders):
                     yield wire.agent_order_to_wire(order, now_s)
         finally:
@@ -313,6 +316,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         if not hello.profiles:
             raise _invalid("hello.models: empty")
         self._open.enter(hello.agent, session)
+        failpoints.at("solver.sessions.agent_joining")
         self._driver.attach_agent(hello.agent, session)
         self._driver.post(AgentJoined(hello))
         models = [profile.model for profile in hello.profiles]

@@ -15,7 +15,7 @@ from qlm_core import config
 from qlm_core.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("qlm", "qlm_core", "solver", "gateway", "agents", "protos")
+PACKAGES = ("qlm", "qlm_core", "solver", "gateway", "agents", "protos", "failpoints")
 MODULE_LINES_MAX = 500
 HASHED = ("set", "hash")
 OUTSIDE = ("open", "print", "input", "exec", "eval", "breakpoint")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import failpoints
 from gateway.store.base import StoreError
 from qlm_core.errors import kind_and_place
 
@@ -141,7 +142,9 @@ class Jobs:
                 if not connection.in_transaction:
                     _fail(jobs, job.outcome)
                     return
+            failpoints.at("gateway.store.before_commit", sqlite3.OperationalError)
             connection.execute("COMMIT")
+            failpoints.at("gateway.store.after_commit", sqlite3.OperationalError)
         except sqlite3.Error as error:
             _fail(jobs, error)
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import failpoints
 from qlm_core.errors import QlmError
 
 VERSION = 3
@@ -95,6 +96,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         for step in range(version or VERSION, VERSION):
             for statement in _MIGRATIONS[step]:
                 connection.execute(statement)
+                failpoints.at("gateway.store.migrating", sqlite3.OperationalError)
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
