@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test test-vllm fidelity check format protos bench bench-vllm clean
+.PHONY: help run demo-vllm test test-vllm fidelity check format protos bench bench-vllm chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -50,6 +50,9 @@ protos: $(VENV)/.dev ## generate the protocol's code again
 bench: $(VENV)/.dev ## measure the data plane and the core
 	$(BIN)/qlm bench dataplane
 	$(BIN)/qlm bench core
+
+chaos: $(VENV)/.dev ## kill, freeze, cut and fill a real fleet under load, and account for every request (`ARGS=--quick`: five minutes)
+	GRPC_VERBOSITY=NONE $(BIN)/python -m benchmarks.chaos $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -23,6 +23,9 @@ MESSAGE_BYTES_MAX = 16_777_216
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    # A gateway that was started again is found within a second, not within the library's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 Json = dict[str, Any]

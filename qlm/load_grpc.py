@@ -57,7 +57,7 @@ class GrpcTransport:
         self._channel = trust.aio_channel(
             self._address,
             self._ca,
-            [*calls.CHANNEL_OPTIONS, ("grpc.max_reconnect_backoff_ms", 1000)],
+            calls.CHANNEL_OPTIONS,
         )
         try:
             await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)

@@ -1,0 +1,229 @@
+"""Everything that is done to a fleet, by name: how it is inflicted and healed, and what may suffer by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.chaos import clock, disk, moments
+from benchmarks.chaos.bed import AGENTS, ENGINES, LINKS, PARTS, Bed
+
+PAUSES_S = (6.0, 40.0, 120.0)
+# Every peer has noticed a silent link by then, and given it up.
+_SILENT_S = 20.0
+# A process takes so long to start again at most, after which service is whole.
+WHOLE_S = 2.0
+
+
+def nothing_special(_: Path) -> Mapping[str, str]:
+    """The environment of most parts."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is done.
+
+    Attributes:
+        inflict: does it and returns as soon as it is healed.
+        at_once: whether it may come before every kind of request has been answered, as it is armed from the beginning.
+        part: whose first start has variables of its own, "" for none.
+        environment: those variables, by the folder of the fleet.
+        plain_may_fail: whether requests without a key may fail, since their gateway or their connection died.
+        links: whether parts reach each other through proxies.
+        quick: whether it is among those of `--quick`.
+        overrides: of the configuration.
+        seconds: roughly how long it lasts.
+    """
+
+    name: str
+    inflict: Callable[[Bed], Awaitable[None]]
+    at_once: bool = False
+    part: str = ""
+    environment: Callable[[Path], Mapping[str, str]] = nothing_special
+    plain_may_fail: bool = False
+    links: bool = False
+    quick: bool = False
+    overrides: tuple[str, ...] = ()
+    seconds: float = 3.0
+
+
+def catalogue() -> list[Fault]:
+    """All faults, in the order in which they are done."""
+    return [*_kills(), *_pauses(), *_links(), *_disks(), *_clocks(), *_moments()]
+
+
+# --------------------------------------------------------------------------- processes
+
+
+def _kills() -> list[Fault]:
+    sets: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in ("solver", "gateway", "one", "engine-one")
+    }
+    sets |= {"agents": AGENTS, "engines": ENGINES, "everything": (*PARTS, *ENGINES)}
+
+    def kill(names: tuple[str, ...]) -> Callable[[Bed], Awaitable[None]]:
+        return lambda bed: bed.kill_and_wait(*names)
+
+    return [
+        Fault(
+            name=f"kill {name}",
+            inflict=kill(names),
+            plain_may_fail="gateway" in names,
+            quick=name in ("solver", "gateway", "agents"),
+        )
+        for name, names in sets.items()
+    ]
+
+
+def _pauses() -> list[Fault]:
+    sets: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in ("solver", "gateway", "one", "engine-one")
+    }
+    sets |= {"agents": AGENTS, "parts": PARTS, "everything": (*PARTS, *ENGINES)}
+
+    def pause(names: tuple[str, ...], seconds: float) -> Callable[[Bed], Awaitable[None]]:
+        async def inflict(bed: Bed) -> None:
+            for name in names:
+                bed.pause(name)
+            await asyncio.sleep(seconds)
+            for name in names:
+                bed.wake(name)
+
+        return inflict
+
+    return [
+        Fault(
+            name=f"pause {name} {seconds:g} s",
+            inflict=pause(names, seconds),
+            quick=seconds == PAUSES_S[0] and name != "engine-one",
+            seconds=seconds,
+        )
+        for name, names in sets.items()
+        for seconds in PAUSES_S
+    ]
+
+
+# --------------------------------------------------------------------------- links
+
+
+def _links() -> list[Fault]:
+    found = []
+    for link in LINKS:
+        clients = link in ("http", "grpc")
+        found += [
+            Fault(
+                name=f"reset {link}",
+                inflict=_reset(link),
+                links=True,
+                plain_may_fail=clients,
+                quick=link == "agents-gateway",
+            ),
+            Fault(
+                name=f"silence {link} 6 s",
+                inflict=_silence(link, 6.0),
+                links=True,
+                seconds=6.0,
+            ),
+            Fault(
+                name=f"silence {link} {_SILENT_S:g} s",
+                inflict=_silence(link, _SILENT_S),
+                links=True,
+                seconds=_SILENT_S,
+            ),
+            Fault(
+                name=f"silence {link} {_SILENT_S:g} s and reset",
+                inflict=_silence(link, _SILENT_S, reset=True),
+                links=True,
+                plain_may_fail=clients,
+                seconds=_SILENT_S,
+            ),
+        ]
+        if not clients:
+            found += [
+                Fault(
+                    name=f"half silence {link} {_SILENT_S:g} s",
+                    inflict=_silence(link, _SILENT_S, there=False),
+                    links=True,
+                    seconds=_SILENT_S,
+                ),
+                Fault(name=f"flapping {link}", inflict=_flapping(link), links=True, seconds=4.0),
+            ]
+    return found
+
+
+def _reset(link: str) -> Callable[[Bed], Awaitable[None]]:
+    async def inflict(bed: Bed) -> None:
+        bed.proxies[link].reset()
+
+    return inflict
+
+
+def _silence(
+    link: str, seconds: float, *, there: bool = True, reset: bool = False
+) -> Callable[[Bed], Awaitable[None]]:
+    async def inflict(bed: Bed) -> None:
+        proxy = bed.proxies[link]
+        proxy.hold(there=there)
+        await asyncio.sleep(seconds)
+        if reset:
+            proxy.reset()
+        proxy.heal()
+
+    return inflict
+
+
+def _flapping(link: str) -> Callable[[Bed], Awaitable[None]]:
+    async def inflict(bed: Bed) -> None:
+        proxy = bed.proxies[link]
+        proxy.delay(0.05)
+        for _ in range(8):
+            proxy.reset()
+            await asyncio.sleep(0.5)
+        proxy.heal()
+
+    return inflict
+
+
+# --------------------------------------------------------------------------- disks, clocks, moments
+
+
+def _disks() -> list[Fault]:
+    return [
+        Fault(name="full disk 6 s", inflict=disk.full, quick=True, seconds=6.0),
+        Fault(name="locked store 8 s", inflict=disk.locked, quick=True, seconds=8.0),
+        Fault(name="torn write", inflict=disk.torn, plain_may_fail=True),
+        Fault(name="unreadable row", inflict=disk.unreadable, plain_may_fail=True),
+    ]
+
+
+def _clocks() -> list[Fault]:
+    return [
+        Fault(
+            name=f"clock of {part} {hours:+} h",
+            inflict=clock.jump(hours * 3600.0),
+            part=part,
+            environment=clock.variables,
+            overrides=(f"gateway.store.keep_finished_s={clock.KEEP_S:g}",),
+            seconds=clock.WAIT_S,
+        )
+        for part in ("gateway", "solver", "one")
+        for hours in (25, -25)
+    ]
+
+
+def _moments() -> list[Fault]:
+    return [
+        Fault(
+            name=f"{one.action} at {one.moment}",
+            inflict=one.inflict,
+            part=one.part if one.armed_early else "",
+            environment=one.variables,
+            at_once=one.armed_early,
+            plain_may_fail=one.part == "gateway",
+            seconds=8.0 if one.action == "pause" else 3.0,
+        )
+        for one in moments.all_of_them()
+    ]

@@ -1,0 +1,72 @@
+"""What the engines say that they were asked and have sent, read from their log; it knows nothing of the fleet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.chaos.engine import Begun, Left, Line, Sent
+
+_line = msgspec.json.Decoder(Line)
+
+
+class Witness:
+    """Reads the log of the engines. A process that was killed may have left half a line, which says nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def lines(self) -> Iterator[Line]:
+        """All that was written, in order."""
+        if not self._path.exists():
+            return
+        for line in self._path.read_bytes().split(b"\n"):
+            try:
+                yield _line.decode(line)
+            except msgspec.MsgspecError:
+                continue
+
+    def begun(self) -> list[Begun]:
+        """All attempts that came."""
+        return [line for line in self.lines() if isinstance(line, Begun)]
+
+    def wrongly_continued(self) -> list[str]:
+        """Attempts that were told another output than the engines have given."""
+        return [
+            f"attempt {one.attempt} goes on after {one.after} tokens that are not its own"
+            for one in self.begun()
+            if not one.right
+        ]
+
+    def run_twice(self) -> list[str]:
+        """Attempts that came twice."""
+        counts = Counter(one.attempt for one in self.begun())
+        return [f"attempt {id} came {n} times" for id, n in counts.items() if n > 1]
+
+    def run_after_end(self, ended_at: Mapping[str, float]) -> list[str]:
+        """Attempts at a request whose client had its end already, at these times of the day."""
+        return [
+            f"attempt {one.attempt} came after the end of {one.name}"
+            for one in self.begun()
+            if one.name in ended_at and one.at_s > ended_at[one.name]
+        ]
+
+    def never_said(self, answers: Mapping[str, int]) -> list[str]:
+        """Requests of so many tokens that clients have, of which no engine has said some."""
+        said: dict[str, int] = {}
+        for line in self.lines():
+            if isinstance(line, Sent) and line.first <= said.get(line.name, 0) < line.last:
+                said[line.name] = line.last
+        return [
+            f"{name} has {tokens} tokens, of which engines said {said.get(name, 0)} in a row"
+            for name, tokens in answers.items()
+            if said.get(name, 0) < tokens
+        ]
+
+    def still_running(self) -> int:
+        """Attempts of which neither an end nor a hang-up is written down; those of killed engines are among them."""
+        left = {line.attempt: None for line in self.lines() if isinstance(line, Left)}
+        return sum(one.attempt not in left for one in self.begun())
