@@ -28,7 +28,9 @@ ENGINES = ("engine-one", "engine-two")
 # Links by the name of who dials and who is dialled.
 LINKS = ("agents-gateway", "agents-solver", "gateway-solver", "one-engine", "http", "grpc")
 
-_SLOTS = 16
+_NONE: Mapping[str, str] = {}
+# Fewer than there are clients, so that something waits and is planned.
+_SLOTS = 4
 _ENGINE_RESTART_S = 0.5
 _STOP_S = 10.0
 
@@ -67,8 +69,8 @@ class Bed:
 
     # ---------------------------------------------------------------- life
 
-    async def start(self, part: str = "", environment: Mapping[str, str] | None = None) -> None:
-        """Start everything and wait until all of it serves; `part` first, with variables that nobody else gets."""
+    async def start(self, first: Sequence[str] = (), variables: Mapping[str, str] = _NONE) -> None:
+        """Start everything and wait until all of it serves; some parts first, with variables that nobody else gets."""
         for proxy in self.proxies.values():
             await proxy.start()
         await asyncio.gather(*(engine.start() for engine in self._engines.values()))
@@ -76,10 +78,9 @@ class Bed:
         file.write_text(config_file.to_yaml(self.config, redact=False))
         specs = {spec.name: spec for spec in fleet.children(self.config, ["--config", str(file)])}
         self._supervisors = {name: self._supervisor(spec) for name, spec in specs.items()}
-        if part:
-            with self.environment(environment or {}):
-                await self._supervisors[part].__aenter__()
-        others = [one for name, one in self._supervisors.items() if name != part]
+        with self.environment(variables):
+            await asyncio.gather(*(self._supervisors[name].__aenter__() for name in first))
+        others = [one for name, one in self._supervisors.items() if name not in first]
         await asyncio.gather(*(one.__aenter__() for one in others))
 
     async def stop(self) -> None:
@@ -156,7 +157,7 @@ class Bed:
 
     @contextlib.contextmanager
     def environment(self, variables: Mapping[str, str]) -> Iterator[None]:
-        """What is started while the block runs has these variables, which it keeps, but not who is started after it."""
+        """What is started while the block runs has these variables; who is started in its place later has not."""
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:
@@ -300,13 +301,13 @@ async def running(
     *,
     links: bool = False,
     overrides: Sequence[str] = (),
-    part: str = "",
-    environment: Mapping[str, str] | None = None,
+    first: Sequence[str] = (),
+    variables: Mapping[str, str] = _NONE,
 ) -> AsyncIterator[Bed]:
     """A fleet while the block runs."""
     bed = Bed(folder, links=links, overrides=overrides)
     try:
-        await bed.start(part, environment)
+        await bed.start(first, variables)
         yield bed
     finally:
         await bed.stop()

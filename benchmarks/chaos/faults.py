@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.chaos import clock, disk, moments
 from benchmarks.chaos.bed import AGENTS, ENGINES, LINKS, PARTS, Bed
+from benchmarks.chaos.moments import Moment
+from failpoints import VARIABLE
 
 PAUSES_S = (6.0, 40.0, 120.0)
 # Every peer has noticed a silent link by then, and given it up.
@@ -17,8 +19,7 @@ _SILENT_S = 20.0
 WHOLE_S = 2.0
 
 
-def nothing_special(_: Path) -> Mapping[str, str]:
-    """The environment of most parts."""
+def _nothing(_: Path) -> Mapping[str, str]:
     return {}
 
 
@@ -29,8 +30,8 @@ class Fault:
     Attributes:
         inflict: does it and returns as soon as it is healed.
         at_once: whether it may come before every kind of request has been answered, as it is armed from the beginning.
-        part: whose first start has variables of its own, "" for none.
-        environment: those variables, by the folder of the fleet.
+        parts: whose first start has variables of their own.
+        variables: those, by the folder of the fleet.
         plain_may_fail: whether requests without a key may fail, since their gateway or their connection died.
         links: whether parts reach each other through proxies.
         quick: whether it is among those of `--quick`.
@@ -41,8 +42,8 @@ class Fault:
     name: str
     inflict: Callable[[Bed], Awaitable[None]]
     at_once: bool = False
-    part: str = ""
-    environment: Callable[[Path], Mapping[str, str]] = nothing_special
+    parts: tuple[str, ...] = ()
+    variables: Callable[[Path], Mapping[str, str]] = _nothing
     plain_may_fail: bool = False
     links: bool = False
     quick: bool = False
@@ -84,26 +85,24 @@ def _pauses() -> list[Fault]:
     }
     sets |= {"agents": AGENTS, "parts": PARTS, "everything": (*PARTS, *ENGINES)}
 
-    def pause(names: tuple[str, ...], seconds: float) -> Callable[[Bed], Awaitable[None]]:
-        async def inflict(bed: Bed) -> None:
-            for name in names:
-                bed.pause(name)
-            await asyncio.sleep(seconds)
-            for name in names:
-                bed.wake(name)
-
-        return inflict
-
     return [
-        Fault(
-            name=f"pause {name} {seconds:g} s",
-            inflict=pause(names, seconds),
-            quick=seconds == PAUSES_S[0] and name != "engine-one",
-            seconds=seconds,
-        )
+        pause(name, names, seconds, quick=seconds == PAUSES_S[0] and name != "engine-one")
         for name, names in sets.items()
         for seconds in PAUSES_S
     ]
+
+
+def pause(name: str, names: Sequence[str], seconds: float, *, quick: bool = False) -> Fault:
+    """Parts frozen together for a while."""
+
+    async def inflict(bed: Bed) -> None:
+        for part in names:
+            bed.pause(part)
+        await asyncio.sleep(seconds)
+        for part in names:
+            bed.wake(part)
+
+    return Fault(name=f"pause {name} {seconds:g} s", inflict=inflict, quick=quick, seconds=seconds)
 
 
 # --------------------------------------------------------------------------- links
@@ -204,8 +203,8 @@ def _clocks() -> list[Fault]:
         Fault(
             name=f"clock of {part} {hours:+} h",
             inflict=clock.jump(hours * 3600.0),
-            part=part,
-            environment=clock.variables,
+            parts=(part,),
+            variables=clock.variables,
             overrides=(f"gateway.store.keep_finished_s={clock.KEEP_S:g}",),
             seconds=clock.WAIT_S,
         )
@@ -216,14 +215,30 @@ def _clocks() -> list[Fault]:
 
 def _moments() -> list[Fault]:
     return [
-        Fault(
-            name=f"{one.action} at {one.moment}",
-            inflict=one.inflict,
-            part=one.part if one.armed_early else "",
-            environment=one.variables,
-            at_once=one.armed_early,
-            plain_may_fail=one.part == "gateway",
-            seconds=8.0 if one.action == "pause" else 3.0,
+        met(
+            one, name=f"{one.action} at {one.moment}", seconds=8.0 if one.action == "pause" else 3.0
         )
         for one in moments.all_of_them()
     ]
+
+
+def met(*chosen: Moment, name: str, seconds: float = 3.0) -> Fault:
+    """Moments of several parts, one of each, met in one fleet."""
+    early = [one for one in chosen if one.armed_early]
+    rules = {VARIABLE: ";".join(one.rule for one in early)} if early else {}
+
+    async def inflict(bed: Bed) -> None:
+        await asyncio.gather(*(one.inflict(bed) for one in early))
+        for one in chosen:
+            if not one.armed_early:
+                await one.inflict(bed)
+
+    return Fault(
+        name=name,
+        inflict=inflict,
+        parts=tuple(one.part for one in early),
+        variables=lambda _: rules,
+        at_once=bool(early),
+        plain_may_fail=any(one.part == "gateway" for one in chosen),
+        seconds=seconds,
+    )

@@ -12,21 +12,27 @@ from benchmarks.chaos.bed import until
 from benchmarks.chaos.clients import Asked, Clients, Fate, Kind
 
 # Of the answers, in turn: short ones end while a fault lasts, long ones are in the middle when it comes.
-_TOKENS = (10, 40, 20, 200)
+_TOKENS = (10, 40, 20, 100)
 _THINK_S = 0.05
 _PROBE_TOKENS = 3
-_PROBE_EVERY_S = 0.2
+_PROBE_AGAIN_S = 0.2
+_PROBE_AGAIN_S_MAX = 3.0
 
 
 class Load:
     """Keeps clients busy until it is told to stop.
 
+    Args:
+        name: begins the names of its requests, which no other load may have.
+        of_each: clients of each kind.
+
     Attributes:
         asked: every request so far, probes included.
     """
 
-    def __init__(self, clients: Clients, *, of_each: int = 2) -> None:
+    def __init__(self, clients: Clients, name: str, *, of_each: int = 2) -> None:
         self.asked: list[Asked] = []
+        self._name = name
         self._clients = clients
         self._of_each = of_each
         self._numbers = itertools.count(1)
@@ -49,8 +55,9 @@ class Load:
     async def recovered(self, patience_s: float) -> float:
         """Seconds from now until a fresh request of each kind was answered; infinite after `patience_s`.
 
-        A new one of each kind is sent again and again, since an earlier one may hang.
+        A new one of each kind is sent again and again, more and more rarely, since an earlier one may hang.
         """
+        again_s = _PROBE_AGAIN_S
         began_s = time.monotonic()
         first = len(self.asked)
         try:
@@ -58,8 +65,9 @@ class Load:
                 while missing := [kind for kind in Kind if not self._answered(kind, first)]:
                     self._probes += [asyncio.create_task(self._probe(kind)) for kind in missing]
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_PROBE_EVERY_S):
+                        async with asyncio.timeout(again_s):
                             await until(lambda: all(self._answered(k, first) for k in Kind))
+                    again_s = min(1.5 * again_s, _PROBE_AGAIN_S_MAX)
         except TimeoutError:
             return inf
         return time.monotonic() - began_s
@@ -98,7 +106,7 @@ class Load:
         await self._ask(kind, _PROBE_TOKENS, "probe")
 
     async def _ask(self, kind: Kind, tokens: int, why: str) -> None:
-        name = f"{why} {next(self._numbers)} {kind.value}"
+        name = f"{self._name}: {why} {next(self._numbers)} {kind.value}"
         asked = Asked(kind=kind, name=name, tokens=tokens)
         self.asked.append(asked)
         await self._clients.follow(asked)

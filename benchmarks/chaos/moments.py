@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.chaos.bed import Bed
 from failpoints import VARIABLE
@@ -17,7 +16,7 @@ _UNDER_LOAD = {
     "gateway.store.after_commit": 12,
     "gateway.driver.request_stored": 6,
     "gateway.driver.granted": 10,
-    "gateway.driver.output_counted": 150,
+    "gateway.driver.output_counted": 100,
     "gateway.driver.end_recorded": 6,
     "gateway.driver.end_stored": 6,
     "agents.gateway_link.after_pull": 5,
@@ -26,7 +25,7 @@ _UNDER_LOAD = {
     "agents.driver.submitting": 6,
     "agents.driver.output_came": 100,
     "agents.driver.engine_done": 6,
-    "solver.driver.plan_found": 3,
+    "solver.driver.plan_found": 2,
     "solver.sessions.window_leaving": 40,
 }
 # Those that a starting process meets, so that it is killed first.
@@ -70,17 +69,19 @@ class Moment:
         """Whether the fleet's first start arms it."""
         return not self.starting
 
-    def variables(self, _: Path | None = None) -> dict[str, str]:
+    @property
+    def rule(self) -> str:
         """What arms it."""
-        return {VARIABLE: f"{self.moment}={self.action}@{self.nth}"}
+        return f"{self.moment}={self.action}@{self.nth}"
 
     async def inflict(self, bed: Bed) -> None:
         """Have it met; back when its process serves again."""
         said = f"failpoint {self.moment}: {self.action}"
-        # The fleet is a new one, so that every start but the first counts.
-        restarts = self.starting + (self.action == "kill")
+        # What is armed early may be met before this is called, in a fleet that is new then.
+        before = bed.restarts(self.part) if self.starting else 0
+        restarts = before + self.starting + (self.action == "kill")
         if self.starting:
-            with bed.environment(self.variables()):
+            with bed.environment({VARIABLE: self.rule}):
                 bed.kill(self.part)
                 await bed.until_said(said)
         elif self.stopping:

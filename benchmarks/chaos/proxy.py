@@ -29,15 +29,10 @@ class _Way:
 
 
 class Proxy:
-    """Listens at an address of its own and passes on to `target`.
-
-    Attributes:
-        connections: how many came so far.
-    """
+    """Listens at an address of its own and passes on to `target`."""
 
     def __init__(self, listen: str, target: str) -> None:
         self.listen = listen
-        self.connections = 0
         self._target = target
         self._there, self._back = _Way(), _Way()
         self._open: dict[asyncio.StreamWriter, None] = {}
@@ -88,7 +83,6 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks[task] = None
-        self.connections += 1
         try:
             async with self._kept(writer):
                 await self._there.free.wait()

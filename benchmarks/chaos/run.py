@@ -75,18 +75,21 @@ async def run(fault: Fault, folder: Path | None = None) -> Row:
 
 
 async def _run(fault: Fault, folder: Path) -> Row:
+    async with running(
+        folder,
+        links=fault.links,
+        overrides=fault.overrides,
+        first=fault.parts,
+        variables=fault.variables(folder),
+    ) as bed:
+        return await harm(bed, fault)
+
+
+async def harm(bed: Bed, fault: Fault) -> Row:
+    """Do a fault to a fleet that runs, and judge all that was asked of it meanwhile."""
     row = Row(fault=fault.name)
-    async with (
-        running(
-            folder,
-            links=fault.links,
-            overrides=fault.overrides,
-            part=fault.part,
-            environment=fault.environment(folder),
-        ) as bed,
-        Clients(bed.http, bed.grpc) as clients,
-    ):
-        load = Load(clients)
+    async with Clients(bed.http, bed.grpc) as clients:
+        load = Load(clients, fault.name)
         load.start()
         try:
             await _inflict(row, fault, bed, load)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.chaos.engine import Begun, Left, Line, Sent
+from benchmarks.chaos.engine import Begun, Line, Sent
 
 _line = msgspec.json.Decoder(Line)
 
@@ -65,8 +65,3 @@ class Witness:
             for name, tokens in answers.items()
             if said.get(name, 0) < tokens
         ]
-
-    def still_running(self) -> int:
-        """Attempts of which neither an end nor a hang-up is written down; those of killed engines are among them."""
-        left = {line.attempt: None for line in self.lines() if isinstance(line, Left)}
-        return sum(one.attempt not in left for one in self.begun())

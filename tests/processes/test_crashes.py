@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import failpoints
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import types_pb2 as types
 from qlm import config_file, fleet
@@ -76,6 +77,25 @@ async def test_streams_go_on_when_their_agent_is_killed(
         for answer in client.answers:
             assert_whole(answer)
             assert (answer.streams, answer.breaks) == (1, [])
+
+
+async def test_requests_of_both_models_end_when_their_agent_dies_in_a_swap(
+    tmp_path: Path, connect: Callable[[str], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = "agents=[{name: one, gpu: a100, models: [mistral-7b, vicuna-13b]}]"
+    config = fleet.temporary_config(tmp_path, [agents, "agents.*.engine.sim.time_scale=10"])
+    monkeypatch.setenv(failpoints.VARIABLE, "agents.driver.swapping=kill")
+    async with fleet.running(config, tmp_path) as running:
+        # The agent that is started next lives on.
+        monkeypatch.delenv(failpoints.VARIABLE)
+        client = connect(config.gateway.grpc_listen)
+        requests = [new_request(number, 30) for number in range(8)]
+        for request in requests[::2]:
+            request.model = "vicuna-13b"
+        await client.run(requests)
+        for answer in client.answers:
+            assert_whole(answer)
+        assert running.supervisor.restarts("one") == 1
 
 
 def parts(config: Config, folder: Path) -> tuple[Supervisor, Supervisor]:

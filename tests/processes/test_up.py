@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import failpoints
 from qlm import config_file, fleet
 from qlm_core.config import Config
 
@@ -82,6 +83,18 @@ def test_nothing_is_left_behind(number: signal.Signals, tmp_path: Path) -> None:
         os.kill(process.pid, number)
         status = process.wait(WAIT_S)
         assert status == (0 if number is not signal.SIGKILL else -number)
+        assert wait_until_gone(family) == []
+
+
+def test_nothing_is_left_behind_when_it_dies_before_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "qlm.supervisor.restarting=kill")
+    with up(write(fleet.temporary_config(tmp_path, [AGENTS]), tmp_path)) as process:
+        family = children(process.pid)
+        victim = next(pid for pid in family if alive(pid))
+        os.kill(victim, signal.SIGKILL)
+        assert process.wait(WAIT_S) == -signal.SIGKILL
         assert wait_until_gone(family) == []
 
 
