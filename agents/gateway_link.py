@@ -14,7 +14,7 @@ import grpc
 
 import failpoints
 from agents.driver import Driver
-from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
+from agents.streams import WRITTEN, Backoff, begin, is_takeover, open_channel, reason_of
 from protos import wire
 from protos.doors import Doors
 from protos.identity import Part, Role
@@ -137,9 +137,9 @@ class GatewayLink:
                 try:
                     stub = work_grpc.WorkServiceStub(channel)
                     await self._session(stub.Work(WRITTEN, metadata=self._doors.metadata))
-                except (grpc.aio.AioRpcError, wire.WireError) as error:
+                except (grpc.aio.AioRpcError, TimeoutError, wire.WireError) as error:
                     taken_over = is_takeover(error)
-                    said = {"gateway": self.gateway, "reason": _reason(error)}
+                    said = {"gateway": self.gateway, "reason": reason_of(error)}
                     if self.connected:
                         log.warning("gateway stream broke", extra=said)
                     elif backoff.worth_telling():
@@ -166,7 +166,8 @@ class GatewayLink:
         pulse.start()
         try:
             running = self._log.hello()
-            await self._send(call, [WorkHello(AgentId(self._agent.name), running)])
+            hello = WorkHello(AgentId(self._agent.name), running)
+            await begin(call, wire.work_to_wire([hello]))
             failpoints.at("agents.gateway_link.hello_sent")
             writer = asyncio.create_task(self._write(call))
             # An agent that reads and cannot write would look well and be mute.
@@ -300,9 +301,3 @@ def _weight(event: WorkEvent) -> int:
     if isinstance(event, WorkHello):
         return _EVENT_BYTES * (1 + len(event.running))
     return _EVENT_BYTES
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error)

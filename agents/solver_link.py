@@ -14,7 +14,7 @@ import grpc
 
 import failpoints
 from agents.driver import Driver
-from agents.streams import WRITTEN, Backoff, is_takeover, open_channel
+from agents.streams import WRITTEN, Backoff, begin, is_takeover, open_channel, reason_of
 from protos import wire
 from protos.doors import Doors
 from protos.identity import SOLVER
@@ -83,9 +83,9 @@ class SolverLink:
                     await self._session(
                         stub.AgentSession(WRITTEN, metadata=self._doors.metadata), driver
                     )
-                except grpc.aio.AioRpcError as error:
+                except (grpc.aio.AioRpcError, TimeoutError) as error:
                     taken_over = is_takeover(error)
-                    reason = f"{error.code().name}: {error.details()}"
+                    reason = reason_of(error)
                     if self.connected:
                         log.warning("solver session broke", extra={"reason": reason})
                     elif backoff.worth_telling():
@@ -113,7 +113,7 @@ class SolverLink:
         pulse = Pulse(_nothing, on_silence=lambda: self._silence(call))
         pulse.start()
         try:
-            await call.write(wire.agent_message_to_wire(self._hello(driver)))
+            await begin(call, wire.agent_message_to_wire(self._hello(driver)))
             failpoints.at("agents.solver_link.joined")
             reporter = asyncio.create_task(self._send_reports(call))
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 
 from protos.doors import Doors
 from protos.identity import Part
+from qlm_core.presence import SILENCE_S
 
 _FIRST_RETRY_S = 0.05
 
@@ -31,9 +33,32 @@ def open_channel(
     )
 
 
+async def begin(call: Any, hello: Any) -> None:
+    """Send the first message of a stream.
+
+    A frozen peer takes a connection and no call. Cancelling does not end a write on such a call, so that the stream's
+    pulse could not either.
+
+    Raises:
+        TimeoutError: nobody took it for as long as a peer may be silent.
+    """
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            await call.write(hello)
+    except TimeoutError:
+        raise TimeoutError(f"nobody took the hello within {SILENCE_S:g} s") from None
+
+
 def is_takeover(error: Exception) -> bool:
     """Whether a peer has left this stream for another of the same name."""
     return isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.ABORTED
+
+
+def reason_of(error: Exception) -> str:
+    """Why a stream broke, for the log."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)
 
 
 class Backoff:

@@ -11,7 +11,7 @@ import aiohttp
 import grpc
 import pytest
 
-from agents import serve
+from agents import serve, streams
 from agents.engines.sim import token_text
 from agents.streams import Backoff
 from protos import pulse
@@ -21,7 +21,7 @@ from qlm_core.messages import Gateways
 from qlm_core.model import GatewayId
 from tests.agents.fake_vllm import FakeServer
 from tests.agents.harness import free_ports, serving
-from tests.agents.peers import Peers
+from tests.agents.peers import WAIT_S, Peers
 
 
 def config_for(peers: Peers, **agent: object) -> Config:
@@ -212,6 +212,36 @@ async def test_a_peer_that_falls_silent_is_dialled_again(
         silent.mute = False
         await peers.gateway.until(lambda: "r" in peers.gateway.ended)
         assert peers.gateway.text("r") == expected("r", 300)
+
+
+@pytest.mark.parametrize("peer", ["solver", "gateway"])
+async def test_a_peer_that_takes_connections_and_no_calls_is_dialled_again(
+    peers: Peers, peer: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It is frozen from before the agent dials: its host answers for it, and nobody else does."""
+    monkeypatch.setattr(streams, "SILENCE_S", 0.2)
+    connections: list[asyncio.StreamWriter] = []
+    third = asyncio.Event()
+
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        if len(connections) == 3:
+            third.set()
+
+    await peers.stop(peer)
+    host, _, port = peers.address(peer).rpartition(":")
+    frozen = await asyncio.start_server(take, host, int(port))
+    async with agent(config_for(peers)):
+        if peer == "gateway":
+            await begin(peers)
+        async with asyncio.timeout(WAIT_S):
+            await third.wait()
+        frozen.close()
+        for writer in connections:
+            writer.transport.abort()
+        await peers.start(peer)
+        await begin(peers, "r")
+        await peers.gateway.until(lambda: "r" in peers.gateway.ended)
 
 
 async def test_attempts_of_a_gateway_that_stays_away_are_given_up(peers: Peers):
