@@ -183,7 +183,6 @@ class Bed:
                 "name": name,
                 "gpu": "a100",
                 "models": [script.MODEL],
-                "reconnect_s_max": 0.5,
                 "engine": {
                     "kind": "openai",
                     "openai": {

@@ -91,8 +91,9 @@ class Proxy:
                 async with self._kept(target_writer), asyncio.TaskGroup() as group:
                     group.create_task(_pass_on(reader, target_writer, self._there))
                     group.create_task(_pass_on(target_reader, writer, self._back))
-        except* (OSError, asyncio.CancelledError):
-            # A link that cannot be made or kept looks to both ends like what it is: a reset.
+        except* (OSError, RuntimeError, asyncio.CancelledError):
+            # A link that cannot be made or kept looks to both ends like what it is: a reset. RuntimeError is uvloop's word
+            # for a connection that is closed already.
             _reset(writer)
         finally:
             del self._tasks[task]
@@ -118,8 +119,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, w
         writer.write(block)
         await writer.drain()
     await way.free.wait()
-    if not writer.transport.is_closing():
-        writer.write_eof()
+    writer.write_eof()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -47,12 +47,19 @@ class Witness:
         return [f"attempt {id} came {n} times" for id, n in counts.items() if n > 1]
 
     def run_after_end(self, ended_at: Mapping[str, float]) -> list[str]:
-        """Attempts at a request whose client had its end already, at these times of the day."""
-        return [
-            f"attempt {one.attempt} came after the end of {one.name}"
-            for one in self.begun()
-            if one.name in ended_at and one.at_s > ended_at[one.name]
-        ]
+        """Attempts at a request whose client had its end already, at these times of the day.
+
+        One that a later attempt has overtaken was granted before the end, to an agent that was frozen or cut off meanwhile.
+        """
+        found = []
+        latest: dict[str, int] = {}
+        for one in self.begun():
+            number = int(one.attempt.rpartition("-")[2])
+            overtaken = number < latest.get(one.name, 0)
+            latest[one.name] = max(number, latest.get(one.name, 0))
+            if one.name in ended_at and one.at_s > ended_at[one.name] and not overtaken:
+                found.append(f"attempt {one.attempt} came after the end of {one.name}")
+        return found
 
     def never_said(self, answers: Mapping[str, int]) -> list[str]:
         """Requests of so many tokens that clients have, of which no engine has said some."""

@@ -64,6 +64,11 @@ def test_work_after_the_end_is_seen(tmp_path: Path) -> None:
     assert seen.run_after_end({"n": 5.0}) == ["attempt n-2 came after the end of n"]
 
 
+def test_an_attempt_that_was_overtaken_may_come_late(tmp_path: Path) -> None:
+    seen = witness(tmp_path, begun("n-2"), begun("n-1", at_s=6.0), begun("n-3", at_s=7.0))
+    assert seen.run_after_end({"n": 5.0}) == ["attempt n-3 came after the end of n"]
+
+
 def test_tokens_that_no_engine_said_are_seen(tmp_path: Path) -> None:
     seen = witness(tmp_path, begun("n-1"), sent("n-1", 0, 1), sent("n-1", 2, 3))
     assert seen.never_said({"n": 3}) == ["n has 3 tokens, of which engines said 1 in a row"]
