@@ -168,6 +168,14 @@ class Clients:
         response = standing.response or {"choices": [{"text": ""}]}
         return standing.phase, response["choices"][0]["text"]
 
+    async def left_over(self) -> list[str]:
+        """What the gateway and the solver hold, in words; nothing once all requests have ended. Raises QlmError."""
+        found = [f"the gateway holds {one.id}" async for one in self._client.open_requests()]
+        view = await self._client.queues()
+        return found + [
+            f"the solver holds {view[name]} {name}" for name in ("waiting", "held") if view[name]
+        ]
+
     async def _again(self, asked: Asked, once: Any) -> None:
         """Ask until there is an end."""
         while asked.fate is Fate.OPEN:

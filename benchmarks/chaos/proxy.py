@@ -125,7 +125,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, w
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close a connection so that its peer is told of a reset."""
     sock = writer.get_extra_info("socket")
-    if sock is not None:
+    if sock is not None and not writer.transport.is_closing():
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
     writer.transport.abort()

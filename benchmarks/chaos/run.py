@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +24,8 @@ _RECOVERY_S = 30.0
 _AFTER_S = 1.5
 _PATIENCE_S = 30.0
 _NOTES_MAX = 12
+_SETTLE_TRIES = 20
+_SETTLE_S = 0.2
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -36,7 +36,7 @@ class Row(msgspec.Struct, kw_only=True):
         lost: durable requests whose record is not a finished one, and plain ones that failed where they may not.
         duplicated: requests under two ids, attempts that ran twice, and attempts after the end.
         wrong: requests whose text or record differs from what the engine says.
-        hung: requests without an end long after the fault was healed.
+        hung: requests without an end long after the fault was healed, and what is still held when all have ended.
         silence_s: the longest time that a client waited for a byte.
         recovery_s: from healing until a fresh request of each kind was answered; None if it never was.
         notes: what was found, in words.
@@ -124,8 +124,8 @@ async def _judge(
     row.silence_s = max((one.silent_s() for one in asked), default=0.0)
     for one in asked:
         await _judge_one(row, fault, clients, one)
-    keys = Counter(one.name for one in asked if len(one.ids) > 1 and one.kind.durable)
-    _count(row, "duplicated", [f"{name} was accepted under several ids" for name in keys])
+    twice = [one.name for one in asked if len(one.ids) > 1 and one.kind.durable]
+    _count(row, "duplicated", [f"{name} was accepted under several ids" for name in twice])
     over = {one.name: one.ended_at for one in asked if one.fate is Fate.FINISHED}
     whole = {one.name: one.tokens for one in asked if one.fate is Fate.FINISHED}
     witness = bed.witness
@@ -135,6 +135,22 @@ async def _judge(
     _count(row, "wrong", witness.never_said(whole))
     durable = [one for one in asked if one.kind.durable and one.ids]
     _count(row, "lost", await asyncio.to_thread(_unlike_store, bed, durable))
+    if not row.hung:
+        _count(row, "hung", await _left_over(clients))
+
+
+async def _left_over(clients: Clients) -> list[str]:
+    """What gateway and solver still hold though every client has its end; a moment is given for the last facts to travel."""
+    found: list[str] = []
+    for _ in range(_SETTLE_TRIES):
+        try:
+            found = await clients.left_over()
+        except QlmError as error:
+            found = [f"the fleet does not say what it holds: {error}"]
+        if not found:
+            break
+        await asyncio.sleep(_SETTLE_S)
+    return found
 
 
 async def _judge_one(row: Row, fault: Fault, clients: Clients, one: Asked) -> None:
@@ -183,5 +199,4 @@ def _unlike_store(bed: Bed, durable: Sequence[Asked]) -> list[str]:
 def _count(row: Row, column: str, found: Sequence[str]) -> None:
     """Add to a column, and say why as long as there is room."""
     setattr(row, column, getattr(row, column) + len(found))
-    stamp = time.strftime("%H:%M:%S")
-    row.notes += [f"{column}: {what} [{stamp}]" for what in found[: _NOTES_MAX - len(row.notes)]]
+    row.notes += [f"{column}: {what}" for what in found[: _NOTES_MAX - len(row.notes)]]
