@@ -21,6 +21,7 @@ from benchmarks.chaos.witness import Witness
 from qlm import config_file, fleet, ports
 from qlm.supervisor import ChildSpec, Supervisor
 from qlm_core.config import Config
+from qlm_core.errors import QlmError
 
 AGENTS = ("one", "two")
 PARTS = ("solver", "gateway", *AGENTS)
@@ -33,6 +34,7 @@ _NONE: Mapping[str, str] = {}
 _SLOTS = 4
 _ENGINE_RESTART_S = 0.5
 _STOP_S = 10.0
+_START_TRIES = 3
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -304,9 +306,29 @@ async def running(
     variables: Mapping[str, str] = _NONE,
 ) -> AsyncIterator[Bed]:
     """A fleet while the block runs."""
-    bed = Bed(folder, links=links, overrides=overrides)
+    bed = await _started(folder, links, overrides, first, variables)
     try:
-        await bed.start(first, variables)
         yield bed
     finally:
         await bed.stop()
+
+
+async def _started(
+    folder: Path,
+    links: bool,
+    overrides: Sequence[str],
+    first: Sequence[str],
+    variables: Mapping[str, str],
+) -> Bed:
+    """A fleet that serves; another one where somebody has taken one of its addresses meanwhile. Raises QlmError."""
+    for tries_left in reversed(range(_START_TRIES)):
+        bed = Bed(folder, links=links, overrides=overrides)
+        try:
+            await bed.start(first, variables)
+        except QlmError:
+            await bed.stop()
+            if not tries_left:
+                raise
+        else:
+            return bed
+    raise AssertionError
