@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chaos.faults import WHOLE_S, Fault, catalogue
+from benchmarks.chaos.faults import ENGINE_WHOLE_S, WHOLE_S, Fault, catalogue
 from benchmarks.chaos.run import Row, run
 
 # Starting, settling and stopping, beside what a fault takes itself.
@@ -97,7 +97,8 @@ def _print_table(rows: Sequence[Row]) -> None:
     Console(width=140).print(table)
     print(
         "Each durable request must have one recorded end and the exact text, and service must be whole "
-        f"{WHOLE_S:g} s after a fault is healed.\n`failed` counts requests without a key whose gateway or connection died."
+        f"{WHOLE_S:g} s after a fault is healed,\n{ENGINE_WHOLE_S:g} s after one of an engine. "
+        "`failed` counts requests without a key whose gateway or connection died."
     )
 
 

@@ -15,8 +15,10 @@ from failpoints import VARIABLE
 PAUSES_S = (6.0, 40.0, 120.0)
 # Every peer has noticed a silent link by then, and given it up.
 _SILENT_S = 20.0
-# A process takes so long to start again at most, after which service is whole.
+# Service is whole so long after a fault is healed.
 WHOLE_S = 2.0
+# An agent looks for a server that was down every `reconnect_s_max`, which is 2 s, and meanwhile others have all its work.
+ENGINE_WHOLE_S = 4.0
 
 
 def _nothing(_: Path) -> Mapping[str, str]:
@@ -36,6 +38,7 @@ class Fault:
         links: whether parts reach each other through proxies.
         quick: whether it is among those of `--quick`.
         overrides: of the configuration.
+        whole_s: how soon after it is healed service is to be whole.
         seconds: roughly how long it lasts.
     """
 
@@ -48,6 +51,7 @@ class Fault:
     links: bool = False
     quick: bool = False
     overrides: tuple[str, ...] = ()
+    whole_s: float = WHOLE_S
     seconds: float = 3.0
 
 
@@ -74,6 +78,7 @@ def _kills() -> list[Fault]:
             inflict=kill(names),
             plain_may_fail="gateway" in names,
             quick=name in ("solver", "gateway", "agents"),
+            whole_s=_whole_s(names),
         )
         for name, names in sets.items()
     ]
@@ -102,7 +107,17 @@ def pause(name: str, names: Sequence[str], seconds: float, *, quick: bool = Fals
         for part in names:
             bed.wake(part)
 
-    return Fault(name=f"pause {name} {seconds:g} s", inflict=inflict, quick=quick, seconds=seconds)
+    return Fault(
+        name=f"pause {name} {seconds:g} s",
+        inflict=inflict,
+        quick=quick,
+        whole_s=_whole_s(names),
+        seconds=seconds,
+    )
+
+
+def _whole_s(names: Sequence[str]) -> float:
+    return ENGINE_WHOLE_S if any(name in ENGINES for name in names) else WHOLE_S
 
 
 # --------------------------------------------------------------------------- links
@@ -112,6 +127,7 @@ def _links() -> list[Fault]:
     found = []
     for link in LINKS:
         clients = link in ("http", "grpc")
+        whole_s = ENGINE_WHOLE_S if link == "one-engine" else WHOLE_S
         found += [
             Fault(
                 name=f"reset {link}",
@@ -124,12 +140,14 @@ def _links() -> list[Fault]:
                 name=f"silence {link} 6 s",
                 inflict=_silence(link, 6.0),
                 links=True,
+                whole_s=whole_s,
                 seconds=6.0,
             ),
             Fault(
                 name=f"silence {link} {_SILENT_S:g} s",
                 inflict=_silence(link, _SILENT_S),
                 links=True,
+                whole_s=whole_s,
                 seconds=_SILENT_S,
             ),
             Fault(
@@ -137,6 +155,7 @@ def _links() -> list[Fault]:
                 inflict=_silence(link, _SILENT_S, reset=True),
                 links=True,
                 plain_may_fail=clients,
+                whole_s=whole_s,
                 seconds=_SILENT_S,
             ),
         ]

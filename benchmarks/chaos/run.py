@@ -39,6 +39,7 @@ class Row(msgspec.Struct, kw_only=True):
         hung: requests without an end long after the fault was healed, and what is still held when all have ended.
         silence_s: the longest time that a client waited for a byte.
         recovery_s: from healing until a fresh request of each kind was answered; None if it never was.
+        whole_s: how long that may take.
         notes: what was found, in words.
     """
 
@@ -52,6 +53,7 @@ class Row(msgspec.Struct, kw_only=True):
     hung: int = 0
     silence_s: float = 0.0
     recovery_s: float | None = None
+    whole_s: float = WHOLE_S
     notes: list[str] = []
 
     @property
@@ -60,7 +62,7 @@ class Row(msgspec.Struct, kw_only=True):
         for name in ("lost", "duplicated", "wrong", "hung"):
             if getattr(self, name):
                 return name
-        if self.recovery_s is None or self.recovery_s > WHOLE_S:
+        if self.recovery_s is None or self.recovery_s > self.whole_s:
             return "late"
         return "ok"
 
@@ -87,7 +89,7 @@ async def _run(fault: Fault, folder: Path) -> Row:
 
 async def harm(bed: Bed, fault: Fault) -> Row:
     """Do a fault to a fleet that runs, and judge all that was asked of it meanwhile."""
-    row = Row(fault=fault.name)
+    row = Row(fault=fault.name, whole_s=fault.whole_s)
     async with Clients(bed.http, bed.grpc) as clients:
         load = Load(clients, fault.name)
         load.start()
