@@ -94,9 +94,10 @@ class LengthModel:
         return max(seen_tokens, produced_tokens)
 
     def observe(self, output_tokens: int, seen_tokens: int = 0) -> None:
-        """Learn the length of a request that has ended by itself."""
+        """Learn the length of a request that has ended by itself; an answer without a token counts as one of one."""
+        output_tokens = max(1, output_tokens)
         self.passed(output_tokens, seen_tokens)
-        self._ended[min(_BINS - 1, _bin_of(max(1, output_tokens)))] += self._unit
+        self._ended[min(_BINS - 1, _bin_of(output_tokens))] += self._unit
         self._changes += _END_WORTH
         self.ended = 1.0 + self.ended / self._growth
         self._unit *= self._growth
@@ -107,10 +108,13 @@ class LengthModel:
 
     @property
     def hazards(self) -> tuple[float, ...]:
-        """Ends per token in each bin; to start a narrower model from."""
+        """Ends per token in each bin; to start a narrower model from.
+
+        At most 1: an end may weigh more than its token, which was counted earlier and has faded.
+        """
         own = _PRIOR_REQUESTS * self._unit
         return tuple(
-            (ended + own * width * prior) / (tokens + own * width)
+            min(1.0, (ended + own * width * prior) / (tokens + own * width))
             for ended, tokens, width, prior in zip(
                 self._ended, self._tokens, _WIDTHS, self._prior, strict=True
             )

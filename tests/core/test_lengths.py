@@ -97,3 +97,26 @@ def test_a_class_starts_from_the_hazards_of_its_model() -> None:
         model.observe(length)
     narrower = LengthModel(prior=model.hazards, history=400)
     assert narrower.moments(1 << 20)[0] == pytest.approx(model.moments(1 << 20)[0], rel=0.05)
+
+
+def test_answers_without_a_token_leave_lengths_that_can_be() -> None:
+    """An engine that answers at once with nothing must not make outputs of less than nothing expected."""
+    model = lengths(history=512)
+    for _ in range(200):
+        model.observe(0)
+    mean, variance = model.moments(1 << 20)
+    assert 1.0 <= mean < 20.0
+    assert variance >= 0.0
+    assert model.expected(100) >= 1
+
+
+def test_ends_that_outweigh_their_faded_tokens_are_no_more_than_certain() -> None:
+    """Many requests whose tokens were counted long ago end together, shorter than they were seen to be."""
+    model = lengths(history=8)
+    seen = [model.passed(2) for _ in range(40)]
+    for _ in range(40):
+        model.observe(1000)
+    for count in seen:
+        model.observe(1, count)
+    assert max(model.hazards) <= 1.0
+    assert model.moments(1 << 20)[0] > 0.0
