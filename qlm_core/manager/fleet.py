@@ -97,7 +97,7 @@ class Agent:
         window: references sent and not yet pulled or taken back, with their group.
         held: requests that it has pulled.
         kind: what it has in common with agents that plan alike; the same object for all of them.
-        sent_order: the order of groups it was last sent.
+        sent_order: the order of groups it was last sent; None if nothing was sent in this session.
         swap_started_s: when the swap under way was first reported.
     """
 
@@ -121,7 +121,7 @@ class Agent:
         self.queue: list[GroupId] = []
         self.window = Window()
         self.held: dict[RequestId, None] = {}
-        self.sent_order: tuple[QueuedGroup, ...] = ()
+        self.sent_order: tuple[QueuedGroup, ...] | None = None
         self.swap_started_s = now_s
         self.rejoin(hello, now_s=now_s)
 
@@ -133,7 +133,7 @@ class Agent:
         }
         self.connected = True
         self.window.clear()
-        self.sent_order = ()
+        self.sent_order = None
         self.state = InstanceState(ready=False, awake_model=None)
         self.report(hello.state, now_s=now_s)
 

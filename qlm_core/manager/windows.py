@@ -35,7 +35,10 @@ def reference(request: RequestMeta, group: GroupId, expected: Expected) -> Reque
 def match_window(
     agent: Agent, groups: Groups, *, size: int, epoch: int, expected: Expected
 ) -> QueueUpdate | None:
-    """Bring the window in line with the queue; None if the agent has it all already."""
+    """Bring the window in line with the queue; None if the agent has it all already.
+
+    What is sent first in a session replaces all that the agent has: it may be from another solver, whose groups had the same ids.
+    """
     order = tuple(
         QueuedGroup(group.id, group.key.model, group.key.slo_class)
         for group in (groups[id] for id in agent.queue)
@@ -50,14 +53,14 @@ def match_window(
     )
     if order == agent.sent_order and not remove and not add:
         return None
-    changed = order if order != agent.sent_order else None
+    snapshot, changed = agent.sent_order is None, order if order != agent.sent_order else None
     for id in dropped:
         agent.window.discard(id)
     agent.window.revoked.clear()
     for ref in add:
         agent.window.add(ref.id, ref.group)
     agent.sent_order = order
-    return QueueUpdate(epoch=epoch, order=changed, add=add, remove=remove)
+    return QueueUpdate(epoch=epoch, snapshot=snapshot, order=changed, add=add, remove=remove)
 
 
 def _front(agent: Agent, groups: Groups, size: int) -> dict[RequestId, tuple[RequestMeta, GroupId]]:

@@ -248,6 +248,20 @@ def test_a_reconnecting_agent_keeps_its_queue_and_gets_a_fresh_window(bench: Ben
     assert list(bench.window(a)) == ids
 
 
+def test_what_is_sent_first_in_a_session_replaces_all_that_the_agent_has(bench: Bench) -> None:
+    """Of an earlier solver it has groups with the same ids, whose requests must not be taken for this one's."""
+    agent = bench.agent("a", "m")
+    bench.arrive()
+    bench.arrive()
+    updates = [order for order in bench.to_agent(agent) if isinstance(order, QueueUpdate)]
+    assert [update.snapshot for update in updates] == [True] + [False] * (len(updates) - 1)
+    bench.effects.clear()
+    bench.agent("a", "m")
+    [again] = [order for order in bench.to_agent(agent) if isinstance(order, QueueUpdate)]
+    assert again.snapshot
+    assert len(again.add) == 2
+
+
 def test_the_window_is_bounded_and_topped_up(bench: Bench) -> None:
     a = bench.agent("a", "m")
     ids = bench.arrive("m", "batch-2", count=1000)
