@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from math import exp, inf
 
 from qlm_core.config import ExecutorConfig
@@ -102,7 +102,7 @@ class Reserve:
             if slo_class is None or not self._is_prompt(slo_class):
                 continue
             shortest_s = min(shortest_s, attempts.laxity(slo_class))
-            if not ref.produced_tokens:
+            if not ref.produced_tokens and ref.due_s >= now_s:
                 self._uses.arrived(now_s)
                 weight = _WEIGHT if self._charge else 1.0
                 self._charge += weight * (attempts.batch.charge(ref) - self._charge)
@@ -120,12 +120,16 @@ class Reserve:
         return self._room(self._slots) if self._is_lax(ref, class_s) else NO_ROOM
 
     def givers(self, head: QueuedGroup | None) -> list[InFlight]:
-        """Lax requests to evict, so that there is room for the prompt ones that wait, and for one more if any is kept."""
+        """Lax requests to evict: room for the prompt ones that wait and can be in time, and for one more if any is kept."""
         attempts, batch = self._attempts, self._attempts.batch
-        waiting, charged = batch.line.before(self._margin_s)
+        waiting, charged = self._in_line()
         if head is not None and self._is_prompt(head.slo_class):
             run = attempts.window.upcoming(head, self._is_prompt)
-            fresh = [ref for ref in islice(run, LOOKAHEAD) if not ref.produced_tokens]
+            fresh = [
+                ref
+                for ref in islice(run, LOOKAHEAD)
+                if not ref.produced_tokens and ref.due_s >= self._now_s
+            ]
             waiting += len(fresh)
             charged += sum(map(batch.charge, fresh))
         if not waiting and not self._slots:
@@ -142,6 +146,18 @@ class Reserve:
             and (self._is_lax(item.ref, item.class_ttft_s) or self._idles(item))
         ]
         return victims(able, lack)
+
+    def _in_line(self) -> tuple[int, int]:
+        """Prompt requests in line that can still be in time, and what they are charged: nobody gives way to an expired target."""
+        batch = self._attempts.batch
+        if not batch.line.before(self._margin_s)[0]:
+            return 0, 0
+        charges = [
+            item.charged_tokens
+            for item in chain(batch.held.values(), batch.pulling.values())
+            if item.class_ttft_s <= self._margin_s and item.ref.due_s >= self._now_s
+        ]
+        return len(charges), sum(charges)
 
     def _room(self, slots: int) -> Room:
         return Room(slots, int(slots * self._charge))

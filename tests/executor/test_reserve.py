@@ -213,3 +213,23 @@ def test_a_place_is_kept_a_little_longer_than_it_is_won() -> None:
     kept = {uses.slots(54.0 + step * 0.05) for step in range(20)}
     assert kept == {1}
     assert uses.slots(90.0) == 0
+
+
+def test_nobody_gives_way_to_a_prompt_request_that_is_late_already() -> None:
+    """It waits like all others; an expired target makes nothing urgent."""
+    w = busy()
+    [late] = Chats(w).come(in_s=-0.1)
+    assert w.aborted == []
+    assert late not in w.running
+
+
+def test_no_slot_is_kept_for_those_that_come_too_late() -> None:
+    w = busy()
+    chats = Chats(w)
+    for _ in range(8):
+        chats.come(in_s=-0.1, granted=False)
+        w.at(w.now_s + 0.3)
+    w.finish("1-0")
+    w.grant()
+    assert w.aborted == []
+    assert len(w.running) == 8
