@@ -204,12 +204,17 @@ class Attempts:
         self._leave(item, AttemptState.DROPPED)
 
     def requeue(self, items: list[InFlight]) -> None:
-        """Put requests whose payloads did not come back into the window, in their order."""
+        """Put requests whose payloads did not come back into the window, in their order.
+
+        Not those of a group that is gone: another solver may have given its id to another one.
+        """
         for item in reversed(items):
             self.batch.leave(item, AttemptState.REQUEUED)
             self.window.landed(item.ref.id)
             newer = self.window.take(item.ref.id)
-            self.window.put_back(newer or item.ref)
+            ref = newer or item.ref
+            if self.window.model(ref.group) == item.model:
+                self.window.put_back(ref)
 
     def refuse(self, item: InFlight) -> None:
         """The gateway does not hand out the payload that was asked for."""

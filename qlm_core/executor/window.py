@@ -2,7 +2,8 @@
 
 A window is a part of the queue; the solver refills it. Requests of a gateway that cannot be reached are set
 aside until it can, so that they hold nobody up. So are references to requests that are in flight here: whoever sent
-them may know that the attempt is void before we do. All operations are O(1) per request, but for a look past those
+them may know that the attempt is void before we do. What is left of a group that leaves the order is forgotten: the solver sends
+it anew if the group comes back. All operations are O(1) per request, but for a look past those
 that came back begun.
 """
 
@@ -59,6 +60,7 @@ class Window:
             self.order = update.order
             self._position = {group.id: index for index, group in enumerate(update.order)}
             self._first = 0
+            self._forget_others()
         for id in update.remove:
             self.take(id)
             self._in_flight.pop(id, None)
@@ -128,6 +130,11 @@ class Window:
         position = self._position.get(group)
         return None if position is None else self.order[position].slo_class
 
+    def model(self, group: GroupId) -> ModelName | None:
+        """The model of a group in the order, None if it is not there."""
+        position = self._position.get(group)
+        return None if position is None else self.order[position].model
+
     def first(self, group: GroupId) -> RequestRef:
         """The reference of a group that comes next. The group must have one."""
         references = self._groups[group]
@@ -168,7 +175,18 @@ class Window:
                 return
             yield group
 
+    def _forget_others(self) -> None:
+        """Forget references to groups that are not in the order: of requests that another agent has pulled meanwhile."""
+        for id in [group for group in self._groups if group not in self._position]:
+            for request in self._groups.pop(id):
+                del self._group_of[request]
+        for aside in (self._offline, self._in_flight):
+            for request in [id for id, ref in aside.items() if ref.group not in self._position]:
+                del aside[request]
+
     def _insert(self, ref: RequestRef) -> None:
+        if ref.group not in self._position:
+            return
         if ref.gateway not in self._reachable:
             self._offline[ref.id] = ref
             return
