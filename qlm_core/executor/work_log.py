@@ -18,6 +18,7 @@ from qlm_core.messages import (
     AttemptReturned,
     Chunk,
     Pull,
+    ReturnReason,
 )
 from qlm_core.model import RequestId
 
@@ -28,6 +29,8 @@ Key = tuple[RequestId, int]
 ENDED_KEPT_S = 10.0
 """An end that was written longer ago has arrived, or its stream was found broken."""
 ENDED_KEPT_MAX = 2048
+
+_GIVEN_UP = "its agent gave it up while the gateway was away"
 
 # More than a chunk takes in memory beside its data.
 _CHUNK_BYTES = 256
@@ -115,12 +118,19 @@ class WorkLog:
         )
 
     def welcome(self, going_on: Iterable[Attempt]) -> None:
-        """The gateway says where it stands: from there all is to be sent again, and nothing of other attempts."""
+        """The gateway says where it stands: from there all is to be sent again, and nothing of other attempts.
+
+        What the hello named may have been given up since, or output let go that the gateway lacks: then it is told, or it would
+        take the attempt for running for ever.
+        """
         self.joined = True
         for run in going_on:
             key = run.id, run.attempt
             kept = self._kept.get(key) or self._ended.get(key)
-            if kept is None:
+            if kept is None or run.chunks < kept.first:
+                self.forget(*key)
+                gone = AttemptReturned(run.id, run.attempt, ReturnReason.ENGINE_LOST, _GIVEN_UP)
+                self._waiting.append(gone)
                 continue
             self._waiting += kept.chunks[max(0, run.chunks - kept.first) :]
             if kept.end is not None:

@@ -164,3 +164,32 @@ def test_whatever_breaks_swallow_each_chunk_arrives_once_and_in_order(steps: lis
     reconnect()
     arrived += made.take()  # type: ignore[arg-type]
     assert arrived == said
+
+
+def test_a_gateway_is_told_of_an_attempt_that_was_given_up_after_the_hello():
+    """Its answer comes late, when the agent has forgotten what it said: else the gateway would wait for ever."""
+    made = log()
+    made.begin(R, 1, continued=False)
+    say(made, 1, 2)
+    made.hello()
+    made.clear()
+    made.welcome((Attempt(R, 1, 0),))
+    [told] = made.take()
+    assert isinstance(told, AttemptReturned)
+    assert (told.id, told.attempt, told.reason) == (R, 1, ReturnReason.ENGINE_LOST)
+
+
+def test_a_gateway_is_told_of_output_that_was_let_go_after_the_hello():
+    """What it lacks is gone, so nothing of the attempt may follow."""
+    made = log(kept_bytes_max=2000)
+    made.begin(R, 1, continued=False)
+    say(made, 1, 2)
+    assert made.hello() == (Attempt(R, 1, 2),)
+    say(made, *range(3, 20))
+    made.welcome((Attempt(R, 1, 2),))
+    [told] = made.take()
+    assert isinstance(told, AttemptReturned)
+    made.take()
+    made.put(chunk(99), now_s=0.0)
+    made.hello()
+    assert made.hello() == (), "nothing of it is owed any more"
