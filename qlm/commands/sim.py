@@ -1,4 +1,4 @@
-"""`qlm sim`: compare policies on a simulated fleet, replay a trace on one, size a fleet, write a scenario."""
+"""`qlm sim`: compare policies on a simulated fleet, replay a trace on one, size a fleet, write a scenario, run under faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _OF_TRACE = {
     "limit": None,
 }
 _OF_SIZING = {"target": 0.99, "gpu": None, "largest": 64}
-_OF_COMPARING = {"seeds": 1, "without": ""}
+_OF_COMPARING = {"seeds": "1", "without": ""}
+_OF_FAULTS = {"events": None, "keep": None}
 """Options of one form only, with their defaults."""
 
 
@@ -34,10 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="qlm sim SCENARIO.yaml [options]\n"
         "       qlm sim trace TRACE [--fleet FLEET.yaml] [--mix CLASS=SHARE,...] [options]\n"
         "       qlm sim size TRACE|SCENARIO.yaml [--gpu GPU,...] [--target SHARE] [options]\n"
-        "       qlm sim new [FILE]",
+        "       qlm sim new [FILE]\n"
+        "       qlm sim faults --seeds A:B | --seed N | --events FILE [--keep FILE]",
         description="Policies and scenario files are described in docs/simulator.md.",
     )
-    parser.add_argument("what", metavar="SCENARIO", help="a scenario file, or trace, size or new")
+    parser.add_argument(
+        "what", metavar="SCENARIO", help="a scenario file, or trace, size, new or faults"
+    )
     parser.add_argument("file", nargs="?", help="the trace, or the scenario to write")
     parser.add_argument(
         "--policy", metavar="A,B", help="policies to compare (default: the scenario's)"
@@ -47,8 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="LSO,...",
         help="take LSOs out of qlm: eviction, kv-swap, warm-start, load-balancing",
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument(
+        "--seeds", metavar="N", help="runs of each policy (default: 1); for faults, the seeds A:B"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="the first seed (default: 0); for faults, the one to trace"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures here; - is standard output"
@@ -67,6 +75,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     trace.add_argument("--models", help="models and their shares (default: the fleet's, equally)")
     trace.add_argument("--rate-scale", type=float, help="how much faster than the trace")
     trace.add_argument("--limit", type=int, help="most requests")
+    faults = parser.add_argument_group("for faults")
+    faults.add_argument("--events", metavar="FILE", help="a schedule of requests and faults to run")
+    faults.add_argument("--keep", metavar="FILE", help="write the shortest failing schedule here")
     size = parser.add_argument_group("for sizing")
     size.add_argument(
         "--target",
@@ -86,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     from qlm import simulations
     from qlm_core.errors import ConfigError
 
+    if args.what == "faults":
+        return _faults(args)
     _settle(args)
     _check(args)
     if args.what == "new":
@@ -97,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     without = tuple(dict.fromkeys(_listed(args.without)))
     if without and "qlm" not in names:
         raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
-    seeds = range(args.seed, args.seed + args.seeds)
+    seeds = range(args.seed or 0, (args.seed or 0) + int(args.seeds))
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
     )
@@ -120,6 +133,7 @@ def _settle(args: argparse.Namespace) -> None:
         (_OF_TRACE, of_trace, "a trace"),
         (_OF_SIZING, args.what == "size", "qlm sim size"),
         (_OF_COMPARING, args.what not in ("size", "new"), "comparing policies"),
+        (_OF_FAULTS, False, "qlm sim faults"),
     ):
         for name, default in options.items():
             if getattr(args, name) is None:
@@ -139,7 +153,7 @@ def _check(args: argparse.Namespace) -> None:
     from qlm_core.errors import ConfigError
 
     for name, least in _NUMBERS:
-        value = getattr(args, name)
+        value = _number(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: {value} is out of range. Give at least {least}.")
     if not 0.0 < args.target <= 1.0:
@@ -155,6 +169,37 @@ def _check(args: argparse.Namespace) -> None:
         require_place(f"--{option}", None if name == "-" else name)
     if args.plot and Path(args.plot).suffix not in _PLOTS:
         raise ConfigError(f"--plot: {args.plot}: give a name that ends in {', '.join(_PLOTS)}.")
+
+
+def _number(args: argparse.Namespace, name: str) -> int | None:
+    """An option as a number."""
+    from qlm_core.errors import ConfigError
+
+    value = getattr(args, name)
+    if not isinstance(value, str):
+        return None if value is None else int(value)
+    if not value.isdecimal():
+        raise ConfigError(f"--{name}: {value!r} is no number. Give how many runs there are to be.")
+    return int(value)
+
+
+def _faults(args: argparse.Namespace) -> int:
+    from qlm import fault_runs
+    from qlm_core.errors import ConfigError
+
+    others = [*_OF_TRACE, *_OF_SIZING, "without", "policy", "json", "plot", "file"]
+    for name in others:
+        if getattr(args, name) is not None:
+            option = "a second name" if name == "file" else "--" + name.replace("_", "-")
+            raise ConfigError(f"qlm sim faults: {option} changes nothing here. Leave it out.")
+    asked = [name for name in ("seeds", "seed", "events") if getattr(args, name) is not None]
+    if len(asked) != 1:
+        raise ConfigError("qlm sim faults: give one of --seeds A:B, --seed N and --events FILE.")
+    if args.events is not None:
+        return fault_runs.run_events(args.events, keep=args.keep)
+    if args.seed is not None:
+        return fault_runs.run_seed(args.seed, keep=args.keep)
+    return fault_runs.run_seeds(fault_runs.seeds_of(args.seeds), jobs=args.jobs, keep=args.keep)
 
 
 def _new(name: str | None) -> int:
@@ -206,7 +251,7 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
         policy=policy,
         target=args.target,
         largest=args.largest,
-        seed=args.seed,
+        seed=args.seed or 0,
         jobs=args.jobs,
         progress=_progress,
     )
