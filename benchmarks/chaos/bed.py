@@ -72,7 +72,7 @@ class Bed:
     # ---------------------------------------------------------------- life
 
     async def start(self, first: Sequence[str] = (), variables: Mapping[str, str] = _NONE) -> None:
-        """Start everything and wait until all of it serves; some parts first, with variables that nobody else gets."""
+        """Start everything and wait until all of it serves; some parts with variables that nobody else gets."""
         for proxy in self.proxies.values():
             await proxy.start()
         await asyncio.gather(*(engine.start() for engine in self._engines.values()))
@@ -81,9 +81,10 @@ class Bed:
         specs = {spec.name: spec for spec in fleet.children(self.config, ["--config", str(file)])}
         self._supervisors = {name: self._supervisor(spec) for name, spec in specs.items()}
         with self.environment(variables):
-            await asyncio.gather(*(self._supervisors[name].__aenter__() for name in first))
+            starting = [asyncio.create_task(self._supervisors[n].__aenter__()) for n in first]
+            await until(lambda: all(self.pid(name) is not None for name in first))
         others = [one for name, one in self._supervisors.items() if name not in first]
-        await asyncio.gather(*(one.__aenter__() for one in others))
+        await asyncio.gather(*starting, *(one.__aenter__() for one in others))
 
     async def stop(self) -> None:
         """End everything."""
