@@ -52,7 +52,7 @@ bench: $(VENV)/.dev ## measure the data plane and the core
 	$(BIN)/qlm bench core
 
 chaos: $(VENV)/.dev ## kill, freeze, cut and fill a real fleet under load, and account for every request (`ARGS=--quick`: five minutes)
-	GRPC_VERBOSITY=NONE $(BIN)/python -m benchmarks.chaos $(ARGS)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `qlm` with `arguments` (default: those of the process) and return the exit status."""
     # gRPC's own remarks would stand between our structured log lines; its errors reach us as exceptions.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # What it does around a fork may crash the child before that becomes another program, which is all we fork for.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     if arguments is None:
         # A process that is told to end leaves as after Ctrl-C: in order, with nothing left behind.
         signal.signal(signal.SIGTERM, _interrupt)

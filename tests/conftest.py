@@ -6,8 +6,13 @@ an example takes says more of what else a machine does than of the code.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
+
+# As in `qlm.__main__`, and before anything loads gRPC: tests have clients of it and start processes.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 settings.register_profile("qlm", deadline=None)
 settings.load_profile("qlm")

@@ -1,7 +1,10 @@
 """What every command says of itself, and of misuse: one line and status 2."""
 
 import errno
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +71,16 @@ def test_misuse_is_one_line_and_status_2(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("qlm: error: ")
     assert told in captured.err
+
+
+def test_grpc_keeps_out_of_forks() -> None:
+    """What it does in the child of a fork crashes one of some hundreds, before it is a backend or an engine."""
+    program = (
+        "import os, qlm.__main__ as face; face.main(['--version']); "
+        "print(os.environ['GRPC_ENABLE_FORK_SUPPORT'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.splitlines()[-1] == "false"
