@@ -144,7 +144,7 @@ class Jobs:
                     return
             failpoints.at("gateway.store.before_commit", sqlite3.OperationalError)
             connection.execute("COMMIT")
-            failpoints.at("gateway.store.after_commit", sqlite3.OperationalError)
+            failpoints.at("gateway.store.after_commit")
         except sqlite3.Error as error:
             _fail(jobs, error)
             try:
