@@ -35,11 +35,16 @@ Plant = Callable[[Patch], None]
 
 @dataclass(frozen=True)
 class Bug:
-    """A bug, and who finds it: any of these checkers."""
+    """A bug, and who finds it: any of these checkers.
+
+    Attributes:
+        seed: one that finds it, which is tried before all others: most of the time would be spent on those that do not.
+    """
 
     name: str
     plant: Plant
     checkers: tuple[str, ...]
+    seed: int
 
 
 def without_effects(
@@ -215,53 +220,65 @@ BUGS = (
         "agents forgotten in silence",
         plant_agents_forgotten_in_silence,
         ("nobody waits for ever", "the service is whole"),
+        seed=34,
     ),
     Bug(
         "leases run while asleep",
         plant_leases_run_while_asleep,
         ("nobody waits for ever", "the service is whole"),
+        seed=34,
     ),
     Bug(
         "requests forgotten with their agent",
         plant_requests_forgotten_with_their_agent,
         ("nobody waits for ever",),
+        seed=56,
     ),
-    Bug("stale epochs", plant_stale_epochs, ("older epochs never win",)),
-    Bug("older attempts", plant_older_attempts, ("the newest attempt wins",)),
-    Bug("pulls granted twice", plant_pulls_granted_twice, ("one holder",)),
-    Bug("tokens resumed twice", plant_tokens_resumed_twice, ("each token once and in order",)),
+    Bug("stale epochs", plant_stale_epochs, ("older epochs never win",), seed=8),
+    Bug("older attempts", plant_older_attempts, ("the newest attempt wins",), seed=38),
+    Bug("pulls granted twice", plant_pulls_granted_twice, ("one holder",), seed=31),
+    Bug(
+        "tokens resumed twice",
+        plant_tokens_resumed_twice,
+        ("each token once and in order",),
+        seed=15,
+    ),
     Bug(
         "output lost with a stream",
         plant_output_lost_with_a_stream,
         ("each token once and in order", "answers are whole"),
+        seed=5,
     ),
-    Bug("cancelled work runs on", plant_cancelled_work_runs_on, ("ended work stops",)),
+    Bug("cancelled work runs on", plant_cancelled_work_runs_on, ("ended work stops",), seed=1),
     Bug(
         "terminal records dropped",
         plant_terminal_records_dropped,
         ("one terminal record", "nobody waits for ever"),
+        seed=1,
     ),
-    Bug("two terminal records", plant_two_terminal_records, ("one terminal record",)),
+    Bug("two terminal records", plant_two_terminal_records, ("one terminal record",), seed=0),
     Bug(
         "early acknowledgements",
         plant_early_acknowledgements,
         ("nothing acknowledged is lost", "a key is one request"),
+        seed=0,
     ),
-    Bug("held counts that stay", plant_held_counts_that_stay, ("counts return to zero",)),
-    Bug("returns untold", plant_returns_untold, ("told is held", "nobody waits for ever")),
-    Bug("gateways not forgotten", plant_gateways_not_forgotten, ("told is held",)),
-    Bug("no expiry", plant_no_expiry, ("nobody waits for ever",)),
+    Bug("held counts that stay", plant_held_counts_that_stay, ("counts return to zero",), seed=0),
+    Bug("returns untold", plant_returns_untold, ("told is held", "nobody waits for ever"), seed=5),
+    Bug("gateways not forgotten", plant_gateways_not_forgotten, ("told is held",), seed=0),
+    Bug("no expiry", plant_no_expiry, ("nobody waits for ever",), seed=1),
     Bug(
         "expired work is urgent",
         plant_expired_work_is_urgent,
         ("expired work is never urgent",),
+        seed=147,
     ),
 )
 
 
-def first_found(seeds: int = SEEDS) -> tuple[int, str, str] | None:
-    """The first seed that fails, and the checker's name and words."""
-    for seed in range(seeds):
+def first_found(first: int) -> tuple[int, str, str] | None:
+    """The first seed that fails, with the checker's name and words: a likely one, then all others in order."""
+    for seed in (first, *(seed for seed in range(SEEDS) if seed != first)):
         failure = run(draw(seed)).failure
         if failure is not None:
             return seed, failure.checker, failure.words
@@ -271,6 +288,6 @@ def first_found(seeds: int = SEEDS) -> tuple[int, str, str] | None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_a_planted_bug_is_found_for_what_it_is(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug.plant(monkeypatch)
-    found = first_found()
+    found = first_found(bug.seed)
     assert found is not None, f"nobody saw it in {SEEDS} seeds"
     assert found[1] in bug.checkers, found
