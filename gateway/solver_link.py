@@ -18,7 +18,7 @@ import failpoints
 from protos import wire
 from protos.doors import Doors
 from protos.identity import SOLVER
-from protos.outbox import Outbox
+from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
@@ -41,7 +41,9 @@ from qlm_core.model import Estimate, GatewayId, ModelName, RequestId, RequestMet
 
 log = logging.getLogger(__name__)
 
-FACTS_PER_MESSAGE_MAX = 2_000
+# A message is closed when its facts take this much, or the share of its limit that is below.
+FACTS_BYTES_MAX = 1_048_576
+_MESSAGE_SHARE = 0.5
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 1.0
 QUESTION_TIMEOUT_S = 5.0
@@ -85,6 +87,8 @@ class SolverLink:
         self._fleet = Fleet(())
         # Room for an announcement of everything open and all that may happen while it is read.
         self._backlog_max = 4 * config.limits.open_requests_max + 1_000
+        limit = config.limits.message_bytes_max
+        self._facts_bytes_max = min(FACTS_BYTES_MAX, int(limit * _MESSAGE_SHARE))
         self._doors = doors
         self._asking: Any = {"metadata": doors.metadata, "timeout": QUESTION_TIMEOUT_S}
         self._channel, self._stub = self._dial()
@@ -182,7 +186,8 @@ class SolverLink:
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
-        call = self._stub.GatewaySession(_messages(facts), metadata=self._doors.metadata)
+        messages = _messages(facts, self._facts_bytes_max)
+        call = self._stub.GatewaySession(messages, metadata=self._doors.metadata)
         self._hang_up = call.cancel
         pulse = Pulse(lambda: facts.put(Alive()), on_silence=self._silence)
         pulse.start()
@@ -259,10 +264,11 @@ def _cancelling() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _messages(facts: Outbox[GatewayFact]) -> AsyncIterator[pb.GatewaySessionRequest]:
+async def _messages(
+    facts: Outbox[GatewayFact], bytes_max: int
+) -> AsyncIterator[pb.GatewaySessionRequest]:
     loop = asyncio.get_running_loop()
-    while batch := await facts.take():
-        for start in range(0, len(batch), FACTS_PER_MESSAGE_MAX):
-            part = batch[start : start + FACTS_PER_MESSAGE_MAX]
+    while taken := await facts.take():
+        for part in batches(taken, wire.fact_bytes, bytes_max):
             yield wire.facts_to_wire(part, loop.time())
             failpoints.at("gateway.solver_link.announcing")

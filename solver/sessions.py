@@ -19,7 +19,7 @@ import msgspec
 import failpoints
 from protos import wire
 from protos.doors import Claims, Rejections
-from protos.outbox import Outbox
+from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
@@ -51,6 +51,11 @@ from solver.driver import Driver
 log = logging.getLogger("qlm.solver")
 
 _OUTBOX_LIMIT = 200_000
+# A message is closed when it reaches this size, or this share of its limit.
+_MESSAGE_BYTES_MAX = 1_048_576
+_MESSAGE_SHARE = 0.5
+# More than a reference to a request takes in a message.
+_REF_BYTES = 512
 _READ_END_S = 0.1
 _TAKEN_OVER = "a newer session of this name took over; names must be unique"
 
@@ -146,6 +151,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         self._driver = driver
         self._open = _OpenSessions("gateways", limits.gateways_max)
         self._rejections = rejections
+        self._bytes_max = _bytes_max(limits)
 
     async def GatewaySession(
         self,
@@ -161,7 +167,8 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         session.pulse.start()
         try:
             while orders := await session.outbox.take():
-                yield wire.gateway_orders_to_wire(orders)
+                for part in batches(orders, wire.order_bytes, self._bytes_max):
+                    yield wire.gateway_orders_to_wire(part)
         finally:
             outcome = await _end(session, reader)
         await _abort_if_failed(outcome, context)
@@ -258,6 +265,7 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
         self._driver = driver
         self._open = _OpenSessions("agents", limits.agents_max)
         self._rejections = rejections
+        self._refs_max = max(1, _bytes_max(limits) // _REF_BYTES)
 
     async def AgentSession(
         self,
@@ -277,7 +285,8 @@ class AgentSessions(agent_grpc.AgentSessionServiceServicer):
                 now_s = self._driver.now_s()
                 failpoints.at("solver.sessions.window_leaving")
                 for order in merged(orders):
-                    yield wire.agent_order_to_wire(order, now_s)
+                    for part in parts(order, self._refs_max):
+                        yield wire.agent_order_to_wire(part, now_s)
         finally:
             outcome = await _end(session, reader)
         await _abort_if_failed(outcome, context)
@@ -338,6 +347,29 @@ def merged(orders: list[AgentOrder]) -> list[AgentOrder]:
         else:
             result.append(order)
     return result
+
+
+def parts(order: AgentOrder, refs_max: int) -> list[AgentOrder]:
+    """The same order as several, none of which names more than so many requests.
+
+    Removals come with the first, like a new order of groups: what is added and was there before must have gone.
+    """
+    if not isinstance(order, QueueUpdate) or len(order.add) + len(order.remove) <= refs_max:
+        return [order]
+    removals = [
+        QueueUpdate(epoch=order.epoch, remove=order.remove[start : start + refs_max])
+        for start in range(0, len(order.remove), refs_max)
+    ]
+    additions = [
+        QueueUpdate(epoch=order.epoch, add=order.add[start : start + refs_max])
+        for start in range(0, len(order.add), refs_max)
+    ]
+    first, *rest = [*removals, *additions]
+    return [replace(first, snapshot=order.snapshot, order=order.order), *rest]
+
+
+def _bytes_max(limits: SolverLimits) -> int:
+    return min(_MESSAGE_BYTES_MAX, int(limits.message_bytes_max * _MESSAGE_SHARE))
 
 
 async def _end(session: _Session[Any], reader: asyncio.Task[None]) -> BaseException | None:

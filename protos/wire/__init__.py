@@ -13,10 +13,12 @@ from protos.wire.agent_session import (
     agent_order_to_wire,
 )
 from protos.wire.gateway_session import (
+    fact_bytes,
     facts_from_wire,
     facts_to_wire,
     gateway_orders_from_wire,
     gateway_orders_to_wire,
+    order_bytes,
 )
 from protos.wire.values import (
     WireError,
@@ -44,12 +46,14 @@ __all__ = [
     "agent_order_to_wire",
     "estimate_from_wire",
     "estimate_to_wire",
+    "fact_bytes",
     "facts_from_wire",
     "facts_to_wire",
     "gateway_orders_from_wire",
     "gateway_orders_to_wire",
     "meta_from_wire",
     "meta_to_wire",
+    "order_bytes",
     "phase_from_wire",
     "phase_to_wire",
     "slo_from_wire",

@@ -24,6 +24,25 @@ _SaidFact = (
     m.GatewayHello | m.Arrived | m.Pulled | m.Returned | m.FirstToken | m.Ended | m.AnnounceDone
 )
 _SaidOrder = m.EstimateGiven | m.ShedOrder | m.Fleet
+# More than a fact or an order takes in a message beside its names, each of whose characters may take four bytes.
+_FACT_BYTES = 384
+_CHAR_BYTES = 4
+
+
+def fact_bytes(fact: m.GatewayFact) -> int:
+    """At most this many bytes of a message."""
+    if isinstance(fact, m.Arrived):
+        request = fact.request
+        names = len(request.model) + len(request.slo_class) + len(request.tenant)
+        return _FACT_BYTES + _CHAR_BYTES * (len(request.id) + names)
+    return _FACT_BYTES
+
+
+def order_bytes(order: m.GatewayOrder) -> int:
+    """At most this many bytes of a message."""
+    if isinstance(order, m.Fleet):
+        return _FACT_BYTES + sum(8 + _CHAR_BYTES * len(model) for model in order.models)
+    return _FACT_BYTES
 
 
 def facts_to_wire(facts: Iterable[m.GatewayFact], now_s: float) -> gateway_pb.GatewaySessionRequest:

@@ -15,6 +15,10 @@ from qlm_core.model import Estimate, GroupId, RequestId, RequestMeta
 from qlm_core.planning import explain as explain_group
 from qlm_core.planning import repair
 
+# Groups that one picture shows at most, of each queue its first; a message has a limit.
+_GROUPS_SHOWN_MAX = 10_000
+_GROUPS_SHOWN_MIN = 10
+
 
 def estimate(manager: Manager, request: RequestMeta, *, now_s: float) -> Estimate | None:
     """The wait of a request that is not submitted; None if nobody serves its model."""
@@ -24,17 +28,19 @@ def estimate(manager: Manager, request: RequestMeta, *, now_s: float) -> Estimat
 
 def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
     """Agents with their queues, unplaced groups, the plan in force and the estimator's record."""
+    shown_max = max(_GROUPS_SHOWN_MIN, _GROUPS_SHOWN_MAX // (len(manager.agents) + 1))
+    unplaced = [
+        group
+        for group in manager.groups.values()
+        if group.waiting and _queue_of(manager, group) is None
+    ]
     return {
         "epoch": manager.epoch,
         "waiting": sum(group.waiting for group in manager.groups.values()),
         "held": len(manager.book) - sum(group.waiting for group in manager.groups.values()),
         "gateways": [{"id": id, "address": where} for id, where in manager.gateways.items()],
-        "agents": [_agent(manager, agent, now_s) for agent in manager.agents.values()],
-        "unplaced": [
-            _group(group, None)
-            for group in manager.groups.values()
-            if group.waiting and _queue_of(manager, group) is None
-        ],
+        "agents": [_agent(manager, agent, now_s, shown_max) for agent in manager.agents.values()],
+        "unplaced": [_group(group, None) for group in unplaced[:shown_max]],
         "plan": _plan(manager.planner.in_force, now_s),
         "planner": {
             "solves": manager.planner.solves,
@@ -107,7 +113,9 @@ def _waiting(
         "state": "waiting",
         "agent": agent.id,
         "place_in_queue": place,
-        "groups_ahead": [_group(other, starts.get(other.id)) for other in ahead],
+        "groups_ahead": [
+            _group(other, starts.get(other.id)) for other in ahead[:_GROUPS_SHOWN_MAX]
+        ],
         "place_in_group": position,
         "group_starts_in_s": round(start_s, 3),
         "expected_start_in_s": round(expected_s, 3),
@@ -159,7 +167,7 @@ def _queue_of(manager: Manager, group: RequestGroup) -> Agent | None:
     return agent if agent is not None and group.id in agent.queue else None
 
 
-def _agent(manager: Manager, agent: Agent, now_s: float) -> dict[str, Any]:
+def _agent(manager: Manager, agent: Agent, now_s: float, shown_max: int) -> dict[str, Any]:
     starts = manager.timeline.start_in_s(agent, manager.groups, now_s)
     state = agent.state
     return {
@@ -178,8 +186,11 @@ def _agent(manager: Manager, agent: Agent, now_s: float) -> dict[str, Any]:
         "tokens_per_s": round(state.tokens_per_s, 1),
         "window": len(agent.window),
         "queue": [
-            _group(manager.groups[id], starts.get(id)) for id in agent.queue if id in manager.groups
+            _group(manager.groups[id], starts.get(id))
+            for id in agent.queue[:shown_max]
+            if id in manager.groups
         ],
+        "queue_groups": len(agent.queue),
     }
 
 

@@ -1,6 +1,6 @@
 """What to send an agent so that its queue and window match the plan.
 
-An agent holds the whole order of its groups but only a window of request references: the first
+An agent holds the order of its first groups and a window of request references: the first
 `size` waiting requests in queue order, and all of any group that has been sent entirely. So a message is
 bounded, arrivals for the front reach the agent at once, and a hundred thousand waiting requests stay here.
 """
@@ -13,6 +13,9 @@ from qlm_core.grouping import RequestGroup
 from qlm_core.manager.fleet import Agent
 from qlm_core.messages import QueueUpdate
 from qlm_core.model import GroupId, QueuedGroup, RequestId, RequestMeta, RequestRef
+
+# Groups whose order an agent is told, where its window reaches into fewer.
+_ORDER_GROUPS_MIN = 4096
 
 Groups = Mapping[GroupId, RequestGroup]
 Expected = Callable[[RequestMeta], int]
@@ -41,7 +44,7 @@ def match_window(
     """
     order = tuple(
         QueuedGroup(group.id, group.key.model, group.key.slo_class)
-        for group in (groups[id] for id in agent.queue)
+        for group in (groups[id] for id in agent.queue[: max(size, _ORDER_GROUPS_MIN)])
     )
     wanted = _front(agent, groups, size)
     dropped = [id for id in agent.window if id not in wanted]

@@ -17,6 +17,7 @@ from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
 from qlm_core.config import Config, SolverLimits
+from qlm_core.executor.window import Window
 from qlm_core.messages import (
     AgentHello,
     AnnounceDone,
@@ -31,15 +32,18 @@ from qlm_core.messages import (
 from qlm_core.model import (
     AgentId,
     GatewayId,
+    GroupId,
     InstanceState,
     ModelName,
+    QueuedGroup,
     RequestId,
     RequestMeta,
+    RequestRef,
     Slo,
 )
 from qlm_core.planning import Plan, PlanResult, Problem, Termination, evaluate, greedy
 from solver.driver import Driver
-from solver.sessions import AgentSessions, GatewaySessions
+from solver.sessions import AgentSessions, GatewaySessions, parts
 from tests.manager.conftest import profile
 
 
@@ -137,6 +141,39 @@ async def test_a_request_travels_from_gateway_to_agent(solver: grpc.aio.Channel)
     assert Fleet((ModelName("m"),)) in heard
     agent.cancel()
     gateway.cancel()
+
+
+def ref(id: str) -> RequestRef:
+    return RequestRef(RequestId(id), GatewayId("g"), GroupId(1), 10, 100, 50, 0, 60.0)
+
+
+def test_a_large_update_is_told_in_parts() -> None:
+    order = (QueuedGroup(GroupId(1), ModelName("m"), "batch-1"),)
+    gone = tuple(RequestId(f"g{index}") for index in range(5))
+    new = tuple(ref(f"n{index}") for index in range(7))
+    update = QueueUpdate(epoch=3, snapshot=True, order=order, add=new, remove=gone)
+    assert parts(update, 12) == [update]
+    told = parts(update, 3)
+    assert all(isinstance(one, QueueUpdate) and one.epoch == 3 for one in told)
+    updates = [one for one in told if isinstance(one, QueueUpdate)]
+    assert [(len(one.remove), len(one.add)) for one in updates] == [
+        (3, 0),
+        (2, 0),
+        (0, 3),
+        (0, 3),
+        (0, 1),
+    ]
+    assert [(one.snapshot, one.order) for one in updates[:2]] == [(True, order), (False, None)]
+    assert sum((one.remove for one in updates), ()) == gone
+    assert sum((one.add for one in updates), ()) == new
+    # One after the other they leave what the whole one leaves.
+    windows = [Window(), Window()]
+    for window, orders in zip(windows, ([update], updates), strict=True):
+        window.set_reachable(GatewayId("g"), True)
+        for one in orders:
+            window.apply(one, {})
+    assert [len(window) for window in windows] == [7, 7]
+    assert windows[0].first(GroupId(1)) == windows[1].first(GroupId(1)) == ref("n0")
 
 
 async def test_view_explain_and_estimate_answer(solver: grpc.aio.Channel) -> None:

@@ -177,6 +177,7 @@ def test_facts_survive(said: list[m.GatewayFact]) -> None:
         wire.facts_to_wire(said, 0.0).SerializeToString()
     )
     assert list(wire.facts_from_wire(sent, GatewayId("g"), 0.0)) == said
+    assert sent.ByteSize() <= sum(wire.fact_bytes(fact) for fact in said)
 
 
 @given(metas, name.map(GatewayId))
@@ -196,6 +197,7 @@ def test_gateway_orders_survive(orders: list[m.GatewayOrder]) -> None:
         wire.gateway_orders_to_wire(orders).SerializeToString()
     )
     assert list(wire.gateway_orders_from_wire(sent)) == orders
+    assert sent.ByteSize() <= sum(wire.order_bytes(order) for order in orders)
 
 
 @given(hellos | states)
