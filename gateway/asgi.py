@@ -22,8 +22,17 @@ async def answer(send: Send, status: int, body: bytes, headers: RawHeaders) -> N
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], bytes_max: int) -> bytes:
-    """The request's body. Raises InvalidRequest as soon as it is known to be too long."""
+async def read_body(
+    receive: Receive,
+    headers: Mapping[bytes, bytes],
+    bytes_max: int,
+    held: Callable[[int], None],
+) -> bytes:
+    """The request's body. Raises InvalidRequest as soon as it is known to be too long, and what `held` raises.
+
+    Args:
+        held: is told of bytes that are kept while others are awaited.
+    """
     announced = headers.get(b"content-length", b"0")
     parts: list[bytes] = []
     size = int(announced) if announced.isdigit() else 0
@@ -37,6 +46,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], bytes_max:
             size += len(message["body"])
             if size > bytes_max or not message.get("more_body"):
                 break
+            held(len(message["body"]))
     if size > bytes_max:
         raise InvalidRequest(
             "body",

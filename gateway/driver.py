@@ -11,19 +11,18 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
 import failpoints
+from gateway.admission import Admission, Seats
 from gateway.answer import BadChunkError
+from gateway.budget import Budget
 from gateway.intake import Draft
 from gateway.keeping import Keeper
-from gateway.keys import Caller
-from gateway.live import Live
+from gateway.live import Backlog, Live
 from gateway.metrics import Metrics
 from gateway.store import Kept, Store, StoredEnd, StoredRequest
 from gateway.tenants import Tenants
@@ -33,12 +32,11 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import (
     KeyReused,
     QlmError,
-    QueueFull,
     Unavailable,
     kind_and_place,
 )
 from qlm_core.messages import GatewayFact, Joined, Refused, Revoked, WorkOrder
-from qlm_core.model import AgentId, GatewayId, Phase, RequestId, RequestMeta
+from qlm_core.model import AgentId, GatewayId, Phase, RequestId
 from qlm_core.outcome import FinishReason, ShedReason
 from qlm_core.presence import PULSE_S, SleepWatch
 from qlm_core.resume import Resume
@@ -56,6 +54,8 @@ class Driver:
 
     Args:
         tell: passes a fact to the solver, or drops it while there is none.
+        admission: says who may come in.
+        unread: counts output that clients have not read.
 
     Attributes:
         tenants: which open requests are whose.
@@ -68,8 +68,15 @@ class Driver:
         metrics: Metrics,
         *,
         tell: Callable[[GatewayFact], None],
+        admission: Admission,
+        unread: Budget,
     ) -> None:
         self._config = config
+        self._admission = admission
+        limits = config.limits
+        self._backlog = Backlog(
+            limits.stream_backlog_chunks_max, limits.stream_backlog_bytes_max, unread
+        )
         self._store = store
         self._keeper = Keeper(config, store)
         self._metrics = metrics
@@ -179,21 +186,26 @@ class Driver:
 
     # ---------------------------------------------------------------- clients
 
-    def admit(self, caller: Caller) -> None:
-        """Whether one more request may come. Raises QueueFull or Unavailable."""
+    def admit(self, draft: Draft, connections: Seats | None) -> None:
+        """Whether a request may come in. Raises QueueFull or Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is shutting down; send the request to another one")
-        limit = self._config.limits.open_requests_max
-        if len(self._ledger) + self._adding >= limit:
-            raise QueueFull("open requests", limit, self.retry_after_s)
-        own = caller.requests_max
-        if own is not None and self.tenants.count(caller.tenant) >= own:
-            raise QueueFull("open requests of this API key", own, self.retry_after_s)
+        self._admission.admit(
+            draft,
+            open_requests=len(self._ledger) + self._adding,
+            of_tenant=self.tenants.count(draft.caller.tenant),
+            connections=connections,
+            now_s=self._loop.time(),
+        )
 
-    def submit(self, draft: Draft, *, watched: bool) -> Live:
-        """Take a request that lives in memory only. Raises QueueFull or Unavailable."""
-        self.admit(draft.caller)
-        request = self._request(draft)
+    def submit(self, draft: Draft, *, watched: bool, connections: Seats | None = None) -> Live:
+        """Take a request that lives in memory only. Raises QueueFull or Unavailable.
+
+        Args:
+            connections: how many there are, where it occupies one.
+        """
+        self.admit(draft, connections)
+        request = draft.accepted(self._keeper.time_s())
         return self._enter(
             request,
             durable=False,
@@ -202,14 +214,21 @@ class Driver:
             running_usage=draft.running_usage,
         )
 
-    async def submit_durable(self, draft: Draft, *, key: str = "", watched: bool) -> RequestId:
+    async def submit_durable(
+        self,
+        draft: Draft,
+        *,
+        key: str = "",
+        watched: bool,
+        connections: Seats | None = None,
+    ) -> RequestId:
         """Take a request and return its id once the store has it; with a known key, the earlier id.
 
         Raises QueueFull, Unavailable (the store failed), KeyReused (the key names other content).
         """
-        self.admit(draft.caller)
+        self.admit(draft, connections)
         # Not to be torn by a client that leaves: a stored request must get into the ledger.
-        request = self._request(draft, key)
+        request = draft.accepted(self._keeper.time_s(), key=key)
         kept: Kept = await asyncio.shield(self._spawn(self._add(request, draft, watched)))
         if kept.fingerprint not in ("", request.fingerprint):
             raise KeyReused(key)
@@ -220,11 +239,13 @@ class Driver:
 
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
+        self._admission.bodies.take(len(request.body))
         try:
             with self.tenants.adding(request.owner):
                 kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
+            self._admission.bodies.give(len(request.body))
         failpoints.at("gateway.driver.request_stored")
         if kept.id == request.id:
             self._enter(
@@ -260,29 +281,6 @@ class Driver:
         """The client of a request in memory is gone."""
         self.handle(lg.CancelAsked(live.request.id))
 
-    def _request(self, draft: Draft, key: str = "") -> StoredRequest:
-        now = self._keeper.time_s()
-        kind = "chatcmpl" if draft.chat else "cmpl"
-        return StoredRequest(
-            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
-            chat=draft.chat,
-            model=draft.model,
-            slo_class=draft.slo_class,
-            slo=draft.slo,
-            prompt_tokens=draft.prompt_tokens,
-            max_output_tokens=draft.max_output_tokens,
-            tenant=draft.tenant,
-            service_tier=draft.service_tier,
-            body=draft.body,
-            arrived_at=now,
-            expires_at=now + draft.ttl_s,
-            trace=draft.trace,
-            idempotency_key=key,
-            owner=draft.caller.tenant,
-            fingerprint=draft.fingerprint,
-            created_unix_s=int(time.time()),
-        )
-
     def _enter(
         self,
         request: StoredRequest,
@@ -297,26 +295,17 @@ class Driver:
             request,
             durable=durable,
             running_usage=running_usage,
-            backlog_max=self._config.limits.stream_backlog_chunks_max,
+            backlog=self._backlog,
         )
         self._live[request.id] = live
         self.tenants.opened(request.owner, request.id)
+        self._admission.bodies.take(len(request.body))
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
-        meta = RequestMeta(
-            id=request.id,
-            gateway=GatewayId(self._config.id),
-            model=request.model,
-            slo_class=request.slo_class,
-            slo=request.slo,
-            prompt_tokens=request.prompt_tokens,
-            max_output_tokens=request.max_output_tokens,
-            arrival_s=now_s - max(0.0, stored_s - request.arrived_at),
-            tenant=request.tenant,
-        )
+        arrival_s = now_s - max(0.0, stored_s - request.arrived_at)
         self.handle(
             lg.Submitted(
-                request=meta,
+                request=request.meta(GatewayId(self._config.id), arrival_s=arrival_s),
                 durable=durable,
                 resume=resume,
                 watched=watched,
@@ -448,13 +437,14 @@ class Driver:
             log.error("cannot put an answer together", extra=said)
             record = _failed(record, "the gateway cannot put the answer together; its log says why")
         live.record = record
+        self._admission.ended(live.request.slo_class, self._loop.time())
         self._metrics.ended(live.request.model, live.request.slo_class, record)
         log.debug(
             "request ended",
             extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
         )
         if not effect.durable:
-            del self._live[effect.id]
+            self._forget(effect.id)
             live.close(record)
             return
         ended_at = self._keeper.time_s()
@@ -465,9 +455,12 @@ class Driver:
         failpoints.at("gateway.driver.end_recorded")
         kept = await self._keeper.keep_end(end)
         failpoints.at("gateway.driver.end_stored")
-        del self._live[end.id]
+        self._forget(end.id)
         live.record = kept.record
         live.close(kept.record)
+
+    def _forget(self, id: RequestId) -> None:
+        self._admission.bodies.give(len(self._live.pop(id).request.body))
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

@@ -127,7 +127,7 @@ class Streamed(Exchange):
             await self._begin()
             await self._write(WAITING)
             outputs = await self._awaited(follower)
-        elif outputs:
+        elif outputs or follower.overrun:
             await self._begin()
         else:
             # It ended without a word, so the status line can still say how.
@@ -141,7 +141,7 @@ class Streamed(Exchange):
             events = b"".join([openai.event(output.data) for output in outputs])
             await self._write(events)
             outputs = await self._awaited(follower)
-        last = await self._last()
+        last = self._left() if follower.overrun else await self._last()
         await self._send({"type": "http.response.body", "body": last + openai.DONE_EVENT})
 
     async def _next(self, follower: Follower) -> list[Output] | None:
@@ -171,6 +171,22 @@ class Streamed(Exchange):
 
     async def _write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _left(self) -> bytes:
+        """What is said, if it ever reads that, to a client that was left because it read too slowly."""
+        live, remedy = self._live, "Read faster, or send it durably and fetch the answer."
+        if live.durable:
+            remedy = f"Its answer can be fetched at /v1/requests/{live.request.id}."
+        else:
+            self._desk.driver.client_left(live)
+        problem = Problem(
+            status=503,
+            message=f"The stream was read too slowly to be kept (gateway.limits). {remedy}",
+            type="server_error",
+            code="read_too_slowly",
+        )
+        self._desk.metrics.refused(problem.code)
+        return openai.event(problem.body())
 
     async def _last(self) -> bytes:
         """What follows the output: an error, or the usage where it was asked for, or nothing."""

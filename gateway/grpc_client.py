@@ -21,6 +21,7 @@ from gateway.keys import KEY_BYTES_MAX, ApiKeys, Caller, Forbidden
 from gateway.live import Follower, Live
 from protos import wire
 from protos.doors import Check, Refusal
+from protos.outbox import batches
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
 from protos.qlm.v1 import types_pb2
@@ -40,6 +41,8 @@ from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
 NO_KEY = "authorization: send Bearer and one of the API keys"
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
+# Chunks are merged up to this size; clients of gRPC take messages of 4 MiB unless they say otherwise.
+CHUNK_BYTES = 1_048_576
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -178,8 +181,11 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             return
         while outputs := await follower.take():
             # A message costs far more than merging the chunks that came meanwhile.
-            data, tokens = live.merge(outputs)
-            yield pb.RequestEvent(chunk=pb.OutputChunk(chunk_json=data, tokens=tokens))
+            for part in batches(outputs, lambda output: len(output.data), CHUNK_BYTES):
+                data, tokens = live.merge(part)
+                yield pb.RequestEvent(chunk=pb.OutputChunk(chunk_json=data, tokens=tokens))
+        if follower.overrun:
+            raise Unavailable("the stream was read too slowly to be kept; take it up again")
         record = await asyncio.shield(live.ended)
         yield pb.RequestEvent(ended=_ended(record))
 

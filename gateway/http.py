@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
 from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, read_body
+from gateway.connections import Connections
 from gateway.cors import Cors
 from gateway.desk import Desk
 from gateway.exchange import SSE, Streamed, Whole
@@ -23,8 +23,9 @@ from gateway.keys import KEY_BYTES_MAX, Caller
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.routes import Route
+from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
-from qlm_core.errors import InvalidRequest, NotFound, QlmError, Unavailable
+from qlm_core.errors import InvalidRequest, NotFound, QlmError, QueueFull
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
@@ -34,16 +35,13 @@ _NOBODY = Caller(tenant="")
 
 
 class HttpApp:
-    """Answers HTTP for one gateway.
+    """Answers HTTP for one gateway."""
 
-    Args:
-        connections: how many connections are open now.
-    """
-
-    def __init__(self, desk: Desk, *, connections: Callable[[], int]) -> None:
+    def __init__(self, desk: Desk, connections: Connections) -> None:
         self._desk = desk
         self._connections = connections
         self._limits = desk.config.gateway.limits
+        self._uploads = Uploads(self._limits.uploading_bytes_max)
         self._heartbeat_s = desk.config.gateway.heartbeat_s
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
@@ -79,8 +77,9 @@ class HttpApp:
         caller = _NOBODY
         if route is None or route.name not in ("health", "ready"):
             # Who watches over the gateway is answered even when it is full.
-            if self._connections() > self._limits.connections_max:
-                raise Unavailable("gateway.limits.connections_max is reached; try again later")
+            if self._connections.full:
+                await self._turn_away(headers, send)
+                return
             if route is None or route.name != "metrics" or not self._metrics_open:
                 known = self._keys.caller(headers.get(b"authorization", b""))
                 if known is None:
@@ -178,7 +177,12 @@ class HttpApp:
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
         if durable:
-            id = await driver.submit_durable(draft, key=key, watched=draft.stream)
+            id = await driver.submit_durable(
+                draft,
+                key=key,
+                watched=draft.stream,
+                connections=self._connections.seats,
+            )
             live = driver.live(id)
             if live is None:
                 await self._answer_from_store(id, draft, headers, send)
@@ -189,7 +193,7 @@ class HttpApp:
             if patience_s is not None and not draft.stream and patience_s < draft.ttl_s:
                 # Its client hangs up then; work beyond that would be for nobody.
                 draft = replace(draft, ttl_s=patience_s)
-            live = driver.submit(draft, watched=draft.stream)
+            live = driver.submit(draft, watched=draft.stream, connections=self._connections.seats)
         exchange = (Streamed if draft.stream else Whole)(
             self._desk,
             live,
@@ -205,15 +209,28 @@ class HttpApp:
         finally:
             gone.cancel()
 
+    async def _turn_away(self, headers: hd.Headers, send: Send) -> None:
+        """Answer that there are too many connections, and close this one."""
+        retry_after_s = self._desk.driver.retry_after_s
+        error = QueueFull(
+            "gateway.limits.connections_max", self._connections.seats.limit, retry_after_s
+        )
+        extra = [*hd.echoed(headers), (b"connection", b"close")]
+        await self._refuse(problem_of(error), send, headers, extra)
+
     async def _body(self, headers: hd.Headers, receive: Receive) -> bytes:
         limit_s = self._limits.body_s_max
+        came_s = self._desk.now_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await read_body(receive, headers, self._limits.body_bytes_max)
+            async with asyncio.timeout(limit_s) as timeout:
+                with self._uploads.begin(timeout) as upload:
+                    return await read_body(
+                        receive, headers, self._limits.body_bytes_max, upload.grow
+                    )
         except TimeoutError:
             raise InvalidRequest(
                 "body",
-                f"it had not arrived after {limit_s:g} s",
+                f"it had not arrived after {self._desk.now_s - came_s:.0f} s",
                 "Send it faster or raise gateway.limits.body_s_max.",
                 code="body_too_slow",
             ) from None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +20,11 @@ import msgspec
 from gateway import body as bd
 from gateway.body import LIMIT_MAX, Json
 from gateway.keys import Caller
+from gateway.store import StoredRequest
 from qlm_core.config import Config, ModelConfig
 from qlm_core.config_doors import EXPLICIT
 from qlm_core.errors import InvalidRequest, UnknownModel
-from qlm_core.model import ModelName, Slo
+from qlm_core.model import ModelName, RequestId, Slo
 from qlm_core.resume import Resume, resume_of
 
 NAME_BYTES_MAX = 256
@@ -79,6 +82,33 @@ class Draft:
     caller: Caller
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
+
+    def accepted(self, time_s: float, *, key: str = "") -> StoredRequest:
+        """The request that it becomes, under a new id.
+
+        Args:
+            time_s: now, as the store counts.
+        """
+        kind = "chatcmpl" if self.chat else "cmpl"
+        return StoredRequest(
+            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
+            chat=self.chat,
+            model=self.model,
+            slo_class=self.slo_class,
+            slo=self.slo,
+            prompt_tokens=self.prompt_tokens,
+            max_output_tokens=self.max_output_tokens,
+            tenant=self.tenant,
+            service_tier=self.service_tier,
+            body=self.body,
+            arrived_at=time_s,
+            expires_at=time_s + self.ttl_s,
+            trace=self.trace,
+            idempotency_key=key,
+            owner=self.caller.tenant,
+            fingerprint=self.fingerprint,
+            created_unix_s=int(time.time()),
+        )
 
 
 class Intake:

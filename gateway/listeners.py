@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import uvicorn
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gateway.connections import Connection, Connections
 from gateway.desk import Desk
 from gateway.grpc_client import ClientServicer, keyed
 from gateway.http import HttpApp
@@ -36,7 +38,10 @@ from qlm_core.errors import QlmError
 Health = Any
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
+# A stranger has this long to begin to speak HTTP/2.
+HANDSHAKE_S = 10
+# More than a client's message holds beside the body of a request.
+_MESSAGE_REST_BYTES = 65_536
 CLIENT_SERVICE = client_service_pb2.DESCRIPTOR.services_by_name["ClientService"].full_name
 WORK_SERVICE = work_service_pb2.DESCRIPTOR.services_by_name["WorkService"].full_name
 
@@ -49,26 +54,31 @@ def client_certificates(section: GatewayConfig) -> Certificates | None:
 
 
 def clients_server(
-    desk: Desk, checks: Health, certificates: Certificates | None
+    desk: Desk, checks: Health, certificates: Certificates | None, *, connections_max: int
 ) -> tuple[grpc.aio.Server, str]:
     """The server of gRPC clients, not started, and its address. Raises QlmError."""
     section = desk.config.gateway
     known = keyed(desk)
     # A load balancer has no key, and learns only whether the gateway drains.
     may = {CLIENT_SERVICE: known, reflection.SERVICE_NAME: known, health.SERVICE_NAME: anyone}
-    server = _server(section, Guard("grpc", may, desk.rejections), may, checks)
+    guard = Guard("grpc", may, desk.rejections)
+    # No more of a client's message is read than of a body.
+    received_max = section.limits.body_bytes_max + _MESSAGE_REST_BYTES
+    server = _server(section, guard, may, checks, connections_max, received_max)
     client_grpc.add_ClientServiceServicer_to_server(ClientServicer(desk), server)
     return server, listen(server, "gateway.grpc_listen", section.grpc_listen, certificates)
 
 
 def agents_server(
-    desk: Desk, work: WorkServicer, checks: Health, doors: Doors
+    desk: Desk, work: WorkServicer, checks: Health, doors: Doors, *, connections_max: int
 ) -> tuple[grpc.aio.Server, str]:
     """The server of agents, not started, and its address. Raises QlmError."""
     section = desk.config.gateway
     agents = doors.parts(Role.AGENT)
     may = {WORK_SERVICE: agents, reflection.SERVICE_NAME: agents, health.SERVICE_NAME: agents}
-    server = _server(section, Guard("agents", may, desk.rejections), may, checks)
+    guard = Guard("agents", may, desk.rejections)
+    received_max = section.limits.message_bytes_max
+    server = _server(section, guard, may, checks, connections_max, received_max)
     work_grpc.add_WorkServiceServicer_to_server(work, server)
     return server, doors.listen(server, "gateway.agents_listen", section.agents_listen)
 
@@ -78,18 +88,25 @@ def _server(
     guard: Guard,
     services: Mapping[str, Check],
     checks: Health,
+    connections_max: int,
+    received_max: int,
 ) -> grpc.aio.Server:
-    limit = section.limits.message_bytes_max
+    limits = section.limits
     server = grpc.aio.server(
         interceptors=[guard],
         options=(
             # Two processes on one port would share its connections in silence.
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
+            ("grpc.max_receive_message_length", received_max),
+            ("grpc.max_send_message_length", limits.message_bytes_max),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_allowed_incoming_connections", connections_max),
+            ("grpc.max_concurrent_streams", limits.grpc_streams_max),
+            ("grpc.max_connection_idle_ms", int(limits.idle_s_max * 1000)),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+            ("grpc.max_metadata_size", limits.header_bytes_max),
             # Peers ping to notice a dead connection; none is punished for doing it often.
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
             ("grpc.http2.max_ping_strikes", 0),
@@ -101,14 +118,15 @@ def _server(
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its own handling of signals, start-up and logs."""
+    """uvicorn with bounds on its connections, and without its own handling of signals, start-up and logs."""
 
-    def __init__(self, desk: Desk, tls: ssl.SSLContext | None) -> None:
-        app = HttpApp(desk, connections=lambda: len(self.server_state.connections))
+    def __init__(self, desk: Desk, connections: Connections, tls: ssl.SSLContext | None) -> None:
+        # uvicorn calls it as it would a class.
+        protocol: Any = functools.partial(Connection, connections)
         super().__init__(
             uvicorn.Config(
-                app,
-                http="httptools",
+                HttpApp(desk, connections),
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -117,16 +135,22 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
+                # Floats are as good, and uvicorn's types as narrow as its command line.
+                timeout_keep_alive=connections.limits.idle_s_max,  # type: ignore[arg-type]
                 timeout_graceful_shutdown=1,
             )
         )
         self._tls = tls
+        self._connections = connections
         self.listening = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        self._connections.sweep()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.ssl = self._tls

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from gateway import openai
 from gateway.answer import Answer
+from gateway.budget import Budget
 from gateway.store import StoredRequest
 from gateway.trail import Trail
 from qlm_core.errors import Unavailable
@@ -21,6 +22,10 @@ from qlm_core.messages import Chunk, Payload
 from qlm_core.model import Estimate
 
 FOLD_BYTES = 65_536
+# A client for which less waits is not one that lags, and neither is one that has taken something this lately: after a
+# pause of an agent much may come at once.
+LAG_BYTES = 65_536
+LAG_S = 1.0
 
 
 class Output(NamedTuple):
@@ -30,29 +35,82 @@ class Output(NamedTuple):
     tokens: int
 
 
+class Backlog(NamedTuple):
+    """What may wait for clients that read slowly.
+
+    Attributes:
+        chunks_max: for one client, before they are merged.
+        bytes_max: for one client.
+        unread: counts the bytes for all of them.
+    """
+
+    chunks_max: int
+    bytes_max: int
+    unread: Budget
+
+
 class Follower:
     """One client's place in the output of a request: what came since it last looked.
 
-    However far a client lags, at most `backlog_max` chunks wait for it; more are merged into one.
+    However far a client lags, only so many chunks wait for it; more are merged into one. Where that takes too many bytes, or
+    those of all clients do and this one lags, it is left: what it has not taken is dropped, and nothing more comes.
+
+    Args:
+        so_far: what there was before, which is beside its own limit.
+
+    Attributes:
+        overrun: whether it was left.
     """
 
-    __slots__ = ("_backlog_max", "_closed", "_merge", "_outputs", "_waiter")
+    __slots__ = (
+        "_backlog",
+        "_bytes",
+        "_bytes_max",
+        "_closed",
+        "_merge",
+        "_outputs",
+        "_since_s",
+        "_waiter",
+        "overrun",
+    )
 
-    def __init__(self, merge: Callable[[list[Output]], Output], backlog_max: int) -> None:
+    def __init__(
+        self,
+        merge: Callable[[list[Output]], Output],
+        backlog: Backlog,
+        so_far: Output | None = None,
+    ) -> None:
         self._merge = merge
-        self._backlog_max = max(1, backlog_max)
+        self._backlog = backlog
+        self._bytes_max = backlog.bytes_max
         self._outputs: list[Output] = []
-        self._closed = False
+        self._bytes = 0
+        self._since_s = asyncio.get_running_loop().time()
+        self._closed = self.overrun = False
         self._waiter: asyncio.Future[None] | None = None
+        if so_far is not None:
+            self._bytes_max += len(so_far.data)
+            self._set([so_far])
 
     def __len__(self) -> int:
         return len(self._outputs)
 
     def put(self, output: Output) -> None:
         """Add a chunk. Raises BadChunkError when there is a backlog that cannot be merged."""
+        if self.overrun:
+            return
+        if not self._outputs:
+            self._since_s = asyncio.get_running_loop().time()
         self._outputs.append(output)
-        if len(self._outputs) > self._backlog_max:
-            self._outputs = [self._merge(self._outputs)]
+        self._count(len(output.data))
+        if self._lags():
+            self._set([self._merge(self._outputs)])
+            # Merged again and again, what is nearly too much would cost more than it is worth.
+            self.overrun = self._bytes > self._bytes_max // 2 or self._backlog.unread.over
+            if self.overrun:
+                self.drop()
+        elif len(self._outputs) > self._backlog.chunks_max:
+            self._set([self._merge(self._outputs)])
         self._wake()
 
     def close(self) -> None:
@@ -60,13 +118,34 @@ class Follower:
         self._closed = True
         self._wake()
 
+    def drop(self) -> None:
+        """Nobody takes what there is."""
+        self._set([])
+        self.close()
+
     async def take(self) -> list[Output]:
         """All that came, as soon as there is something; [] after the last."""
         while not self._outputs and not self._closed:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        outputs, self._outputs = self._outputs, []
+        outputs = self._outputs
+        self._set([])
         return outputs
+
+    def _lags(self) -> bool:
+        """Whether its client takes less than comes, by more than there is room for."""
+        too_much = self._backlog.unread.over and self._bytes > LAG_BYTES
+        if not too_much and self._bytes <= self._bytes_max:
+            return False
+        return asyncio.get_running_loop().time() - self._since_s >= LAG_S
+
+    def _set(self, outputs: list[Output]) -> None:
+        self._outputs = outputs
+        self._count(sum(len(output.data) for output in outputs) - self._bytes)
+
+    def _count(self, more: int) -> None:
+        self._bytes += more
+        self._backlog.unread.take(more)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -85,7 +164,7 @@ class Live:
 
     __slots__ = (
         "_answer",
-        "_backlog_max",
+        "_backlog",
         "_folded_bytes",
         "_followers",
         "_framer",
@@ -101,7 +180,7 @@ class Live:
     )
 
     def __init__(
-        self, request: StoredRequest, *, durable: bool, running_usage: bool, backlog_max: int
+        self, request: StoredRequest, *, durable: bool, running_usage: bool, backlog: Backlog
     ) -> None:
         self.request = request
         self.durable = durable
@@ -122,7 +201,7 @@ class Live:
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
         self._trail = Trail()
-        self._backlog_max = backlog_max
+        self._backlog = backlog
 
     # ---------------------------------------------------------------- output
 
@@ -188,16 +267,16 @@ class Live:
     def follow(self) -> Follower:
         """A place in all output from the beginning; closed after the last."""
         self._fold()
-        follower = Follower(self.merge, self._backlog_max)
-        so_far = self._answer.chunk()
-        if so_far:
-            # Their tokens were counted when they came; a late follower learns the sum at the end.
-            follower.put(Output(self._framer.frame(so_far), 0))
+        chunk = self._answer.chunk()
+        # Their tokens were counted when they came; a late follower learns the sum at the end.
+        so_far = Output(self._framer.frame(chunk), 0) if chunk else None
+        follower = Follower(self.merge, self._backlog, so_far)
         self._followers.append(follower)
         return follower
 
     def unfollow(self, follower: Follower) -> None:
         """Stop writing to a follower."""
+        follower.drop()
         if follower in self._followers:
             self._followers.remove(follower)
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from gateway.admission import Admission
+from gateway.budget import Budget
+from gateway.connections import Connections
 from gateway.desk import Desk
 from gateway.driver import Driver
 from gateway.intake import Intake
@@ -25,7 +28,7 @@ from gateway.listeners import (
     http_socket,
 )
 from gateway.metrics import Metrics
-from gateway.open_files import make_room
+from gateway.open_files import Room, make_room
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
@@ -58,8 +61,8 @@ async def serve(config: Config, *, ready: Callable[[Addresses], None] | None = N
     Raises:
         QlmError: it cannot start (port in use, store not to be opened).
     """
-    make_room(config.gateway.limits.connections_max)
-    gateway = Gateway(config)
+    limits = config.gateway.limits
+    gateway = Gateway(config, make_room(limits.connections_max, limits.grpc_connections_max))
     try:
         addresses = await gateway.start()
         if ready is not None:
@@ -70,11 +73,18 @@ async def serve(config: Config, *, ready: Callable[[Addresses], None] | None = N
 
 
 class Gateway:
-    """A gateway with its listeners. `start`, then `wait`, then `stop`, once each."""
+    """A gateway with its listeners. `start`, then `wait`, then `stop`, once each.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        room: for how many connections there is; as the configuration says unless given.
+    """
+
+    def __init__(self, config: Config, room: Room | None = None) -> None:
         self._config = config
         section = config.gateway
+        limits = section.limits
+        self._room = room or Room(limits.connections_max, limits.grpc_connections_max)
+        self._unread = Budget(limits.unread_bytes_max)
         self._doors = Doors(config, Part(Role.GATEWAY, section.id))
         self._certificates = client_certificates(section)
         rejections = Rejections()
@@ -86,7 +96,14 @@ class Gateway:
             rng=random.Random(section.id),
         )
         store = make_store(section.store)
-        self.driver = Driver(section, store, self._metrics, tell=self._solver.tell)
+        self.driver = Driver(
+            section,
+            store,
+            self._metrics,
+            tell=self._solver.tell,
+            admission=Admission(config),
+            unread=self._unread,
+        )
         self._desk = Desk(
             config=config,
             driver=self.driver,
@@ -114,9 +131,12 @@ class Gateway:
         self._warn_of_listeners()
         sock = http_socket(section)
         try:
-            clients, at = clients_server(self._desk, self._health, self._certificates)
+            most = self._room.grpc
+            clients, at = clients_server(
+                self._desk, self._health, self._certificates, connections_max=most
+            )
             agents, self._agents_address = agents_server(
-                self._desk, self._work, self._health, self._doors
+                self._desk, self._work, self._health, self._doors, connections_max=most
             )
             self._servers = (clients, agents)
             await self.driver.start()
@@ -125,8 +145,11 @@ class Gateway:
         except BaseException:
             sock.close()
             raise
+        connections = Connections(
+            section.limits, connections_max=self._room.http, unread=self._unread
+        )
         tls = self._certificates
-        self._http = HttpServer(self._desk, None if tls is None else tls.http_server())
+        self._http = HttpServer(self._desk, connections, None if tls is None else tls.http_server())
         self._tasks.append(asyncio.create_task(self._http.serve([sock])))
         await self._http.listening.wait()
         self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))

@@ -149,15 +149,33 @@ class StoreConfig(Section, frozen=True, kw_only=True):
 
 
 class GatewayLimits(Section, frozen=True, kw_only=True):
-    """Bounds on what one gateway accepts and holds."""
+    """Bounds on what one gateway accepts and holds.
+
+    waiting_bytes_max: bodies of all open requests. uploading_bytes_max: bodies that are still arriving.
+    stream_backlog_bytes_max: output that one stream's client has not taken. unread_bytes_max: the same of all clients.
+    header_s_max, idle_s_max, write_s_max: how long a client may take for the head of a request, between two requests, and
+    without reading anything of an answer.
+    """
 
     body_bytes_max: int = 8_388_608
     body_s_max: float = 60.0
+    header_bytes_max: int = 65_536
+    headers_max: int = 128
+    header_s_max: float = 15.0
+    idle_s_max: float = 75.0
+    write_s_max: float = 60.0
     open_requests_max: int = 100_000
+    waiting_bytes_max: int = 1_073_741_824
+    uploading_bytes_max: int = 268_435_456
     stored_output_bytes_max: int = 16_777_216
-    connections_max: int = 20_000
+    connections_max: int = 16_384
+    connections_per_address_max: int = 8_192
+    grpc_connections_max: int = 2_048
+    grpc_streams_max: int = 1_024
     slo_ttft_s_max: float = 604_800.0
     stream_backlog_chunks_max: int = 4_096
+    stream_backlog_bytes_max: int = 4_194_304
+    unread_bytes_max: int = 268_435_456
     message_bytes_max: int = 67_108_864
 
 

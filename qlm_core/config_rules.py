@@ -26,6 +26,7 @@ _ABOVE_0 = (
     "aim",
     "attempts_max",
     "background_budget_s",
+    "backlog_bytes_max",
     "backlog_events_max",
     "body_bytes_max",
     "body_s_max",
@@ -33,11 +34,18 @@ _ABOVE_0 = (
     "budget_s",
     "connect_timeout_s",
     "connections_max",
+    "connections_per_address_max",
     "delta",
     "e2e_s",
     "gateway_lease_s",
     "gateways_max",
+    "grpc_connections_max",
+    "grpc_streams_max",
+    "header_bytes_max",
+    "header_s_max",
+    "headers_max",
     "history",
+    "idle_s_max",
     "max_cpu_loras",
     "max_loras",
     "max_model_len",
@@ -57,13 +65,18 @@ _ABOVE_0 = (
     "slo_ttft_s_max",
     "solve_work",
     "start_timeout_s",
+    "stream_backlog_bytes_max",
     "stream_backlog_chunks_max",
     "time_scale",
     "token_throughput",
     "tpot_s",
     "ttft_s",
+    "unread_bytes_max",
+    "uploading_bytes_max",
+    "waiting_bytes_max",
     "waiting_requests_max",
     "window_requests",
+    "write_s_max",
 )
 # A clock that goes round faster than this gets nothing else done, and added to a large time it stands still. An engine
 # that is slower than this has waits that no float holds.
@@ -105,6 +118,7 @@ def check(config: Config) -> None:
     check_numbers(config, "")
     _check_message_sizes(config)
     _check_heartbeat(config.gateway.heartbeat_s)
+    _check_budgets(config)
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
     for path, address in (
@@ -250,6 +264,17 @@ def _check_heartbeat(heartbeat_s: float) -> None:
             f"gateway.heartbeat_s: must be 0 for none, or at least {_LEAST_HEARTBEAT_S:g}, not "
             f"{_plain(heartbeat_s)}."
         )
+
+
+def _check_budgets(config: Config) -> None:
+    # What holds less than one body would refuse that body for ever.
+    limits = config.gateway.limits
+    for key in ("waiting_bytes_max", "uploading_bytes_max"):
+        if getattr(limits, key) < limits.body_bytes_max:
+            raise ConfigError(
+                f"gateway.limits.{key}: {getattr(limits, key)} is less than one body may have "
+                f"(body_bytes_max, {limits.body_bytes_max}). Raise it, or lower that."
+            )
 
 
 def _check_message_sizes(config: Config) -> None:

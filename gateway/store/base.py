@@ -17,7 +17,7 @@ import msgspec
 from gateway.store.clock import Seen
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
-from qlm_core.model import ModelName, Phase, RequestId, Slo
+from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 from qlm_core.outcome import ShedReason
 
 # Requests that were shed for these reasons are answered with when to come back.
@@ -66,6 +66,20 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     def created(self) -> int:
         """When it came, whole Unix seconds, as answers tell it."""
         return self.created_unix_s or int(self.arrived_at)
+
+    def meta(self, gateway: GatewayId, *, arrival_s: float) -> RequestMeta:
+        """What a solver is told of it."""
+        return RequestMeta(
+            id=self.id,
+            gateway=gateway,
+            model=self.model,
+            slo_class=self.slo_class,
+            slo=self.slo,
+            prompt_tokens=self.prompt_tokens,
+            max_output_tokens=self.max_output_tokens,
+            arrival_s=arrival_s,
+            tenant=self.tenant,
+        )
 
     @property
     def owned_key(self) -> str:

@@ -11,7 +11,7 @@ from qlm_core.errors import QlmError
 from tests.gateway.peers import config
 
 INFINITE = resource.RLIM_INFINITY
-NEEDED = 100 + OTHER_FILES
+NEEDED = 100 + 20 + OTHER_FILES
 
 
 class System:
@@ -42,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
         (System(NEEDED + 1, NEEDED + 9), NEEDED + 1, False),
         (System(INFINITE, INFINITE), INFINITE, False),
         (System(256, NEEDED - 1), NEEDED - 1, True),
-        (System(256, INFINITE, bound=1000), 256, True),
+        (System(256, INFINITE, bound=500), 256, True),
     ],
     ids=["raised", "hard unlimited", "enough", "unlimited", "hard too low", "refused"],
 )
@@ -55,10 +55,13 @@ def test_the_limit_is_raised_as_far_as_is_needed_and_possible(
 ) -> None:
     hard = system.limits[1]
     install(monkeypatch, system)
-    make_room(100)
+    room = make_room(100, 20)
     assert system.limits == (after, hard)
     said = [(one.open_files, one.needed) for one in caplog.records]  # type: ignore[attr-defined]
     assert said == ([(after, NEEDED)] if warned else [])
+    # Whatever there is, connections of both kinds fit it.
+    assert sum(room) < after or after == INFINITE
+    assert (room == (100, 20)) == (not warned)
 
 
 async def test_a_gateway_makes_room_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,5 +71,9 @@ async def test_a_gateway_makes_room_when_it_starts(monkeypatch: pytest.MonkeyPat
         # This start makes room and then goes no further.
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(QlmError, match=r"gateway\.http_listen"):
-            await serve(config(limits={"connections_max": 100}, http_listen=address))
+            await serve(
+                config(
+                    limits={"connections_max": 100, "grpc_connections_max": 20}, http_listen=address
+                )
+            )
     assert system.limits == (NEEDED, INFINITE)
