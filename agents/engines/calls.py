@@ -75,6 +75,14 @@ class Calls:
         """POST JSON to a path of the server; raises as `get`."""
         return await self._call("POST", path, _encode(body), timeout_s)
 
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the server answers at all, and no proxy in its place."""
+        try:
+            status, _ = await self.get("/v1/models", timeout_s=timeout_s)
+        except (OSError, TimeoutError, aiohttp.ClientError):
+            return False
+        return status < 500
+
     async def try_out(self, served: str, *, timeout_s: float) -> str:
         """Have the server produce one token. Returns what is wrong, "" if nothing."""
         body = {"model": served, "prompt": "a", "max_tokens": 1, "temperature": 0}

@@ -59,6 +59,8 @@ _Parts = AsyncIterator[tuple[bytes, bool]]
 
 
 _body = msgspec.json.Decoder(dict[str, Any])
+# Whether a server that has dropped a job still answers, it has so long to show.
+_ALIVE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +183,9 @@ class Connection(Calls):
             event = JobLost(job.id, job.attempt, words)
         except Exception as error:  # whatever went wrong, a job ends
             log.error("job lost", extra={"id": job.id, "reason": kind_and_place(error)})
+        if isinstance(event, JobLost) and not event.answered and await self.answers(_ALIVE_S):
+            # A server that is there for others did not want this one.
+            event = replace(event, answered=True)
         known = self._tasks.get(job.id)
         if known is not None and known[0] == job.attempt:
             del self._tasks[job.id]

@@ -7,7 +7,8 @@ One rule for HTTP statuses and for errors inside a stream, since servers report 
 * about our access (401, 402, 403, 404, 407, redirects): the operator is told, and the job is tried elsewhere;
 * anything else, and a request id that the server has not let go of yet: the job is tried again.
 
-After the last two kinds the executor decides who is at fault: the job, if the engine serves other jobs well.
+After the last two kinds the executor decides who is at fault: the job, if the engine serves other jobs well. So it does
+where a connection broke or a proxy answered, if the server is found to be there.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from aiohttp import web
 from tests.agents.fake_vllm import FakeServer
 from tests.agents.harness import OpenAIHarness, config_of, running, serving
 
-# Ways for a stream to go on that are no event.
-CUT, HANG, END = "cut", "hang", "end"
+# Ways for a stream to go on that are no event. The first is one before it begins.
+DROP, CUT, HANG, END = "drop", "cut", "hang", "end"
 DONE = b"[DONE]"
 
 
@@ -67,6 +67,10 @@ class ScriptedServer(FakeServer):
         self.headers.append(dict(request.headers))
         self.ids.append(request.headers["X-Request-Id"])
         answer = self.script[min(len(self.told), len(self.script)) - 1]
+        if DROP in answer.events:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         if answer.status != 200 or answer.body is not None:
             data = (
                 answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()

@@ -14,7 +14,7 @@ import pytest
 from agents.engines import connection
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
 from tests.agents.harness import Harness
-from tests.agents.scripted import CUT, DONE, END, HANG, Answer, delta, scripted, text, usage
+from tests.agents.scripted import CUT, DONE, DROP, END, HANG, Answer, delta, scripted, text, usage
 
 
 async def ask(harness: Harness, *, chat: bool = False, attempt: int = 1, **body: Any) -> Any:
@@ -199,6 +199,26 @@ class TestWhoseFaultItIs:
             assert isinstance(end, JobLost)
             assert end.answered
             assert "broke" in end.reason
+
+    @pytest.mark.parametrize(
+        "answer",
+        [Answer([DROP]), Answer([text("a"), CUT]), Answer(status=502), Answer(status=504)],
+        ids=["dropped", "cut", "502", "504"],
+    )
+    async def test_what_a_server_drops_that_is_there_for_others_may_be_the_jobs_fault(
+        self, answer: Answer
+    ):
+        async with scripted(answer) as harness:
+            end = await ask(harness)
+            assert isinstance(end, JobLost)
+            assert end.answered
+
+    async def test_a_server_that_is_gone_is_not_the_jobs_fault(self):
+        async with scripted([DROP]) as harness:
+            await harness.runner.cleanup()
+            end = await ask(harness)
+            assert isinstance(end, JobLost)
+            assert not end.answered
 
     @pytest.mark.parametrize(
         ("error", "outcome", "status"),

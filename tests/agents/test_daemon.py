@@ -17,11 +17,12 @@ from agents.streams import Backoff
 from protos import pulse
 from qlm_core.config import Config
 from qlm_core.errors import QlmError
-from qlm_core.messages import Gateways
+from qlm_core.messages import Gateways, ReturnReason
 from qlm_core.model import GatewayId
 from tests.agents.fake_vllm import FakeServer
 from tests.agents.harness import free_ports, serving
 from tests.agents.peers import WAIT_S, Peers
+from tests.agents.scripted import DROP, ScriptedServer
 
 
 def config_for(peers: Peers, **agent: object) -> Config:
@@ -427,6 +428,34 @@ async def test_an_agent_whose_server_comes_later_joins_at_once_and_serves_then(
     assert {end.output_tokens for end in peers.gateway.ended.values()} == {20}
     [told] = [record for record in caplog.records if record.getMessage() == "engine down"]
     assert "agents.a0.engine.openai.base_url: no server answers at" in told.reason  # type: ignore[attr-defined]
+
+
+async def test_a_request_that_a_server_always_drops_holds_up_no_other(peers: Peers):
+    server = ScriptedServer([DROP])
+    runner, port = await serving(server)
+    engine = {"kind": "openai", "openai": {"base_url": f"http://127.0.0.1:{port}"}}
+    ids = [f"r{index}" for index in range(12)]
+    try:
+        async with agent(config_for(peers, engine=engine)):
+            # One at a time, as they would be at a low rate, each second one bad.
+            await begin(peers)
+            await peers.solver.until(lambda: any(report.ready for report in peers.solver.reports))
+            gateway = peers.gateway
+            for number, id in enumerate(ids):
+                bad = number % 2
+                gateway.add(id, 3, **({"prompt": "script"} if bad else {}))
+                peers.queue(id, epoch=number + 2)
+                await gateway.until(
+                    lambda id=id: id in gateway.ended or any(r.id == id for r in gateway.returned)
+                )
+            ready = [report.ready for report in peers.solver.reports]
+    finally:
+        await runner.cleanup()
+    assert list(gateway.ended) == ids[::2]
+    assert [one.id for one in gateway.returned] == ids[1::2]
+    assert {one.reason for one in gateway.returned} == {ReturnReason.ENGINE_ERROR}
+    # The engine was counted on all the while.
+    assert all(ready[ready.index(True) :])
 
 
 async def test_an_engine_that_can_never_serve_is_a_clear_error(peers: Peers):
