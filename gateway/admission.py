@@ -8,13 +8,17 @@ out who cannot. Who is refused is told when there will be room (`qlm_core.waitli
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from gateway.budget import Budget
 from gateway.intake import Draft
+from gateway.store import StoredRequest
 from qlm_core.config import Config
 from qlm_core.config_doors import EXPLICIT
-from qlm_core.errors import QueueFull
+from qlm_core.errors import QueueFull, ShedLate
+from qlm_core.ledger import EndRecord
+from qlm_core.outcome import ShedReason
 from qlm_core.waitlist import Waitlist
 
 # The share of each limit that the laxest class leaves to the strictest.
@@ -43,19 +47,9 @@ class Admission:
         self._late_until_s: dict[str, float] = {}
 
     def admit(
-        self,
-        draft: Draft,
-        *,
-        open_requests: int,
-        of_tenant: int,
-        connections: Seats | None,
-        now_s: float,
+        self, draft: Draft, *, open_requests: int, connections: Seats | None, now_s: float
     ) -> None:
-        """Whether a request may come in. Raises QueueFull, naming the limit.
-
-        Args:
-            open_requests: how many there are. of_tenant: how many of them are the caller's.
-        """
+        """Whether a request may come in. Raises QueueFull, naming the limit, or ShedLate."""
         share = self._share(draft.slo.ttft_s)
         size = len(draft.body)
         bytes_max = max(self._limits.body_bytes_max, int(share * self.bodies.bytes_max))
@@ -69,25 +63,24 @@ class Admission:
         free = by_limit[scarcest]
         if now_s < self._late_until_s.get(draft.slo_class, 0.0):
             free = min(free, 1)
-        waitlist, key = self._waitlist(draft.slo_class), hash((draft.tenant, draft.body))
-        own = draft.caller.requests_max
-        if own is not None and of_tenant >= own:
-            raise QueueFull("open requests of this API key", own, waitlist.refuse(key, now_s))
+        waitlist, key = self._waitlist(draft.slo_class), hash((draft.caller.tenant, draft.body))
         if not waitlist.admits(key, free, now_s):
+            retry_after_s = waitlist.refuse(key, now_s)
+            if by_limit[scarcest] > 0 and now_s < self._late_until_s.get(draft.slo_class, 0.0):
+                raise ShedLate(retry_after_s)
             limit = getattr(self._limits, scarcest)
-            raise QueueFull(f"gateway.limits.{scarcest}", limit, waitlist.refuse(key, now_s))
+            raise QueueFull(f"gateway.limits.{scarcest}", limit, retry_after_s)
 
-    def ended(self, slo_class: str, now_s: float) -> None:
-        """A request is over."""
-        self._waitlist(slo_class).ended(now_s)
-
-    def late(
-        self, slo_class: str, tenant: str, body: bytes, retry_after_s: float, now_s: float
-    ) -> float:
-        """A request was refused as too late; when it is to come back, at least as the solver says."""
-        self._late_until_s[slo_class] = now_s + _LATE_S
-        key = hash((tenant, body))
-        return self._waitlist(slo_class).refuse(key, now_s, in_s=retry_after_s)
+    def ended(self, request: StoredRequest, record: EndRecord, now_s: float) -> EndRecord:
+        """A request is over. One that was shed as late is to come back, no sooner than the solver says."""
+        waitlist = self._waitlist(request.slo_class)
+        if record.reason != ShedReason.LATE.value:
+            waitlist.ended(now_s)
+            return record
+        self._late_until_s[request.slo_class] = now_s + _LATE_S
+        key = hash((request.owner, request.body))
+        told_s = waitlist.refuse(key, now_s, in_s=record.retry_after_s)
+        return replace(record, retry_after_s=told_s)
 
     def _share(self, ttft_s: float) -> float:
         stricter = sum(target_s < ttft_s for target_s in self._targets_s)

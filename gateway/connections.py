@@ -116,6 +116,11 @@ class Connections:
         """How many have a request under way beside the one that asks, and may have."""
         return Seats(len(self._open) - len(self._quiet) - 1, self._connections_max)
 
+    def counts(self) -> dict[str, float]:
+        """How many there are, for metrics."""
+        quiet = len(self._quiet)
+        return {"busy": float(len(self._open) - quiet), "quiet": float(quiet)}
+
     def enter(self, connection: Connection, host: str) -> Problem | None:
         """A connection was opened; why it is not to stay, if so."""
         address = self._addresses.setdefault(host, _Address())

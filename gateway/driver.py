@@ -23,7 +23,7 @@ from gateway.budget import Budget
 from gateway.intake import Draft
 from gateway.keeping import Keeper
 from gateway.live import Backlog, Live
-from gateway.metrics import Metrics
+from gateway.metrics import Gauge, Metrics
 from gateway.store import Kept, Store, StoredEnd, StoredRequest
 from gateway.tenants import Tenants
 from protos.outbox import Outbox
@@ -32,6 +32,7 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import (
     KeyReused,
     QlmError,
+    QueueFull,
     Unavailable,
     kind_and_place,
 )
@@ -176,11 +177,11 @@ class Driver:
         """When a refused client may try again: about one present wait from now."""
         return min(max(1.0, self._recent_wait_s), RETRY_AFTER_S_MAX)
 
-    def gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
+    def gauges(self) -> Iterator[Gauge]:
         """What metrics read from here."""
         open_phases = (Phase.WAITING, Phase.PULLED, Phase.RUNNING)
         counts = {phase.value: float(self._ledger.count(phase)) for phase in open_phases}
-        yield "qlm_requests_open", "Open requests, by phase.", counts
+        yield "qlm_requests_open", "Open requests, by phase.", ("phase", counts)
         yield "qlm_agents_connected", "Agents with a work stream.", float(len(self._agents))
         yield from self._keeper.gauges()
 
@@ -190,10 +191,12 @@ class Driver:
         """Whether a request may come in. Raises QueueFull or Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is shutting down; send the request to another one")
+        own = draft.caller.requests_max
+        if own is not None and self.tenants.count(draft.caller.tenant) >= own:
+            raise QueueFull("open requests of this API key", own, self.retry_after_s)
         self._admission.admit(
             draft,
             open_requests=len(self._ledger) + self._adding,
-            of_tenant=self.tenants.count(draft.caller.tenant),
             connections=connections,
             now_s=self._loop.time(),
         )
@@ -436,8 +439,9 @@ class Driver:
             said = {"request": effect.id, "reason": kind_and_place(error)}
             log.error("cannot put an answer together", extra=said)
             record = _failed(record, "the gateway cannot put the answer together; its log says why")
-        live.record = record
-        self._admission.ended(live.request.slo_class, self._loop.time())
+        record = live.record = self._admission.ended(live.request, record, self._loop.time())
+        if live.estimated is not None and not live.estimated.done():
+            live.estimated.set_result(None)
         self._metrics.ended(live.request.model, live.request.slo_class, record)
         log.debug(
             "request ended",

@@ -32,11 +32,13 @@ from qlm_core.errors import (
     QlmError,
     QueueFull,
     SetAside,
+    ShedLate,
     Unavailable,
     UnknownModel,
 )
 from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
+from qlm_core.outcome import ShedReason
 
 NO_KEY = "authorization: send Bearer and one of the API keys"
 PAGE_MAX = 1000
@@ -61,6 +63,7 @@ STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (KeyReused, grpc.StatusCode.ALREADY_EXISTS),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (ShedLate, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (SetAside, grpc.StatusCode.DATA_LOSS),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
@@ -78,7 +81,7 @@ def status_of(error: QlmError) -> grpc.StatusCode:
 async def _abort(desk: Desk, context: Context, error: QlmError) -> None:
     code = getattr(error, "code", None)
     desk.metrics.refused(code if isinstance(code, str) else status_of(error).name.lower())
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFull | ShedLate):
         context.set_trailing_metadata(
             (("retry-after-s", str(max(1, math.ceil(error.retry_after_s)))),)
         )
@@ -305,6 +308,8 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         estimate = None
         if live is not None:
             await self.desk.estimated(live)
+            if live.record is not None and live.record.reason == ShedReason.LATE.value:
+                raise ShedLate(live.record.retry_after_s)
             slo_class = live.request.slo_class
             estimate = live.estimate
         given = None if estimate is None else wire.estimate_to_wire(estimate)

@@ -37,11 +37,11 @@ _NOBODY = Caller(tenant="")
 class HttpApp:
     """Answers HTTP for one gateway."""
 
-    def __init__(self, desk: Desk, connections: Connections) -> None:
+    def __init__(self, desk: Desk, connections: Connections, uploads: Uploads) -> None:
         self._desk = desk
         self._connections = connections
         self._limits = desk.config.gateway.limits
-        self._uploads = Uploads(self._limits.uploading_bytes_max)
+        self._uploads = uploads
         self._heartbeat_s = desk.config.gateway.heartbeat_s
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.

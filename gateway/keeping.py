@@ -15,6 +15,7 @@ from dataclasses import replace as replace_record
 
 from msgspec.structs import replace
 
+from gateway.metrics import Gauge
 from gateway.restoring import resume_again
 from gateway.store import Kept, Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
 from qlm_core.config import GatewayConfig
@@ -130,7 +131,7 @@ class Keeper:
                 await self._note()
         await self._store.close()
 
-    def gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
+    def gauges(self) -> Iterator[Gauge]:
         """What metrics read from here."""
         yield (
             "qlm_store_ends_waiting",

@@ -23,6 +23,7 @@ from gateway.connections import Connection, Connections
 from gateway.desk import Desk
 from gateway.grpc_client import ClientServicer, keyed
 from gateway.http import HttpApp
+from gateway.uploads import Uploads
 from gateway.work import WorkServicer
 from protos.certificates import Certificates
 from protos.doors import Check, Doors, Guard, anyone, listen
@@ -123,9 +124,10 @@ class HttpServer(uvicorn.Server):
     def __init__(self, desk: Desk, connections: Connections, tls: ssl.SSLContext | None) -> None:
         # uvicorn calls it as it would a class.
         protocol: Any = functools.partial(Connection, connections)
+        self.uploads = Uploads(connections.limits.uploading_bytes_max)
         super().__init__(
             uvicorn.Config(
-                HttpApp(desk, connections),
+                HttpApp(desk, connections, self.uploads),
                 http=protocol,
                 ws="none",
                 lifespan="off",
@@ -141,7 +143,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._tls = tls
-        self._connections = connections
+        self.connections = connections
         self.listening = asyncio.Event()
 
     @contextlib.contextmanager
@@ -149,7 +151,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        self._connections.sweep()
+        self.connections.sweep()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -29,7 +29,9 @@ _WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 _ERROR_BUCKETS = (-600, -60, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 60, 600)
 
-Gauges = Callable[[], Iterable[tuple[str, str, dict[str, float] | float]]]
+# Name, meaning and value; with a label, its name and the value of each.
+Gauge = tuple[str, str, float | tuple[str, dict[str, float]]]
+Gauges = Callable[[], Iterable[Gauge]]
 
 
 class Metrics:
@@ -88,6 +90,12 @@ class Metrics:
         self._evictions = Counter(
             "qlm_request_evictions", "Evictions of ended requests.", by_class, registry=registry
         )
+        self._shed = Counter(
+            "qlm_requests_shed",
+            "Accepted requests that were dropped, by why.",
+            ("slo_class", "reason"),
+            registry=registry,
+        )
         self._refused = Counter(
             "qlm_requests_refused", "Requests not accepted, by code.", ("code",), registry=registry
         )
@@ -102,6 +110,8 @@ class Metrics:
         if known is None:
             known = self._by_labels[labels] = self._series(labels)
         known.outcomes[record.phase].inc()
+        if record.phase is Phase.SHED:
+            self._shed.labels(labels[1], record.reason).inc()
         if record.attained:
             known.attained.inc()
         if record.queue_s is not None:
@@ -174,9 +184,9 @@ class _Read:
 
     def collect(self) -> Iterator[Metric]:
         for name, text, value in self._gauges():
-            if isinstance(value, dict):
-                family = GaugeMetricFamily(name, text, labels=("phase",))
-                for label, number in value.items():
+            if isinstance(value, tuple):
+                family = GaugeMetricFamily(name, text, labels=value[:1])
+                for label, number in value[1].items():
                     family.add_metric((label,), number)
             else:
                 family = GaugeMetricFamily(name, text, value=value)

@@ -17,6 +17,7 @@ from qlm_core.errors import (
     NotFound,
     QueueFull,
     SetAside,
+    ShedLate,
     TooLate,
     Unavailable,
 )
@@ -109,6 +110,15 @@ def problem_of(error: Exception) -> Problem:
             return Problem(
                 status=403, message=message, type="permission_error", code="operators_only"
             )
+        case ShedLate():
+            return Problem(
+                status=429,
+                message=message,
+                type="rate_limit_error",
+                code=ShedReason.LATE.value,
+                retry_after_s=error.retry_after_s,
+                dropped=ShedReason.LATE.value,
+            )
         case NotFound():
             return Problem(
                 status=404, message=message, type="invalid_request_error", code="not_found"
@@ -172,6 +182,8 @@ def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Pr
     """
     if record.phase is Phase.FINISHED:
         return None
+    if record.reason == ShedReason.LATE.value:
+        return problem_of(ShedLate(record.retry_after_s))
     if record.phase is Phase.SHED:
         status, kind, message = _SHED[record.reason]
         return Problem(

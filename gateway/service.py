@@ -27,7 +27,7 @@ from gateway.listeners import (
     clients_server,
     http_socket,
 )
-from gateway.metrics import Metrics
+from gateway.metrics import Gauge, Metrics
 from gateway.open_files import Room, make_room
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
@@ -85,6 +85,7 @@ class Gateway:
         limits = section.limits
         self._room = room or Room(limits.connections_max, limits.grpc_connections_max)
         self._unread = Budget(limits.unread_bytes_max)
+        self._admission = Admission(config)
         self._doors = Doors(config, Part(Role.GATEWAY, section.id))
         self._certificates = client_certificates(section)
         rejections = Rejections()
@@ -101,7 +102,7 @@ class Gateway:
             store,
             self._metrics,
             tell=self._solver.tell,
-            admission=Admission(config),
+            admission=self._admission,
             unread=self._unread,
         )
         self._desk = Desk(
@@ -198,8 +199,19 @@ class Gateway:
             said = {"told": self._work_address(), "remedy": "set gateway.advertise"}
             log.warning("agents on other hosts cannot find this gateway", extra=said)
 
-    def _gauges(self) -> Iterator[tuple[str, str, dict[str, float] | float]]:
+    def _gauges(self) -> Iterator[Gauge]:
         yield from self.driver.gauges()
+        held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
+        if self._http is not None:
+            connections, uploads = self._http.connections, self._http.uploads
+            yield (
+                "qlm_http_connections",
+                "HTTP connections, by whether a request is under way.",
+                ("state", connections.counts()),
+            )
+            held["uploading"] = uploads.budget.used
+        values = {kind: float(size) for kind, size in held.items()}
+        yield "qlm_held_bytes", "Bytes that count against a budget, by which.", ("budget", values)
         yield (
             "qlm_solver_connected",
             "Whether a solver session is open.",

@@ -211,8 +211,8 @@ class SolverLink:
         match order:
             case EstimateGiven(id, estimate):
                 handle(lg.EstimateCame(id, estimate))
-            case Shed(id, reason):
-                handle(lg.ShedOrdered(id, reason))
+            case Shed(id, reason, retry_after_s):
+                handle(lg.ShedOrdered(id, reason, retry_after_s))
             case Fleet():
                 self._fleet = order
 

@@ -44,13 +44,17 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class SloClassConfig(Section, frozen=True, kw_only=True):
-    """Targets and weight of one SLO class, and the `service_tier` values that select it."""
+    """Targets and weight of one SLO class, and the `service_tier` values that select it.
+
+    shed_late: a request is refused when its target cannot be met, instead of being served late.
+    """
 
     ttft_s: float
     tpot_s: float | None = None
     e2e_s: float | None = None
     weight: float = 1.0
     service_tiers: tuple[str, ...] = ()
+    shed_late: bool = False
 
 
 class GroupingConfig(Section, frozen=True, kw_only=True):
@@ -366,7 +370,7 @@ class Config(Section, frozen=True, kw_only=True):
         """The class called `name` as a value. Raises KeyError for an unknown name."""
         section = self.slo_classes[name]
         slo = Slo(ttft_s=section.ttft_s, tpot_s=section.tpot_s, e2e_s=section.e2e_s)
-        return SloClass(name=name, slo=slo, weight=section.weight)
+        return SloClass(name=name, slo=slo, weight=section.weight, shed_late=section.shed_late)
 
     def base_of(self, model: str) -> str:
         """The model whose engine serves a model: itself, or what it is an adapter of."""

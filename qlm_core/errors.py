@@ -83,6 +83,17 @@ class TooLate(QlmError):
         self.retry_after_s = max(1.0, wait_s - patience_s)
 
 
+class ShedLate(QlmError):
+    """A request whose target cannot be met, of a class that sheds such; try again after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float):
+        super().__init__(
+            "The target of this request cannot be met now, and its SLO class sheds what would be late. "
+            "Retry later, or use a class that waits."
+        )
+        self.retry_after_s = retry_after_s
+
+
 class KeyReused(QlmError):
     """An idempotency key already names a request with other content."""
 

@@ -108,10 +108,11 @@ class EstimateGiven:
 
 @dataclass(frozen=True, slots=True)
 class ShedOrder:
-    """Drop a waiting request."""
+    """Drop a waiting request; `retry_after_s` says when another like it would be in time, where that is the reason."""
 
     id: RequestId
     reason: ShedReason
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,12 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SloClass:
-    """Targets that are grouped under one name, and how much one request of the class weighs."""
+    """Targets that are grouped under one name, how much one request of the class weighs, and whether late ones are shed."""
 
     name: str
     slo: Slo
     weight: float = 1.0
+    shed_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

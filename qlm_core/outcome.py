@@ -24,6 +24,7 @@ class ShedReason(Enum):
     SATURATED = "rejected-saturated"
     TTL_EXPIRED = "rejected-ttl-expired"
     NO_INSTANCE = "rejected-no-instance"
+    LATE = "rejected-late"
 
 
 class PullRefusal(Enum):

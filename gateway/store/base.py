@@ -21,7 +21,11 @@ from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta, 
 from qlm_core.outcome import ShedReason
 
 # Requests that were shed for these reasons are answered with when to come back.
-_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_INSTANCE.value)
+_COME_BACK = (
+    ShedReason.SATURATED.value,
+    ShedReason.NO_INSTANCE.value,
+    ShedReason.LATE.value,
+)
 
 
 class StoreError(Unavailable):

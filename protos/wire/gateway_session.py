@@ -129,8 +129,9 @@ def _gateway_order_to_wire(order: _SaidOrder) -> gateway_pb.GatewayOrder:
         case m.EstimateGiven(id, estimate):
             given = gateway_pb.EstimateGiven(id=id, estimate=estimate_to_wire(estimate))
             return gateway_pb.GatewayOrder(estimate=given)
-        case m.ShedOrder(id, reason):
-            return gateway_pb.GatewayOrder(shed=gateway_pb.Shed(id=id, reason=reason.value))
+        case m.ShedOrder(id, reason, retry_after_s):
+            shed = gateway_pb.Shed(id=id, reason=reason.value, retry_after_s=retry_after_s)
+            return gateway_pb.GatewayOrder(shed=shed)
         case m.Fleet(models, up):
             return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models, down=not up))
 
@@ -145,7 +146,9 @@ def gateway_orders_from_wire(
                 estimate = estimate_from_wire(order.estimate.estimate)
                 yield m.EstimateGiven(RequestId(order.estimate.id), estimate)
             case "shed":
-                yield m.ShedOrder(RequestId(order.shed.id), _shed_reason(order.shed.reason))
+                shed = order.shed
+                reason = _shed_reason(shed.reason)
+                yield m.ShedOrder(RequestId(shed.id), reason, shed.retry_after_s)
             case "fleet":
                 models = tuple(ModelName(model) for model in order.fleet.models)
                 yield m.Fleet(models, not order.fleet.down)

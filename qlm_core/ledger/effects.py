@@ -92,6 +92,7 @@ class EndRecord:
         attempts: how often it was handed to an agent.
         closing: the engine's last word beside the output, as a JSON object; empty if there was none.
         resumed_by: from what its last attempt went on.
+        retry_after_s: when to come back, of one that was shed as late.
     """
 
     phase: Phase
@@ -110,6 +111,7 @@ class EndRecord:
     estimate: Estimate | None
     closing: bytes = b""
     resumed_by: ResumedBy = ResumedBy.NOTHING
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

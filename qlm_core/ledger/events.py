@@ -94,10 +94,11 @@ class FailAsked:
 
 @dataclass(frozen=True, slots=True)
 class ShedOrdered:
-    """The solver drops a waiting request."""
+    """The solver drops a waiting request; see `ShedOrder`."""
 
     id: RequestId
     reason: ShedReason
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,9 @@ class Ledger:
 
     def _shed_ordered(self, event: ev.ShedOrdered) -> list[Effect]:
         row = self._rows.get(event.id)
-        return [] if row is None else self._end(row, Step.SHED, event.reason.value)
+        if row is None:
+            return []
+        return self._end(row, Step.SHED, event.reason.value, retry_after_s=event.retry_after_s)
 
     # ---------------------------------------------------------------- agents
 
@@ -448,6 +450,7 @@ class Ledger:
         *,
         engine: AttemptEnded | None = None,
         error: str = "",
+        retry_after_s: float = 0.0,
     ) -> list[Effect]:
         """Move to a terminal phase, if that is legal, and let go of the row."""
         if not self._move(row, step):
@@ -462,5 +465,7 @@ class Ledger:
         if len(self._ended_ids) > _ENDED_IDS_KEPT:
             del self._ended_ids[next(iter(self._ended_ids))]
         record = row.end_record(row.phase, reason, now_s=self._now_s, engine=engine, error=error)
+        if retry_after_s:
+            record = replace(record, retry_after_s=retry_after_s)
         ended = Ended(id, row.phase, record.prompt_tokens, record.output_tokens)
         return [*effects, Tell(ended), EndRequest(id, record, row.durable)]

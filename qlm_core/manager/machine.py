@@ -20,7 +20,7 @@ from dataclasses import replace
 from math import inf
 
 from qlm_core.config import SolverConfig
-from qlm_core.grouping import Grouper, GroupKey, RequestGroup, waiting_groups
+from qlm_core.grouping import Grouper, GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import (
     AgentJoined,
@@ -41,8 +41,9 @@ from qlm_core.manager.events import (
     Wakeup,
 )
 from qlm_core.manager.fleet import Agent, Roster, offered
+from qlm_core.manager.lateness import Lateness
 from qlm_core.manager.leases import SILENT, UNKNOWN, Leases
-from qlm_core.manager.placing import backlog_is_deep, homeless, line_up, plannable
+from qlm_core.manager.placing import backlog_is_deep, homeless, line_up, plannable, split_large
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
@@ -53,7 +54,6 @@ from qlm_core.messages import (
     AnnounceDone,
     Arrived,
     Ended,
-    EstimateGiven,
     FirstToken,
     Fleet,
     GatewayFact,
@@ -99,6 +99,7 @@ class Manager:
         weights = {one.name: one.weight for one in classes}
         self.timeline = Timeline(self.estimators, weights, rest_share=config.objective.rest_share)
         self.planner = Planner(config, weights)
+        self._lateness = Lateness(classes, now_s=now_s + _SETTLE_S)
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
         self._agent_leases: Leases[AgentId] = Leases()
         self._absent: Leases[GatewayId] = Leases()
@@ -147,6 +148,8 @@ class Manager:
         self._expire(effects)
         self._settle()
         self._place()
+        if self._settled_at_s is None:
+            effects += self._lateness.hopeless(self.groups, self.agents, self.timeline, now_s)
         if self._publish:
             self._flush(effects)
         return effects
@@ -154,7 +157,8 @@ class Manager:
     @property
     def wakeup_s(self) -> float | None:
         """When `handle(Wakeup())` is due; None while nothing is awaited."""
-        times = [at_s for at_s in (self._agent_leases.next_s, self._absent.next_s) if at_s != inf]
+        due = (self._agent_leases.next_s, self._absent.next_s, self._lateness.next_s(self.groups))
+        times = [at_s for at_s in due if at_s != inf]
         if self._settled_at_s is not None:
             times.append(self._settled_at_s)
         planning_s = self.planner.wakeup_s
@@ -214,7 +218,7 @@ class Manager:
         else:
             self._reach(group, request, effects)
         if not estimated:  # of thousands announced again it would take most of the time, for nobody
-            self._estimate(held, effects)
+            effects += self._estimate(held)
 
     def _reach(self, group: RequestGroup, request: RequestMeta, effects: list[Effect]) -> None:
         """Let the agent of a placed group know of a new member, if its window has room."""
@@ -236,15 +240,18 @@ class Manager:
         if update is not None:
             effects.append(TellAgent(agent.id, update))
 
-    def _estimate(self, held: Held, effects: list[Effect]) -> None:
-        wait = self.timeline.wait(held.request, held.group, self.agents, self.groups, self._now_s)
+    def _estimate(self, held: Held) -> list[Effect]:
+        """What the gateway is told of a new request's wait: an estimate, and to shed it where that is too long."""
+        request, now_s = held.request, self._now_s
+        wait = self.timeline.wait(request, held.group, self.agents, self.groups, now_s)
         if wait is None:
-            return
+            return []
         held.wait = wait
-        estimate = self.estimators.give(held.request, wait, now_s=self._now_s)
-        self.planner.predicted(held.request, estimate, now_s=self._now_s)
-        told = estimate.after(max(0.0, self._now_s - held.request.arrival_s))
-        effects.append(TellGateway(held.request.gateway, EstimateGiven(held.request.id, told)))
+        estimate = self.estimators.give(request, wait, now_s=now_s)
+        self.planner.predicted(request, estimate, now_s=now_s)
+        orders = self._lateness.at_arrival(request, estimate, now_s=now_s)
+        self.counts["shed"] += len(orders) - 1
+        return [TellGateway(request.gateway, order) for order in orders]
 
     def _pulled(self, id: RequestId, agent: AgentId) -> None:
         held = self.book.get(id)
@@ -487,13 +494,7 @@ class Manager:
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
-        for group in [one for one in waiting_groups(self.groups.values()) if one.fresh > 1]:
-            home = self.agents.get(group.home) if group.home is not None else None
-            if home is None or group.waiting < 2 * self._group_size(group.key):
-                continue
-            half = self._grouper.halve(group)
-            self.groups[half.id] = half
+        for half, home in split_large(self.groups, self.agents, self._grouper, self._group_size):
             self.book.regroup(half)
-            home.queue.insert(home.queue.index(group.id) + 1, half.id)
             self._publish[home.id] = None
             self.timeline.stale(home.id)

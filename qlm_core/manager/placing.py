@@ -7,10 +7,10 @@ among the agents that matter to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
-from qlm_core.grouping import RequestGroup, waiting_groups
+from qlm_core.grouping import Grouper, GroupKey, RequestGroup, waiting_groups
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.snapshot import room
@@ -126,3 +126,20 @@ def line_up(
     home.queue.insert(home.queue.index(ahead.id) + 1, group.id)
     group.home = home.id
     return home
+
+
+def split_large(
+    groups: dict[GroupId, RequestGroup],
+    agents: Mapping[AgentId, Agent],
+    grouper: Grouper,
+    size_of: Callable[[GroupKey], int],
+) -> Iterator[tuple[RequestGroup, Agent]]:
+    """Halve the groups in queues that are twice as large as they should be; gives each new half, and where it stands."""
+    for group in [one for one in waiting_groups(groups.values()) if one.fresh > 1]:
+        home = agents.get(group.home) if group.home is not None else None
+        if home is None or group.waiting < 2 * size_of(group.key):
+            continue
+        half = grouper.halve(group)
+        groups[half.id] = half
+        home.queue.insert(home.queue.index(group.id) + 1, half.id)
+        yield half, home

@@ -245,8 +245,9 @@ class World:
                     self._send(agent, update)
                 case manager.TellGateway(_, EstimateGiven(id, estimate)):
                     self._agenda.after(self._link_s, self.tell_ledger, EstimateCame(id, estimate))
-                case manager.TellGateway(_, ShedOrder(id, reason)):
-                    self._agenda.after(self._link_s, self.tell_ledger, ShedOrdered(id, reason))
+                case manager.TellGateway(_, ShedOrder(id, reason, after_s)):
+                    shed = ShedOrdered(id, reason, after_s)
+                    self._agenda.after(self._link_s, self.tell_ledger, shed)
                 case manager.StartSolve():
                     self._solve(effect)
                 case _:

@@ -16,6 +16,7 @@ from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
 from qlm_core import messages as m
 from qlm_core.errors import ConfigError
 from qlm_core.model import Phase, RequestId
+from qlm_core.outcome import ShedReason
 from tests.gateway.peers import Fleet, config, ended, fleet, running, soon
 from tests.gateway.test_connections import HEAD, dialled, whole
 from tests.gateway.test_grpc import Client, new
@@ -264,3 +265,64 @@ async def test_the_last_of_a_limit_is_for_stricter_classes() -> None:
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             counts.append(len(gateway.driver.ledger))
         assert counts == [36, 38, 40]
+
+
+# --------------------------------------------------------------------------- what would be late
+
+
+def shedding(it: Fleet, retry_after_s: float) -> None:
+    """Have the solver shed whatever arrives."""
+
+    def shed(id: RequestId) -> None:
+        it.solver.orders.put(m.EstimateGiven(id, it.solver.estimate))
+        it.solver.orders.put(m.ShedOrder(id, ShedReason.LATE, retry_after_s))
+
+    it.solver.on_arrival = shed
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-qlm-durable": "true"}, {"idempotency-key": "k"}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_would_be_late_is_refused_before_any_status(
+    stream: bool, headers: dict[str, str]
+) -> None:
+    async with fleet() as it:
+        shedding(it, 7.5)
+        url, body = f"{it.url}/v1/chat/completions", CHAT | {"stream": stream}
+        status, said, told = await post(url, body, headers)
+        assert (status, said["error"]["code"]) == (429, "rejected-late")
+        assert told["retry-after"] == "8"
+        assert told["x-llm-d-request-dropped-reason"] == "rejected-late"
+        await soon(lambda: ended(it.solver) == [Phase.SHED])
+        # A little later the place is still its own: others stand behind it, without the solver being asked.
+        status, said, told = await post(url, large(10))
+        assert (status, said["error"]["code"]) == (429, "rejected-late")
+        assert int(told["retry-after"]) >= 8
+        metrics = (await get(f"{it.url}/metrics"))[1]
+        assert 'qlm_requests_shed_total{reason="rejected-late",slo_class="interactive"}' in metrics
+
+
+async def test_who_comes_back_goes_before_newcomers() -> None:
+    async with fleet() as it:
+        shedding(it, 1.0)
+        url = f"{it.url}/v1/chat/completions"
+        assert (await post(url, CHAT))[2]["retry-after"] == "1"
+        await asyncio.sleep(1.0)
+        it.solver.on_arrival = it.agent.pull
+        it.agent.answer("x")
+        assert (await post(url, large(10)))[0] == 429
+        assert (await post(url, CHAT))[0] == 200
+        # Nobody is due any more.
+        assert (await post(url, large(11)))[0] == 200
+
+
+async def test_over_grpc_late_ones_are_refused_as_well() -> None:
+    async with fleet() as it, Client(it.addresses.grpc) as api:
+        shedding(it, 7.5)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await api.Enqueue(pb.EnqueueRequest(request=new()))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(refused.value.trailing_metadata() or ())["retry-after-s"] == "8"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in api.Submit(pb.SubmitRequest(request=new(slo_class="batch-1"))):
+                pass
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.qlm.v1 import types_pb2 as protos_dot_qlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/qlm/v1/gateway_session_service.proto\x12\x06qlm.v1\x1a\x19protos/qlm/v1/types.proto\";\n\x15GatewaySessionRequest\x12\"\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\x13.qlm.v1.GatewayFact\"\xce\x02\n\x0bGatewayFact\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.qlm.v1.GatewayHelloH\x00\x12&\n\x07\x61rrived\x18\x02 \x01(\x0b\x32\x13.qlm.v1.RequestMetaH\x00\x12\'\n\x06pulled\x18\x03 \x01(\x0b\x32\x15.qlm.v1.RequestPulledH\x00\x12+\n\x08returned\x18\x04 \x01(\x0b\x32\x17.qlm.v1.RequestReturnedH\x00\x12%\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x14.qlm.v1.RequestEndedH\x00\x12)\n\x0b\x66irst_token\x18\x06 \x01(\x0b\x32\x12.qlm.v1.FirstTokenH\x00\x12-\n\rannounce_done\x18\x07 \x01(\x0b\x32\x14.qlm.v1.AnnounceDoneH\x00\x12\x11\n\testimated\x18\x08 \x01(\x08\x42\x06\n\x04kind\"8\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x14\n\x0cwork_address\x18\x02 \x01(\t\"\x0e\n\x0c\x41nnounceDone\"-\n\rRequestPulled\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"6\n\x0fRequestReturned\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fproduced_tokens\x18\x02 \x01(\r\"(\n\nFirstToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\"V\n\x0cRequestEnded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.qlm.v1.Phase\x12\x1c\n\x05usage\x18\x03 \x01(\x0b\x32\r.qlm.v1.Usage\">\n\x16GatewaySessionResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.qlm.v1.GatewayOrder\"\x7f\n\x0cGatewayOrder\x12)\n\x08\x65stimate\x18\x01 \x01(\x0b\x32\x15.qlm.v1.EstimateGivenH\x00\x12\x1c\n\x04shed\x18\x02 \x01(\x0b\x32\x0c.qlm.v1.ShedH\x00\x12\x1e\n\x05\x66leet\x18\x03 \x01(\x0b\x32\r.qlm.v1.FleetH\x00\x42\x06\n\x04kind\"C\n\rEstimateGiven\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x08\x65stimate\x18\x02 \x01(\x0b\x32\x14.qlm.v1.WaitEstimate\"\"\n\x04Shed\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"%\n\x05\x46leet\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0c\n\x04\x64own\x18\x02 \x01(\x08\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"+\n\x0f\x45xplainResponse\x12\x18\n\x10\x65xplanation_json\x18\x01 \x01(\x0c\"\r\n\x0bViewRequest\"!\n\x0cViewResponse\x12\x11\n\tview_json\x18\x01 \x01(\x0c\"7\n\x0f\x45stimateRequest\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.qlm.v1.RequestMeta\":\n\x10\x45stimateResponse\x12&\n\x08\x65stimate\x18\x01 \x01(\x0b\x32\x14.qlm.v1.WaitEstimate2\x9a\x02\n\x15GatewaySessionService\x12S\n\x0eGatewaySession\x12\x1d.qlm.v1.GatewaySessionRequest\x1a\x1e.qlm.v1.GatewaySessionResponse(\x01\x30\x01\x12:\n\x07\x45xplain\x12\x16.qlm.v1.ExplainRequest\x1a\x17.qlm.v1.ExplainResponse\x12\x31\n\x04View\x12\x13.qlm.v1.ViewRequest\x1a\x14.qlm.v1.ViewResponse\x12=\n\x08\x45stimate\x12\x17.qlm.v1.EstimateRequest\x1a\x18.qlm.v1.EstimateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/qlm/v1/gateway_session_service.proto\x12\x06qlm.v1\x1a\x19protos/qlm/v1/types.proto\";\n\x15GatewaySessionRequest\x12\"\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\x13.qlm.v1.GatewayFact\"\xce\x02\n\x0bGatewayFact\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.qlm.v1.GatewayHelloH\x00\x12&\n\x07\x61rrived\x18\x02 \x01(\x0b\x32\x13.qlm.v1.RequestMetaH\x00\x12\'\n\x06pulled\x18\x03 \x01(\x0b\x32\x15.qlm.v1.RequestPulledH\x00\x12+\n\x08returned\x18\x04 \x01(\x0b\x32\x17.qlm.v1.RequestReturnedH\x00\x12%\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x14.qlm.v1.RequestEndedH\x00\x12)\n\x0b\x66irst_token\x18\x06 \x01(\x0b\x32\x12.qlm.v1.FirstTokenH\x00\x12-\n\rannounce_done\x18\x07 \x01(\x0b\x32\x14.qlm.v1.AnnounceDoneH\x00\x12\x11\n\testimated\x18\x08 \x01(\x08\x42\x06\n\x04kind\"8\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x14\n\x0cwork_address\x18\x02 \x01(\t\"\x0e\n\x0c\x41nnounceDone\"-\n\rRequestPulled\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"6\n\x0fRequestReturned\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fproduced_tokens\x18\x02 \x01(\r\"(\n\nFirstToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\"V\n\x0cRequestEnded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.qlm.v1.Phase\x12\x1c\n\x05usage\x18\x03 \x01(\x0b\x32\r.qlm.v1.Usage\">\n\x16GatewaySessionResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.qlm.v1.GatewayOrder\"\x7f\n\x0cGatewayOrder\x12)\n\x08\x65stimate\x18\x01 \x01(\x0b\x32\x15.qlm.v1.EstimateGivenH\x00\x12\x1c\n\x04shed\x18\x02 \x01(\x0b\x32\x0c.qlm.v1.ShedH\x00\x12\x1e\n\x05\x66leet\x18\x03 \x01(\x0b\x32\r.qlm.v1.FleetH\x00\x42\x06\n\x04kind\"C\n\rEstimateGiven\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x08\x65stimate\x18\x02 \x01(\x0b\x32\x14.qlm.v1.WaitEstimate\"9\n\x04Shed\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01\"%\n\x05\x46leet\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0c\n\x04\x64own\x18\x02 \x01(\x08\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"+\n\x0f\x45xplainResponse\x12\x18\n\x10\x65xplanation_json\x18\x01 \x01(\x0c\"\r\n\x0bViewRequest\"!\n\x0cViewResponse\x12\x11\n\tview_json\x18\x01 \x01(\x0c\"7\n\x0f\x45stimateRequest\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.qlm.v1.RequestMeta\":\n\x10\x45stimateResponse\x12&\n\x08\x65stimate\x18\x01 \x01(\x0b\x32\x14.qlm.v1.WaitEstimate2\x9a\x02\n\x15GatewaySessionService\x12S\n\x0eGatewaySession\x12\x1d.qlm.v1.GatewaySessionRequest\x1a\x1e.qlm.v1.GatewaySessionResponse(\x01\x30\x01\x12:\n\x07\x45xplain\x12\x16.qlm.v1.ExplainRequest\x1a\x17.qlm.v1.ExplainResponse\x12\x31\n\x04View\x12\x13.qlm.v1.ViewRequest\x1a\x14.qlm.v1.ViewResponse\x12=\n\x08\x45stimate\x12\x17.qlm.v1.EstimateRequest\x1a\x18.qlm.v1.EstimateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,21 +55,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ESTIMATEGIVEN']._serialized_start=980
   _globals['_ESTIMATEGIVEN']._serialized_end=1047
   _globals['_SHED']._serialized_start=1049
-  _globals['_SHED']._serialized_end=1083
-  _globals['_FLEET']._serialized_start=1085
-  _globals['_FLEET']._serialized_end=1122
-  _globals['_EXPLAINREQUEST']._serialized_start=1124
-  _globals['_EXPLAINREQUEST']._serialized_end=1152
-  _globals['_EXPLAINRESPONSE']._serialized_start=1154
-  _globals['_EXPLAINRESPONSE']._serialized_end=1197
-  _globals['_VIEWREQUEST']._serialized_start=1199
-  _globals['_VIEWREQUEST']._serialized_end=1212
-  _globals['_VIEWRESPONSE']._serialized_start=1214
-  _globals['_VIEWRESPONSE']._serialized_end=1247
-  _globals['_ESTIMATEREQUEST']._serialized_start=1249
-  _globals['_ESTIMATEREQUEST']._serialized_end=1304
-  _globals['_ESTIMATERESPONSE']._serialized_start=1306
-  _globals['_ESTIMATERESPONSE']._serialized_end=1364
-  _globals['_GATEWAYSESSIONSERVICE']._serialized_start=1367
-  _globals['_GATEWAYSESSIONSERVICE']._serialized_end=1649
+  _globals['_SHED']._serialized_end=1106
+  _globals['_FLEET']._serialized_start=1108
+  _globals['_FLEET']._serialized_end=1145
+  _globals['_EXPLAINREQUEST']._serialized_start=1147
+  _globals['_EXPLAINREQUEST']._serialized_end=1175
+  _globals['_EXPLAINRESPONSE']._serialized_start=1177
+  _globals['_EXPLAINRESPONSE']._serialized_end=1220
+  _globals['_VIEWREQUEST']._serialized_start=1222
+  _globals['_VIEWREQUEST']._serialized_end=1235
+  _globals['_VIEWRESPONSE']._serialized_start=1237
+  _globals['_VIEWRESPONSE']._serialized_end=1270
+  _globals['_ESTIMATEREQUEST']._serialized_start=1272
+  _globals['_ESTIMATEREQUEST']._serialized_end=1327
+  _globals['_ESTIMATERESPONSE']._serialized_start=1329
+  _globals['_ESTIMATERESPONSE']._serialized_end=1387
+  _globals['_GATEWAYSESSIONSERVICE']._serialized_start=1390
+  _globals['_GATEWAYSESSIONSERVICE']._serialized_end=1672
 # @@protoc_insertion_point(module_scope)
