@@ -1,9 +1,9 @@
 """When those are to come back for whom there is no room now, so that it is true for those who do.
 
-Whoever is refused gets a place: an instant at which there will be room, as far as requests of its kind end at the pace of
-late. Places follow each other at that pace, so under lasting overload each one lies later than the one before. Whoever
-comes back for a place that is due goes before newcomers, for whom so much is left as those who are due now will probably not
-take. Not all come back: places are given out more densely by the share that is not taken, and one that nobody takes is void
+Whoever is refused gets a turn: an instant at which there will be room, as far as requests of its kind end at the pace of
+late. Turns follow each other at that pace, so under lasting overload each one lies later than the one before. Whoever
+comes back for a turn that is due goes before newcomers, for whom so much is left as those who are due now will probably not
+take. Not all come back: turns are given out more densely by the share that is not taken, and one that nobody takes is void
 after a while.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-# A place may be taken so much before it is due, is kept free so long after, and may be taken until so long after, with a
+# A turn may be taken so much before it is due, is kept free so long after, and may be taken until so long after, with a
 # share of the time that was told.
 _EARLY_S = 0.5
 _KEPT_S = 2.0
@@ -24,16 +24,16 @@ _RETRY_S_MAX = 3600.0
 # Without an end to go by, requests are taken to end once in this time.
 _PACE_S = 1.0
 # How many ends tell the pace, how old they may be where there are more than a few, and how much of what is known of the share
-# of places that are taken is left after one more.
+# of turns that are taken is left after one more.
 _ENDS = 64
 _ENDS_MIN = 8
 _ENDS_S_MAX = 60.0
 _MEMORY = 0.98
 _TAKEN_MIN = 0.05
-_PLACES_MAX = 100_000
+_TURNS_MAX = 100_000
 
 
-class _Place:
+class _Turn:
     """What one refused client was told.
 
     Attributes:
@@ -55,20 +55,20 @@ class _Place:
 
 
 class Waitlist:
-    """Places of one kind of request. Keys tell requests apart; instants are of one clock that never goes back."""
+    """Turns of one kind of request. Keys tell requests apart; instants are of one clock that never goes back."""
 
     def __init__(self) -> None:
-        self._later: deque[_Place] = deque()
-        self._kept: deque[_Place] = deque()
-        self._stale: deque[_Place] = deque()
-        self._of_key: dict[int, deque[_Place]] = {}
+        self._later: deque[_Turn] = deque()
+        self._kept: deque[_Turn] = deque()
+        self._stale: deque[_Turn] = deque()
+        self._of_key: dict[int, deque[_Turn]] = {}
         self._due = 0
         self._last_s = float("-inf")
         self._ends: deque[float] = deque(maxlen=_ENDS)
         self._taken, self._void = 1.0, 0.0
 
     def __len__(self) -> int:
-        """Places that may still be taken."""
+        """Turns that may still be taken."""
         return sum(map(len, self._of_key.values()))
 
     def ended(self, now_s: float) -> None:
@@ -76,15 +76,15 @@ class Waitlist:
         self._ends.append(now_s)
 
     def admits(self, key: int, free: int, now_s: float) -> bool:
-        """Whether a request may have one of so many free places; it has one then."""
+        """Whether a request may come in where there is room for so many; its turn is taken then."""
         self._advance(now_s)
         if free < 1:
             return False
-        places = self._of_key.get(key)
-        if places and places[0].ready:
-            places[0].taken = True
-            self._due -= places[0].kept
-            self._leave(places[0])
+        turns = self._of_key.get(key)
+        if turns and turns[0].ready:
+            turns[0].taken = True
+            self._due -= turns[0].kept
+            self._leave(turns[0])
             self._taken, self._void = _MEMORY * self._taken + 1.0, _MEMORY * self._void
             return True
         return free > self._due * self._share_taken
@@ -92,19 +92,19 @@ class Waitlist:
     def refuse(self, key: int, now_s: float, *, in_s: float = 0.0) -> float:
         """In how many seconds a request that was not admitted is to come back, at least `in_s`."""
         self._advance(now_s)
-        places = self._of_key.get(key)
-        if places and not places[-1].ready and now_s - places[-1].told_s > _AGAIN_S:
-            return max(_RETRY_S_MIN, places[0].due_s - now_s)
+        turns = self._of_key.get(key)
+        if turns and not turns[-1].ready and now_s - turns[-1].told_s > _AGAIN_S:
+            return max(_RETRY_S_MIN, turns[0].due_s - now_s)
         pace_s = self._pace_s(now_s)
         due_s = max(now_s + max(in_s, pace_s), self._last_s + pace_s * self._share_taken)
-        # What cannot be told any more is no place.
+        # What cannot be told any more is no turn.
         due_s = min(due_s, now_s + _RETRY_S_MAX)
         told_s = max(_RETRY_S_MIN, due_s - now_s)
-        if len(self._later) < _PLACES_MAX:
+        if len(self._later) < _TURNS_MAX:
             self._last_s = due_s
-            place = _Place(key, now_s, now_s + told_s)
-            self._later.append(place)
-            self._of_key.setdefault(key, deque()).append(place)
+            turn = _Turn(key, now_s, now_s + told_s)
+            self._later.append(turn)
+            self._of_key.setdefault(key, deque()).append(turn)
         return told_s
 
     def _pace_s(self, now_s: float) -> float:
@@ -120,24 +120,24 @@ class Waitlist:
 
     def _advance(self, now_s: float) -> None:
         while self._later and self._later[0].due_s <= now_s + _EARLY_S:
-            place = self._later.popleft()
-            place.ready = place.kept = True
-            self._kept.append(place)
+            turn = self._later.popleft()
+            turn.ready = turn.kept = True
+            self._kept.append(turn)
             self._due += 1
         while self._kept and self._kept[0].due_s + _KEPT_S <= now_s:
-            place = self._kept.popleft()
-            if not place.taken:
-                place.kept = False
-                self._stale.append(place)
+            turn = self._kept.popleft()
+            if not turn.taken:
+                turn.kept = False
+                self._stale.append(turn)
                 self._due -= 1
         while self._stale and (self._stale[0].taken or self._stale[0].void_s <= now_s):
-            place = self._stale.popleft()
-            if not place.taken:
-                self._leave(place)
+            turn = self._stale.popleft()
+            if not turn.taken:
+                self._leave(turn)
                 self._taken, self._void = _MEMORY * self._taken, _MEMORY * self._void + 1.0
 
-    def _leave(self, place: _Place) -> None:
-        places = self._of_key[place.key]
-        places.remove(place)
-        if not places:
-            del self._of_key[place.key]
+    def _leave(self, turn: _Turn) -> None:
+        turns = self._of_key[turn.key]
+        turns.remove(turn)
+        if not turns:
+            del self._of_key[turn.key]

@@ -1,4 +1,4 @@
-"""Whom a waitlist tells to come back when: whether that is true for who does, and what becomes of places that nobody takes."""
+"""Whom a waitlist tells to come back when: whether that is true for who does, and what becomes of turns that nobody takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_without_anybody_on_it_only_room_counts() -> None:
     assert not waitlist.admits(1, 0, 0.0)
 
 
-def test_a_place_is_kept_for_who_comes_back_in_time() -> None:
+def test_a_turn_is_kept_for_who_comes_back_in_time() -> None:
     waitlist = Waitlist()
     told_s = waitlist.refuse(1, 0.0)
     assert told_s == 1.0
@@ -33,7 +33,7 @@ def test_a_place_is_kept_for_who_comes_back_in_time() -> None:
     assert waitlist.admits(2, 1, 1.0)
 
 
-def test_a_place_that_nobody_takes_is_void_after_a_while() -> None:
+def test_a_turn_that_nobody_takes_is_void_after_a_while() -> None:
     waitlist = Waitlist()
     waitlist.refuse(1, 0.0)
     assert not waitlist.admits(2, 1, 2.0)
@@ -44,7 +44,7 @@ def test_a_place_that_nobody_takes_is_void_after_a_while() -> None:
     assert len(waitlist) == 0
 
 
-def test_places_follow_each_other_at_the_pace_of_ends() -> None:
+def test_turns_follow_each_other_at_the_pace_of_ends() -> None:
     waitlist = Waitlist()
     for end_s in range(1, 11):
         waitlist.ended(2.0 * end_s)
@@ -119,5 +119,5 @@ def test_capacity_is_used_even_if_nobody_comes_back() -> None:
     for second in range(200):
         waitlist.ended(float(second))
         waitlist.refuse(second, float(second))
-    # Nearly nobody comes, so places lie close together and those who do come are not sent far away.
+    # Nearly nobody comes, so turns lie close together and those who do come are not sent far away.
     assert waitlist.refuse(999, 200.0) < 20.0
