@@ -29,9 +29,11 @@ from qlm import fleet
 
 MODEL = "mistral-7b"
 CLASSES = {"interactive": 0.3, "batch-1": 0.3, "batch-2": 0.4}
-OUTPUT_TOKENS = 200
-WARM_UP_S = 20.0
-WARM_UP_OPEN = 400
+# One engine and long answers, so that the load does not need more of the machine than the fleet.
+AGENT = f"agents=[{{name: bench-0, gpu: a100, models: [{MODEL}]}}]"
+OUTPUT_TOKENS = 400
+WARM_UP_S = 30.0
+WARM_UP_OPEN = 200
 SAMPLE_S = 10.0
 TRUE_FACTOR = 2.0
 
@@ -141,7 +143,7 @@ class Watch:
 
 async def measure(options: argparse.Namespace, folder: Path) -> None:
     """Run it all, and print what is found."""
-    config = fleet.temporary_config(folder, ("log.level=warning", *options.set))
+    config = fleet.temporary_config(folder, (AGENT, "log.level=warning", *options.set))
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
     async with (

@@ -165,7 +165,7 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     body_s_max: float = 60.0
     header_bytes_max: int = 65_536
     headers_max: int = 128
-    header_s_max: float = 15.0
+    header_s_max: float = 30.0
     idle_s_max: float = 75.0
     write_s_max: float = 60.0
     open_requests_max: int = 100_000
