@@ -66,6 +66,9 @@ class Waitlist:
         self._last_s = float("-inf")
         self._ends: deque[float] = deque(maxlen=_ENDS)
         self._taken, self._void = 1.0, 0.0
+        # Since when there have been turns to wait for, and how many came in meanwhile.
+        self._pressed_s = 0.0
+        self._passed = 0.0
 
     def __len__(self) -> int:
         """Turns that may still be taken."""
@@ -82,16 +85,28 @@ class Waitlist:
             return False
         turns = self._of_key.get(key)
         if turns and turns[0].ready:
+            self._passed += 1.0
             turns[0].taken = True
             self._due -= turns[0].kept
             self._leave(turns[0])
             self._taken, self._void = _MEMORY * self._taken + 1.0, _MEMORY * self._void
             return True
-        return free > self._due * self._share_taken
+        if free <= self._due * self._share_taken:
+            return False
+        self._passed += 1.0
+        return True
 
     def refuse(self, key: int, now_s: float, *, in_s: float = 0.0) -> float:
-        """In how many seconds a request that was not admitted is to come back, at least `in_s`."""
+        """In how many seconds a request is to come back, at least `in_s`.
+
+        Args:
+            in_s: above 0 for one that was admitted and then found to be late.
+        """
         self._advance(now_s)
+        if not self._of_key:
+            self._pressed_s, self._passed = now_s, 0.0
+        elif in_s:
+            self._passed = max(0.0, self._passed - 1.0)
         turns = self._of_key.get(key)
         if turns and not turns[-1].ready and now_s - turns[-1].told_s > _AGAIN_S:
             return max(_RETRY_S_MIN, turns[0].due_s - now_s)
@@ -108,11 +123,14 @@ class Waitlist:
         return told_s
 
     def _pace_s(self, now_s: float) -> float:
-        """Seconds from one end to the next, of late."""
+        """Seconds from one end to the next, of late, or from one that comes in to the next where others take the room."""
+        if now_s - self._pressed_s > _ENDS_S_MAX:
+            self._pressed_s, self._passed = 0.5 * (now_s + self._pressed_s), 0.5 * self._passed
+        in_s = (now_s - self._pressed_s) / (self._passed + 1.0)
         ends = self._ends
         while len(ends) > _ENDS_MIN and now_s - ends[0] > _ENDS_S_MAX:
             ends.popleft()
-        return (now_s - ends[0]) / len(ends) if ends else _PACE_S
+        return max(in_s, (now_s - ends[0]) / len(ends) if ends else _PACE_S)
 
     @property
     def _share_taken(self) -> float:

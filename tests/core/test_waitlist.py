@@ -55,6 +55,18 @@ def test_turns_follow_each_other_at_the_pace_of_ends() -> None:
     assert waitlist.refuse(9, 20.0, in_s=100.0) == 100.0
 
 
+def test_where_others_take_the_room_it_is_told() -> None:
+    waitlist = Waitlist()
+    for end_s in range(10):
+        waitlist.ended(float(end_s))
+    assert waitlist.refuse(0, 10.0) == 1.0
+    # Nobody has come in for half a minute, whatever ended before.
+    for second in range(11, 40):
+        assert not waitlist.admits(second, 0, float(second))
+        waitlist.refuse(second, float(second))
+    assert waitlist.refuse(1, 40.0) >= 30.0
+
+
 def test_who_asks_too_early_is_told_the_same_instant() -> None:
     waitlist = Waitlist()
     assert waitlist.refuse(1, 0.0, in_s=30.0) == 30.0
@@ -118,6 +130,7 @@ def test_capacity_is_used_even_if_nobody_comes_back() -> None:
     waitlist = Waitlist()
     for second in range(200):
         waitlist.ended(float(second))
+        waitlist.admits(1000 + second, 10, float(second))
         waitlist.refuse(second, float(second))
     # Nearly nobody comes, so turns lie close together and those who do come are not sent far away.
     assert waitlist.refuse(999, 200.0) < 20.0
