@@ -68,7 +68,7 @@ class Load:
     draw: random.Random
     asked: list[Asked] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
-    stopped: bool = False
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _number: int = 0
 
     def new(self, slo_class: str) -> Asked:
@@ -90,11 +90,11 @@ class Load:
             if wait_s is None:
                 return
             asked.told_s = asked.told_s or wait_s
-            if self.stopped or not asked.comes_back:
+            if self.stopped.is_set() or not asked.comes_back:
                 asked.outcome = "refused"
                 return
-            await asyncio.sleep(wait_s)
-            if self.stopped:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), wait_s)
                 asked.outcome = "refused"
 
     async def _try(self, asked: Asked) -> float | None:
@@ -196,7 +196,7 @@ async def _offer(
         next_s += load.draw.expovariate(rate_rps)
         asked = load.new(load.draw.choices(names, shares)[0])
         tasks.append(asyncio.create_task(load.follow(asked)))
-    load.stopped = True
+    load.stopped.set()
     return tasks
 
 
