@@ -101,6 +101,7 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # More than a message to an agent holds beside the body of a request and its output so far.
 _MESSAGE_REST_BYTES = 65_536
 _LEAST_HEARTBEAT_S = 0.001
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 def check(config: Config) -> None:
@@ -140,7 +141,7 @@ def check(config: Config) -> None:
 def parse_address(text: str, path: str) -> tuple[str, int]:
     """Split `host:port`. Raises ConfigError naming `path`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+    if not (colon and host and _PORT.fullmatch(port)) or int(port) > 65_535:
         raise ConfigError(f"{path}: {text!r} is not host:port, for example 127.0.0.1:7400.")
     return host, int(port)
 

@@ -14,6 +14,11 @@ from math import exp, isfinite
 ADAPTER_LOAD_S = 0.02
 """What it takes to load a LoRA adapter where nothing was measured: vLLM 0.32 on a CPU, an adapter of a few megabytes."""
 
+# Far beyond any engine, and so small that whatever is computed from a profile stays finite.
+_S_MAX = 1e9
+_MS_MAX = 1e12
+_COUNT_MAX = 1e18
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationTime:
@@ -47,9 +52,9 @@ class IterationTime:
             "per_context_token_ms",
             "per_attention_pair_ms",
         ):
-            _require_at_least(name, getattr(self, name), 0.0)
+            _require(name, getattr(self, name), 0.0, _MS_MAX)
         if self.knee_tokens is not None:
-            _require_at_least("knee_tokens", self.knee_tokens, 0)
+            _require("knee_tokens", self.knee_tokens, 0, _COUNT_MAX)
         if self.base_ms + self.per_token_ms + self.per_sequence_ms <= 0.0:
             raise ValueError("base_ms: an iteration must take time. Give a positive base_ms.")
 
@@ -91,7 +96,8 @@ class IterationTime:
         free = 0.0 if self.knee_tokens is None else max(0.0, self.knee_tokens - decode_batch)
         count, probability = 0, exp(-chunks)
         unused = 0.0
-        while (left := free - count * chunk_tokens) > 0.0:
+        # The rest of the sum is nothing once a probability is too small for a float.
+        while probability and (left := free - count * chunk_tokens) > 0.0:
             unused += probability * left
             count += 1
             probability *= chunks / count
@@ -152,26 +158,22 @@ class EngineProfile:
         if not self.model:
             raise ValueError("model: the name is empty. Name the model that clients ask for.")
         for name in ("tensor_parallel", "max_num_seqs", "max_num_batched_tokens", "block_tokens"):
-            _require_at_least(name, getattr(self, name), 1)
+            _require(name, getattr(self, name), 1, _COUNT_MAX)
         for name in ("weights_bytes", "kv_bytes_per_token", "adapters_max"):
-            _require_at_least(name, getattr(self, name), 0)
-        for name in (
-            "host_overhead_ms",
-            "host_per_sequence_ms",
-            "cold_s",
-            "wake_s",
-            "sleep_s",
-            "load_s",
-        ):
-            _require_at_least(name, getattr(self, name), 0.0)
+            _require(name, getattr(self, name), 0, _COUNT_MAX)
+        for name in ("host_overhead_ms", "host_per_sequence_ms"):
+            _require(name, getattr(self, name), 0.0, _MS_MAX)
+        for name in ("cold_s", "wake_s", "sleep_s", "load_s"):
+            _require(name, getattr(self, name), 0.0, _S_MAX)
         if not 0.0 <= self.resume_share <= 1.0:
             raise ValueError(f"resume_share: {self.resume_share} is no share. Give 0 to 1.")
         if self.adapter_of == self.model:
             raise ValueError("adapter_of: a model is no adapter of itself. Name its base.")
-        _require_at_least("kv_cache_tokens", self.kv_cache_tokens, self.block_tokens)
+        _require("kv_cache_tokens", self.kv_cache_tokens, self.block_tokens, _COUNT_MAX)
         # A decoding sequence needs a token of the budget in every iteration, and a prompt needs
         # one more.
-        _require_at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        budget = self.max_num_batched_tokens
+        _require("max_num_batched_tokens", budget, self.max_num_seqs, _COUNT_MAX)
 
     @property
     def base(self) -> str:
@@ -211,12 +213,17 @@ class EngineProfile:
 
     def prefill_s(self, prompt_tokens: int, *, cached_tokens: int = 0) -> float:
         """Seconds to compute a prompt alone on the engine, in chunks of the token budget."""
-        total_s = 0.0
         done = min(cached_tokens, max(prompt_tokens - 1, 0))
-        while done < prompt_tokens:
-            chunk = min(self.max_num_batched_tokens, prompt_tokens - done)
-            total_s += self.iteration_s(prefill_tokens=chunk, prefix_tokens=done)
-            done += chunk
+        chunk = self.max_num_batched_tokens
+        whole, rest = divmod(max(0, prompt_tokens - done), chunk)
+        total_s = 0.0
+        if whole:
+            # The time of a chunk is linear in what comes before it, so the one in the middle stands for all.
+            middle = done + chunk * (whole - 1) / 2
+            total_s = whole * self.iteration_s(prefill_tokens=chunk, prefix_tokens=middle)
+        if rest:
+            before = done + whole * chunk
+            total_s += self.iteration_s(prefill_tokens=rest, prefix_tokens=before)
         return total_s
 
     def batch_size(
@@ -319,6 +326,9 @@ def profile_from_throughput(
     )
 
 
-def _require_at_least(name: str, value: float, least: float) -> None:
-    if not (isfinite(value) and value >= least):
-        raise ValueError(f"{name}: {value} is out of range. Give a number of at least {least}.")
+def _require(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(
+            f"{name}: {value:.6g} is out of range. Give a number of at least {least}"
+            + (f" and at most {most:g}." if value > most else ".")
+        )

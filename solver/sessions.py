@@ -229,7 +229,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         answer = views.explain(driver.manager, RequestId(request.id), now_s=driver.now_s())
         if answer is None:
             await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"id: {request.id!r} is not waiting here"
+                grpc.StatusCode.NOT_FOUND, f"id: {request.id[:64]!r} is not waiting here"
             )
         return gateway_pb.ExplainResponse(explanation_json=msgspec.json.encode(answer))
 
@@ -249,7 +249,10 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
     ) -> gateway_pb.EstimateResponse:
         """The wait of a request that is not submitted."""
         now_s = self._driver.now_s()
-        meta = wire.meta_from_wire(request.request, GatewayId(""), now_s)
+        try:
+            meta = wire.meta_from_wire(request.request, GatewayId(""), now_s)
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         estimate = views.estimate(self._driver.manager, meta, now_s=now_s)
         if estimate is None:
             await context.abort(

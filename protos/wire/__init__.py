@@ -2,8 +2,8 @@
 
 Each conversation of `qlm_core.messages` has a module here, with a pair of functions for each direction:
 `…_to_wire(values, now_s)` packs a batch into one protobuf message, `…_from_wire(message, now_s)` yields the values. Instants
-become durations on the way out and instants of the receiver's clock on the way in. Unset oneofs and unspecified
-enums are refused with `WireError`: what passes here needs no further checks.
+become durations on the way out and instants of the receiver's clock on the way in. Unset oneofs, unspecified
+enums and whatever is out of bounds (`protos.wire.bounds`) are refused with `WireError`: what passes here needs no further checks.
 """
 
 from protos.wire.agent_session import (
@@ -12,6 +12,7 @@ from protos.wire.agent_session import (
     agent_order_from_wire,
     agent_order_to_wire,
 )
+from protos.wire.bounds import WireError
 from protos.wire.gateway_session import (
     fact_bytes,
     facts_from_wire,
@@ -21,7 +22,6 @@ from protos.wire.gateway_session import (
     order_bytes,
 )
 from protos.wire.values import (
-    WireError,
     estimate_from_wire,
     estimate_to_wire,
     meta_from_wire,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import types_pb2 as types_pb
+from protos.wire import bounds as bd
+from protos.wire.bounds import WireError
 from protos.wire.values import (
-    WireError,
     estimate_from_wire,
     estimate_to_wire,
     meta_from_wire,
@@ -60,16 +61,21 @@ def _fact_to_wire(fact: _SaidFact, now_s: float) -> gateway_pb.GatewayFact:
         case m.Pulled(id, agent):
             return gateway_pb.GatewayFact(pulled=gateway_pb.RequestPulled(id=id, agent_id=agent))
         case m.FirstToken(id, ttft_s):
-            return gateway_pb.GatewayFact(first_token=gateway_pb.FirstToken(id=id, ttft_s=ttft_s))
+            first = gateway_pb.FirstToken(id=id, ttft_s=bd.fit_seconds(ttft_s))
+            return gateway_pb.GatewayFact(first_token=first)
         case m.Ended(id, phase, prompt_tokens, output_tokens):
-            usage = types_pb.Usage(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+            usage = types_pb.Usage(
+                prompt_tokens=bd.fit_count(prompt_tokens),
+                output_tokens=bd.fit_count(output_tokens),
+            )
             return gateway_pb.GatewayFact(
                 ended=gateway_pb.RequestEnded(id=id, phase=phase_to_wire(phase), usage=usage)
             )
         case m.Returned(id, produced_tokens):
-            return gateway_pb.GatewayFact(
-                returned=gateway_pb.RequestReturned(id=id, produced_tokens=produced_tokens)
+            returned = gateway_pb.RequestReturned(
+                id=id, produced_tokens=bd.fit_count(produced_tokens)
             )
+            return gateway_pb.GatewayFact(returned=returned)
         case m.GatewayHello(gateway, work_address):
             return gateway_pb.GatewayFact(
                 hello=gateway_pb.GatewayHello(gateway_id=gateway, work_address=work_address)
@@ -82,6 +88,7 @@ def facts_from_wire(
     message: gateway_pb.GatewaySessionRequest, gateway: GatewayId, now_s: float
 ) -> Iterator[m.GatewayFact]:
     """The facts of a batch, in order. What follows a hello is of the gateway that it names. Raises WireError."""
+    bd.few("facts", message.facts, bd.ITEMS_MAX)
     for wired in message.facts:
         fact = _fact_from_wire(wired, gateway, now_s)
         if isinstance(fact, m.GatewayHello):
@@ -96,21 +103,33 @@ def _fact_from_wire(
         case "arrived":
             return m.Arrived(meta_from_wire(fact.arrived, gateway, now_s), fact.estimated)
         case "pulled":
-            return m.Pulled(RequestId(fact.pulled.id), AgentId(fact.pulled.agent_id))
+            return m.Pulled(
+                RequestId(bd.name("pulled.id", fact.pulled.id)),
+                AgentId(bd.name("pulled.agent_id", fact.pulled.agent_id)),
+            )
         case "first_token":
-            return m.FirstToken(RequestId(fact.first_token.id), fact.first_token.ttft_s)
+            return m.FirstToken(
+                RequestId(bd.name("first_token.id", fact.first_token.id)),
+                bd.seconds("first_token.ttft_s", fact.first_token.ttft_s),
+            )
         case "ended":
             usage = fact.ended.usage
             return m.Ended(
-                RequestId(fact.ended.id),
+                RequestId(bd.name("ended.id", fact.ended.id)),
                 phase_from_wire(fact.ended.phase),
-                usage.prompt_tokens,
-                usage.output_tokens,
+                bd.count("ended.usage.prompt_tokens", usage.prompt_tokens),
+                bd.count("ended.usage.output_tokens", usage.output_tokens),
             )
         case "returned":
-            return m.Returned(RequestId(fact.returned.id), fact.returned.produced_tokens)
+            return m.Returned(
+                RequestId(bd.name("returned.id", fact.returned.id)),
+                bd.count("returned.produced_tokens", fact.returned.produced_tokens),
+            )
         case "hello":
-            return m.GatewayHello(GatewayId(fact.hello.gateway_id), fact.hello.work_address)
+            return m.GatewayHello(
+                GatewayId(bd.name("hello.gateway_id", fact.hello.gateway_id)),
+                bd.address("hello.work_address", fact.hello.work_address),
+            )
         case "announce_done":
             return m.AnnounceDone()
         case _:
@@ -140,17 +159,24 @@ def gateway_orders_from_wire(
     message: gateway_pb.GatewaySessionResponse,
 ) -> Iterator[m.GatewayOrder]:
     """The orders of a batch, in order. Raises WireError."""
+    bd.few("orders", message.orders, bd.ITEMS_MAX)
     for order in message.orders:
         match order.WhichOneof("kind"):
             case "estimate":
                 estimate = estimate_from_wire(order.estimate.estimate)
-                yield m.EstimateGiven(RequestId(order.estimate.id), estimate)
+                yield m.EstimateGiven(
+                    RequestId(bd.name("estimate.id", order.estimate.id)), estimate
+                )
             case "shed":
                 shed = order.shed
-                reason = _shed_reason(shed.reason)
-                yield m.ShedOrder(RequestId(shed.id), reason, shed.retry_after_s)
+                id = RequestId(bd.name("shed.id", shed.id))
+                retry_after_s = bd.seconds("shed.retry_after_s", shed.retry_after_s)
+                yield m.ShedOrder(id, _shed_reason(shed.reason), retry_after_s)
             case "fleet":
-                models = tuple(ModelName(model) for model in order.fleet.models)
+                bd.few("fleet.models", order.fleet.models, bd.MODELS_MAX)
+                models = tuple(
+                    ModelName(bd.name("fleet.models", model)) for model in order.fleet.models
+                )
                 yield m.Fleet(models, not order.fleet.down)
             case _:
                 raise WireError("orders: an order without a kind")
@@ -160,4 +186,4 @@ def _shed_reason(text: str) -> ShedReason:
     try:
         return ShedReason(text)
     except ValueError:
-        raise WireError(f"orders.shed.reason: {text!r} is not a known reason") from None
+        raise WireError(f"orders.shed.reason: {text[:64]!r} is not a known reason") from None

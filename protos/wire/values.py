@@ -6,15 +6,12 @@ from functools import lru_cache
 from sys import intern
 
 from protos.qlm.v1 import types_pb2 as types_pb
-from qlm_core.errors import QlmError
+from protos.wire import bounds as bd
+from protos.wire.bounds import WireError
 from qlm_core.model import Estimate, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 
 _PHASE_TO_WIRE = {phase: types_pb.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 _PHASE_FROM_WIRE: dict[int, Phase] = {number: phase for phase, number in _PHASE_TO_WIRE.items()}
-
-
-class WireError(QlmError):
-    """A peer sent a message that this version cannot read; the text names the field."""
 
 
 def phase_to_wire(phase: Phase) -> types_pb.Phase.ValueType:
@@ -36,7 +33,7 @@ def slo_to_wire(slo: Slo) -> types_pb.Slo:
 
 
 def slo_from_wire(slo: types_pb.Slo) -> Slo:
-    """Targets from the wire; not checked against any limit."""
+    """Targets as a client gives them; not checked against any limit."""
     return _shared_slo(
         slo.ttft_s,
         slo.tpot_s if slo.HasField("tpot_s") else None,
@@ -53,15 +50,23 @@ def _shared_slo(ttft_s: float, tpot_s: float | None, e2e_s: float | None) -> Slo
 def estimate_to_wire(estimate: Estimate) -> types_pb.WaitEstimate:
     """An estimate on the wire."""
     return types_pb.WaitEstimate(
-        mean_s=estimate.mean_s, p50_s=estimate.p50_s, p90_s=estimate.p90_s, p99_s=estimate.p99_s
+        mean_s=bd.fit_seconds(estimate.mean_s),
+        p50_s=bd.fit_seconds(estimate.p50_s),
+        p90_s=bd.fit_seconds(estimate.p90_s),
+        p99_s=bd.fit_seconds(estimate.p99_s),
     )
 
 
 def estimate_from_wire(estimate: types_pb.WaitEstimate) -> Estimate:
-    """An estimate from the wire."""
-    return Estimate(
-        mean_s=estimate.mean_s, p50_s=estimate.p50_s, p90_s=estimate.p90_s, p99_s=estimate.p99_s
-    )
+    """An estimate from the wire. Raises WireError."""
+    p50_s, p90_s, p99_s = estimate.p50_s, estimate.p90_s, estimate.p99_s
+    if not 0.0 <= p50_s <= p90_s <= p99_s <= bd.SECONDS_MAX:
+        raise WireError(
+            f"estimate: its quantiles {p50_s:g}, {p90_s:g}, {p99_s:g} s do not ascend from 0 "
+            f"to {bd.SECONDS_MAX:g}"
+        )
+    mean_s = bd.seconds("estimate.mean_s", estimate.mean_s)
+    return Estimate(mean_s=mean_s, p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
 
 
 def meta_to_wire(request: RequestMeta, now_s: float) -> types_pb.RequestMeta:
@@ -71,25 +76,34 @@ def meta_to_wire(request: RequestMeta, now_s: float) -> types_pb.RequestMeta:
         model=request.model,
         slo_class=request.slo_class,
         slo=slo_to_wire(request.slo),
-        prompt_tokens=request.prompt_tokens,
-        max_output_tokens=request.max_output_tokens,
-        produced_tokens=request.produced_tokens,
+        prompt_tokens=bd.fit_count(request.prompt_tokens),
+        max_output_tokens=bd.fit_count(request.max_output_tokens),
+        produced_tokens=bd.fit_count(request.produced_tokens),
         tenant=request.tenant,
-        waited_s=now_s - request.arrival_s,
+        waited_s=bd.fit_seconds(now_s - request.arrival_s),
     )
 
 
 def meta_from_wire(request: types_pb.RequestMeta, gateway: GatewayId, now_s: float) -> RequestMeta:
-    """A request's metadata as `gateway` announced it."""
+    """A request's metadata as `gateway` announced it. Raises WireError."""
     return RequestMeta(
-        id=RequestId(request.id),
+        id=RequestId(bd.name("request.id", request.id)),
         gateway=gateway,
-        model=ModelName(intern(request.model)),
-        slo_class=intern(request.slo_class),
-        slo=slo_from_wire(request.slo),
-        prompt_tokens=request.prompt_tokens,
-        max_output_tokens=request.max_output_tokens,
-        arrival_s=now_s - request.waited_s,
-        tenant=request.tenant,
-        produced_tokens=request.produced_tokens,
+        model=ModelName(intern(bd.name("request.model", request.model))),
+        slo_class=intern(bd.label("request.slo_class", request.slo_class)),
+        slo=_checked(slo_from_wire(request.slo)),
+        prompt_tokens=bd.count("request.prompt_tokens", request.prompt_tokens),
+        max_output_tokens=bd.count("request.max_output_tokens", request.max_output_tokens),
+        arrival_s=now_s - bd.seconds("request.waited_s", request.waited_s),
+        tenant=bd.label("request.tenant", request.tenant),
+        produced_tokens=bd.count("request.produced_tokens", request.produced_tokens),
     )
+
+
+def _checked(slo: Slo) -> Slo:
+    bd.target("request.slo.ttft_s", slo.ttft_s)
+    if slo.tpot_s is not None:
+        bd.target("request.slo.tpot_s", slo.tpot_s)
+    if slo.e2e_s is not None:
+        bd.target("request.slo.e2e_s", slo.e2e_s)
+    return slo

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from protos.qlm.v1 import types_pb2 as types_pb
 from protos.qlm.v1 import work_service_pb2 as work_pb
-from protos.wire.values import WireError
+from protos.wire import bounds as bd
+from protos.wire.bounds import WireError
 from qlm_core import messages as m
 from qlm_core.model import AgentId, ModelName, RequestId
 from qlm_core.outcome import PullRefusal
@@ -52,7 +53,7 @@ def _work_event_to_wire(event: _SaidWork) -> work_pb.WorkEvent:
                 id=event.id,
                 attempt=event.attempt,
                 chunk_json=event.data,
-                tokens=event.tokens,
+                tokens=bd.fit_count(event.tokens),
                 beyond_text=not event.plain,
                 ids=None if event.ids is None else _ids_to_wire(event.ids),
                 whole=event.whole,
@@ -64,12 +65,13 @@ def _work_event_to_wire(event: _SaidWork) -> work_pb.WorkEvent:
             ended = work_pb.AttemptEnded(
                 id=event.id,
                 attempt=event.attempt,
-                finish_reason=event.finish_reason,
+                finish_reason=bd.fit_text(event.finish_reason, bd.NAME_CHARS_MAX),
                 usage=types_pb.Usage(
-                    prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
+                    prompt_tokens=bd.fit_count(event.prompt_tokens),
+                    output_tokens=bd.fit_count(event.output_tokens),
                 ),
-                error=event.error,
-                error_status=event.error_status,
+                error=bd.fit_text(event.error),
+                error_status=min(max(0, event.error_status), bd.STATUS_MAX),
                 closing_json=event.closing,
                 resumed_by=_RESUMED_TO_WIRE[event.resumed_by],
             )
@@ -79,8 +81,8 @@ def _work_event_to_wire(event: _SaidWork) -> work_pb.WorkEvent:
                 id=event.id,
                 attempt=event.attempt,
                 reason=_RETURN_TO_WIRE[event.reason],
-                detail=event.detail,
-                rest_s=event.rest_s,
+                detail=bd.fit_text(event.detail),
+                rest_s=bd.fit_seconds(event.rest_s),
             )
             return work_pb.WorkEvent(returned=returned)
         case m.WorkHello(agent, running):
@@ -93,6 +95,7 @@ def _work_event_to_wire(event: _SaidWork) -> work_pb.WorkEvent:
 
 def work_from_wire(message: work_pb.WorkRequest) -> Iterator[m.WorkEvent]:
     """The work events of a batch, in order. Raises WireError."""
+    bd.few("events", message.events, bd.ITEMS_MAX)
     for event in message.events:
         yield _work_event_from_wire(event)
 
@@ -102,29 +105,37 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
         case "chunk":
             chunk = event.chunk
             return m.Chunk(
-                RequestId(chunk.id),
+                RequestId(bd.name("events.chunk.id", chunk.id)),
                 chunk.attempt,
                 chunk.chunk_json,
-                chunk.tokens,
+                bd.count("events.chunk.tokens", chunk.tokens),
                 not chunk.beyond_text,
                 _ids_from_wire(chunk.ids) if chunk.HasField("ids") else None,
                 chunk.whole,
             )
         case "pull":
-            return m.Pull(tuple(RequestId(id) for id in event.pull.ids))
+            ids = event.pull.ids
+            bd.few("events.pull.ids", ids, bd.ITEMS_MAX)
+            return m.Pull(tuple(RequestId(bd.name("events.pull.ids", id)) for id in ids))
         case "ended":
             ended = event.ended
             resumed_by = _RESUMED_FROM_WIRE.get(ended.resumed_by)
             if resumed_by is None:
                 raise WireError(f"events.ended.resumed_by: {ended.resumed_by} is not known")
             return m.AttemptEnded(
-                id=RequestId(ended.id),
+                id=RequestId(bd.name("events.ended.id", ended.id)),
                 attempt=ended.attempt,
-                finish_reason=ended.finish_reason,
-                prompt_tokens=ended.usage.prompt_tokens,
-                output_tokens=ended.usage.output_tokens,
-                error=ended.error,
-                error_status=ended.error_status,
+                finish_reason=bd.label("events.ended.finish_reason", ended.finish_reason),
+                prompt_tokens=bd.count(
+                    "events.ended.usage.prompt_tokens", ended.usage.prompt_tokens
+                ),
+                output_tokens=bd.count(
+                    "events.ended.usage.output_tokens", ended.usage.output_tokens
+                ),
+                error=bd.text("events.ended.error", ended.error),
+                error_status=bd.count(
+                    "events.ended.error_status", ended.error_status, bd.STATUS_MAX
+                ),
                 closing=ended.closing_json,
                 resumed_by=resumed_by,
             )
@@ -134,12 +145,18 @@ def _work_event_from_wire(event: work_pb.WorkEvent) -> m.WorkEvent:
             if reason is None:
                 raise WireError(f"events.returned.reason: {returned.reason} is not a known reason")
             return m.AttemptReturned(
-                RequestId(returned.id), returned.attempt, reason, returned.detail, returned.rest_s
+                RequestId(bd.name("events.returned.id", returned.id)),
+                returned.attempt,
+                reason,
+                bd.text("events.returned.detail", returned.detail),
+                bd.seconds("events.returned.rest_s", returned.rest_s),
             )
         case "hello":
             hello = event.hello
+            bd.few("events.hello.running", hello.running, bd.ITEMS_MAX)
             return m.WorkHello(
-                AgentId(hello.agent_id), tuple(_attempt_from_wire(run) for run in hello.running)
+                AgentId(bd.name("hello.agent_id", hello.agent_id)),
+                tuple(_attempt_from_wire(run) for run in hello.running),
             )
         case _:
             raise WireError("events: an event without a kind")
@@ -156,7 +173,8 @@ def _attempt_to_wire(run: m.Attempt) -> work_pb.Attempt:
 
 
 def _attempt_from_wire(run: work_pb.Attempt) -> m.Attempt:
-    return m.Attempt(RequestId(run.id), run.attempt, run.chunks, run.first_chunk, run.continued)
+    id = RequestId(bd.name("events.hello.running.id", run.id))
+    return m.Attempt(id, run.attempt, run.chunks, run.first_chunk, run.continued)
 
 
 def _ids_to_wire(ids: m.TokenIds) -> work_pb.TokenIds:
@@ -164,7 +182,11 @@ def _ids_to_wire(ids: m.TokenIds) -> work_pb.TokenIds:
 
 
 def _ids_from_wire(ids: work_pb.TokenIds) -> m.TokenIds:
-    return m.TokenIds(ids.position, tuple(ids.output), tuple(ids.prompt))
+    return m.TokenIds(
+        bd.count("events.chunk.ids.position", ids.position),
+        bd.token_ids("events.chunk.ids.output", ids.output),
+        bd.token_ids("events.chunk.ids.prompt", ids.prompt),
+    )
 
 
 def work_orders_to_wire(orders: Iterable[m.WorkOrder]) -> work_pb.WorkResponse:
@@ -184,9 +206,9 @@ def _work_order_to_wire(order: _SaidOrder) -> work_pb.WorkOrder:
                 chat=order.chat,
                 body_json=order.body,
                 resume_text=order.resume_text,
-                produced_tokens=order.produced_tokens,
+                produced_tokens=bd.fit_count(order.produced_tokens),
                 resume_ids=order.resume_ids,
-                text_offset_chars=order.text_offset_chars,
+                text_offset_chars=bd.fit_count(order.text_offset_chars),
                 headers=[work_pb.Header(name=name, value=text) for name, text in order.headers],
             )
             return work_pb.WorkOrder(payload=payload)
@@ -202,30 +224,45 @@ def _work_order_to_wire(order: _SaidOrder) -> work_pb.WorkOrder:
 
 def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder]:
     """The orders of a batch, in order. Raises WireError."""
+    bd.few("orders", message.orders, bd.ITEMS_MAX)
     for order in message.orders:
         match order.WhichOneof("kind"):
             case "payload":
-                payload = order.payload
-                yield m.Payload(
-                    id=RequestId(payload.id),
-                    attempt=payload.attempt,
-                    model=ModelName(payload.model),
-                    chat=payload.chat,
-                    body=payload.body_json,
-                    resume_text=payload.resume_text,
-                    produced_tokens=payload.produced_tokens,
-                    resume_ids=tuple(payload.resume_ids),
-                    text_offset_chars=payload.text_offset_chars,
-                    headers=tuple((header.name, header.value) for header in payload.headers),
-                )
+                yield _payload_from_wire(order.payload)
             case "refused":
                 reason = _REFUSAL_FROM_WIRE.get(order.refused.reason)
                 if reason is None:
                     raise WireError(f"orders.refused.reason: {order.refused.reason} is unknown")
-                yield m.Refused(RequestId(order.refused.id), reason)
+                yield m.Refused(RequestId(bd.name("orders.refused.id", order.refused.id)), reason)
             case "revoked":
-                yield m.Revoked(RequestId(order.revoked.id), order.revoked.attempt)
+                id = RequestId(bd.name("orders.revoked.id", order.revoked.id))
+                yield m.Revoked(id, order.revoked.attempt)
             case "joined":
-                yield m.Joined(tuple(_attempt_from_wire(run) for run in order.joined.going_on))
+                going_on = order.joined.going_on
+                bd.few("orders.joined.going_on", going_on, bd.ITEMS_MAX)
+                yield m.Joined(tuple(_attempt_from_wire(run) for run in going_on))
             case _:
                 raise WireError("orders: an order without a kind")
+
+
+def _payload_from_wire(payload: work_pb.Payload) -> m.Payload:
+    return m.Payload(
+        id=RequestId(bd.name("orders.payload.id", payload.id)),
+        attempt=payload.attempt,
+        model=ModelName(bd.name("orders.payload.model", payload.model)),
+        chat=payload.chat,
+        body=payload.body_json,
+        resume_text=payload.resume_text,
+        produced_tokens=bd.count("orders.payload.produced_tokens", payload.produced_tokens),
+        resume_ids=bd.token_ids("orders.payload.resume_ids", payload.resume_ids),
+        text_offset_chars=bd.count("orders.payload.text_offset_chars", payload.text_offset_chars),
+        headers=tuple(_header_from_wire(header) for header in payload.headers),
+    )
+
+
+def _header_from_wire(header: work_pb.Header) -> tuple[str, str]:
+    field = "orders.payload.headers"
+    name, value = bd.name(field, header.name), bd.text(field, header.value)
+    if not (name + value).isascii() or not (name + value).isprintable():
+        raise WireError(f"{field}: not printable ASCII, which no header is without")
+    return name, value

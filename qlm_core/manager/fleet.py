@@ -93,6 +93,7 @@ class Agent:
         profiles: what it can serve; equal ones are the same object for all agents.
         state: its last report.
         connected: whether its session is open.
+        epoch_ahead: how far the epochs sent to it are ahead of the plan's: it may know later ones of an earlier solver.
         queue: its virtual queue, group ids in order.
         window: references sent and not yet pulled or taken back, with their group.
         held: requests that it has pulled.
@@ -103,6 +104,7 @@ class Agent:
 
     __slots__ = (
         "connected",
+        "epoch_ahead",
         "gpu",
         "held",
         "id",
@@ -118,6 +120,7 @@ class Agent:
 
     def __init__(self, hello: AgentHello, *, now_s: float):
         self.id = hello.agent
+        self.epoch_ahead = 0
         self.queue: list[GroupId] = []
         self.window = Window()
         self.held: dict[RequestId, None] = {}

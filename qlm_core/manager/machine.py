@@ -234,7 +234,7 @@ class Manager:
             group,
             request,
             size=self.config.window_requests,
-            epoch=self.epoch,
+            epoch=self.epoch + agent.epoch_ahead,
             expected=self.estimators.expected_output,
         )
         if update is not None:
@@ -335,7 +335,6 @@ class Manager:
 
     def _agent_joined(self, hello: AgentHello, effects: list[Effect]) -> None:
         self._agent_leases.renew(hello.agent, self._now_s + self.config.agent_lease_s)
-        self.epoch = max(self.epoch, hello.epoch + 1)
         self.estimators.joined(hello.profiles)
         known = self.agents.get(hello.agent)
         if known is None:
@@ -344,6 +343,8 @@ class Manager:
             self.agents[hello.agent] = known
         else:
             known.rejoin(hello, now_s=self._now_s)
+        # Its own affair: a number that one agent makes up must not be everybody's from then on.
+        known.epoch_ahead = max(0, hello.epoch + 1 - self.epoch)
         self.timeline.stale(hello.agent)
         self._publish[hello.agent] = None
         self._unplaced.update(homeless(self.groups, self.agents))
@@ -475,7 +476,7 @@ class Manager:
                 agent,
                 self.groups,
                 size=self.config.window_requests,
-                epoch=self.epoch,
+                epoch=self.epoch + agent.epoch_ahead,
                 expected=self.estimators.expected_output,
             )
             if update is not None:

@@ -30,6 +30,7 @@ from qlm_core.messages import (
     ShedOrder,
 )
 from qlm_core.model import (
+    AgentId,
     GroupId,
     InstanceState,
     ModelName,
@@ -362,23 +363,31 @@ def test_nothing_is_published_before_it_is_known(bench: Bench) -> None:
     assert len(fresh.window(a)) == 3
 
 
-def test_the_epoch_rises_above_what_an_agent_has_seen(bench: Bench) -> None:
-    from dataclasses import replace
-
+def test_an_agent_is_sent_epochs_above_what_it_has_seen_and_nobody_else_is(bench: Bench) -> None:
     from qlm_core.manager.events import AgentJoined
     from qlm_core.messages import AgentHello
     from tests.manager.conftest import profile
 
-    state = InstanceState(ready=True, awake_model=ModelName("m"))
+    bench.agent("a", "m")
+    seen = 2**62 - 100
     hello = AgentHello(
-        agent=RequestId("a"),  # type: ignore[arg-type]
+        agent=AgentId("b"),
         gpu="test",
-        profiles=(profile("m"),),
-        epoch=41,
-        state=state,
+        profiles=(profile("n"),),
+        epoch=seen,
+        state=InstanceState(ready=True, awake_model=ModelName("n")),
     )
-    bench.post(AgentJoined(replace(hello)))
-    assert bench.manager.epoch > 41
+    bench.post(AgentJoined(hello))
+    bench.arrive("m", count=2)
+    bench.arrive("n", count=2)
+    sent = {
+        agent: [one.epoch for one in bench.to_agent(agent) if isinstance(one, QueueUpdate)]
+        for agent in bench.manager.agents
+    }
+    assert all(seen < epoch < 2**62 for epoch in sent[AgentId("b")])
+    assert all(epoch < 100 for epoch in sent[AgentId("a")])
+    assert all(sent.values())
+    assert bench.manager.epoch < 100
 
 
 def test_above_the_limit_arrivals_are_shed(bench: Bench) -> None:

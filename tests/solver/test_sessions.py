@@ -262,6 +262,30 @@ async def test_above_the_limit_of_agents_a_session_is_refused(solver: grpc.aio.C
         stream.cancel()
 
 
+async def test_a_question_out_of_range_is_refused_by_name(solver: grpc.aio.Channel) -> None:
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+    asked = wire.meta_to_wire(request("r"), 0.0)
+    asked.slo.ttft_s = -1.0
+    with pytest.raises(grpc.aio.AioRpcError, match="request.slo.ttft_s") as refused:
+        await stub.Estimate(gateway_pb.EstimateRequest(request=asked))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_absurd_epoch_ends_its_own_session_and_stops_nobody(
+    solver: grpc.aio.Channel,
+) -> None:
+    stub = agent_grpc.AgentSessionServiceStub(solver)
+    rogue = stub.AgentSession()
+    absurd = hello("rogue")
+    absurd.hello.epoch = 2**64 - 1
+    await rogue.write(absurd)
+    assert await _rest_of(rogue) is grpc.StatusCode.INVALID_ARGUMENT
+    agent = stub.AgentSession()
+    await agent.write(hello())
+    assert await asyncio.wait_for(agent.read(), 5.0) is not grpc.aio.EOF
+    agent.cancel()
+
+
 async def test_a_newer_session_of_the_same_agent_takes_over(solver: grpc.aio.Channel) -> None:
     stub = agent_grpc.AgentSessionServiceStub(solver)
     older = stub.AgentSession()

@@ -13,6 +13,7 @@ from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import types_pb2 as types_pb
 from protos.qlm.v1 import work_service_pb2 as work_pb
+from protos.wire import bounds
 from qlm_core import messages as m
 from qlm_core.model import (
     AgentId,
@@ -35,12 +36,16 @@ from qlm_core.resume import ResumedBy
 from tests.manager.conftest import profile
 
 text = st.text(max_size=20)
+plain = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20)
 name = st.text(min_size=1, max_size=20)
-count = st.integers(0, 2**32 - 1)
-seconds = st.floats(0, 1e6, allow_nan=False)
+count = st.integers(0, bounds.COUNT_MAX)
+number = st.integers(0, bounds.NUMBER_MAX)
+seconds = st.floats(0, 1e9)
+targets = st.floats(1e-9, 1e9)
+addresses = st.sampled_from(["h:1", "127.0.0.1:7402", "[::1]:65535"])
 ids = name.map(RequestId)
 
-slos = st.builds(Slo, ttft_s=seconds, tpot_s=st.none() | seconds, e2e_s=st.none() | seconds)
+slos = st.builds(Slo, ttft_s=targets, tpot_s=st.none() | targets, e2e_s=st.none() | targets)
 estimates = st.lists(seconds, min_size=4, max_size=4).map(
     lambda values: Estimate(
         mean_s=values[0],
@@ -63,7 +68,7 @@ metas = st.builds(
     produced_tokens=count,
 )
 facts = st.one_of(
-    st.builds(m.GatewayHello, st.just(GatewayId("g")), text),
+    st.builds(m.GatewayHello, st.just(GatewayId("g")), addresses),
     st.builds(m.Arrived, metas, st.booleans()),
     st.builds(m.Pulled, ids, name.map(AgentId)),
     st.builds(m.Returned, ids, count),
@@ -85,12 +90,10 @@ states = st.builds(
         lambda tiers: tuple(sorted(tiers.items()))
     ),
     running=st.lists(
-        st.builds(
-            RunningRequest, id=ids, group=st.integers(0, 2**63).map(GroupId), produced_tokens=count
-        ),
+        st.builds(RunningRequest, id=ids, group=number.map(GroupId), produced_tokens=count),
         max_size=3,
     ).map(tuple),
-    kv_used_tokens=st.integers(0, 2**63),
+    kv_used_tokens=number,
     tokens_per_s=seconds,
     prompt_tokens_per_s=seconds,
     resumed_tokens_per_s=seconds,
@@ -103,15 +106,15 @@ hellos = st.builds(
     agent=name.map(AgentId),
     gpu=text,
     profiles=st.lists(st.sampled_from("mn").map(profile), max_size=2).map(tuple),
-    epoch=st.integers(0, 2**63),
+    epoch=number,
     state=states,
 )
-groups = st.builds(QueuedGroup, st.integers(0, 2**63).map(GroupId), name.map(ModelName), text)
+groups = st.builds(QueuedGroup, number.map(GroupId), name.map(ModelName), text)
 refs = st.builds(
     RequestRef,
     id=ids,
     gateway=name.map(GatewayId),
-    group=st.integers(0, 2**63).map(GroupId),
+    group=number.map(GroupId),
     prompt_tokens=count,
     max_output_tokens=count,
     expected_output_tokens=count,
@@ -121,13 +124,15 @@ refs = st.builds(
 agent_orders = st.one_of(
     st.builds(
         m.QueueUpdate,
-        epoch=st.integers(0, 2**63),
+        epoch=number,
         snapshot=st.booleans(),
         order=st.none() | st.lists(groups, max_size=3).map(tuple),
         add=st.lists(refs, max_size=3).map(tuple),
         remove=st.lists(ids, max_size=3).map(tuple),
     ),
-    st.builds(m.Gateways, st.lists(st.tuples(name.map(GatewayId), text), max_size=3).map(tuple)),
+    st.builds(
+        m.Gateways, st.lists(st.tuples(name.map(GatewayId), addresses), max_size=3).map(tuple)
+    ),
 )
 attempts = st.builds(m.Attempt, ids, count, count)
 tokens = st.lists(count, max_size=5).map(tuple)
@@ -146,7 +151,7 @@ work_events = st.one_of(
         count,
         count,
         text,
-        count,
+        st.integers(0, 999),
         st.binary(max_size=20),
         st.sampled_from(ResumedBy),
     ),
@@ -164,7 +169,7 @@ work_orders = st.one_of(
         count,
         tokens,
         count,
-        st.lists(st.tuples(text, text), max_size=2).map(tuple),
+        st.lists(st.tuples(st.just("traceparent"), plain), max_size=2).map(tuple),
     ),
     st.builds(m.Refused, ids, st.sampled_from(PullRefusal)),
     st.builds(m.Revoked, ids, count),
@@ -259,7 +264,8 @@ def test_clocks_need_not_agree(
             lambda: wire.agent_message_from_wire(
                 agent_pb.AgentSessionRequest(
                     hello=agent_pb.AgentHello(
-                        models=[agent_pb.ServedModel(model="m", profile_json=b'{"model": 3}')]
+                        agent_id="a",
+                        models=[agent_pb.ServedModel(model="m", profile_json=b'{"model": 3}')],
                     )
                 )
             ),
