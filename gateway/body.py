@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from qlm_core.errors import ContextExceeded, InvalidRequest
+from qlm_core.nesting import LEVELS_MAX, is_too_deep
 from qlm_core.tokens import (
     COMPLETION_DEFAULT_LIMIT,
     chat_texts,
@@ -47,6 +48,10 @@ def parse(body: bytes) -> Json:
         raise InvalidRequest(
             "body", f"not valid JSON ({error})", remedy, code="invalid_json"
         ) from None
+    if is_too_deep(body, fields):
+        raise InvalidRequest(
+            "body", f"nested deeper than {LEVELS_MAX} levels", "Flatten it.", code="invalid_json"
+        )
     if not isinstance(fields, dict):
         raise InvalidRequest("body", "not a JSON object", "Send one.", code="invalid_json")
     return fields

@@ -16,6 +16,7 @@ from gateway.asgi import JSON, RawHeaders, Send, answer
 from gateway.desk import Desk
 from gateway.live import Follower, Live, Output
 from gateway.problems import Problem, problem_of, problem_of_end
+from protos.wire import SECONDS_MAX
 from qlm_core.errors import TooLate, Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
@@ -73,7 +74,8 @@ class Exchange(ABC):
 
         def judge(_: asyncio.Future[None]) -> None:
             wait_s = math.nan if live.estimate is None else live.estimate.p50_s
-            in_time = not math.isfinite(wait_s) or wait_s <= patience_s
+            # What has no end, as far as the solver knows, is nothing to go by.
+            in_time = not wait_s < SECONDS_MAX or wait_s <= patience_s
             if in_time or live.record is not None or self._desk.now_s - came_s > JUDGED_S:
                 return
             # Before, since turning away wakes who waits for the end.

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from agents.engines.faults import said_by, unsaid
-from agents.engines.lenient_json import Unreadable
+from agents.engines.lenient_json import NO_JSON, Unreadable
 from agents.engines.requests import CHATS, COMPLETIONS, CannotContinue
 from agents.engines.shapes import Shape, learn
 
@@ -117,7 +117,7 @@ class Calls:
         status, answer = await self.post("/tokenize", body, timeout_s=_HELP_TIMEOUT_S)
         try:
             tokens = _tokens.decode(answer).tokens if status == 200 else []
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except NO_JSON:
             tokens = []
         # Of text there is always a token; servers with another /tokenize than vLLM's may find no text.
         if text and not tokens:
@@ -133,7 +133,7 @@ class Calls:
         status, answer = await self.post("/detokenize", body, timeout_s=_HELP_TIMEOUT_S)
         try:
             return _prompt.decode(answer).prompt if status == 200 else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except NO_JSON:
             return None
 
     async def _call(

@@ -29,7 +29,7 @@ from agents.engines.faults import (
     said_by,
     said_in,
 )
-from agents.engines.lenient_json import Unreadable, read
+from agents.engines.lenient_json import NO_JSON, Unreadable, read
 from agents.engines.reading import End, Reader, whole_as_chunk
 from agents.engines.requests import (
     Abilities,
@@ -162,7 +162,7 @@ class Connection(Calls):
         """
         try:
             body = _body.decode(job.body)
-        except (msgspec.MsgspecError, RecursionError):
+        except NO_JSON:
             return False  # it ends at the engine anyway
         if not body.get("stream") and asked_whole(body, self.able, chat=job.chat):
             return False
@@ -198,7 +198,7 @@ class Connection(Calls):
             try:
                 served = self._served[job.model]
                 prepared = await prepare(job, served, self, able, priority=priority)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            except NO_JSON as error:
                 return JobRefused(job.id, job.attempt, 400, f"body: {error}")
             except NothingLeft:
                 return JobDone(job.id, job.attempt, "length", 0, 0, resumed_by=ResumedBy.IDS)

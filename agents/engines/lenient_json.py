@@ -13,8 +13,13 @@ from typing import Any
 
 import msgspec
 
+from qlm_core.nesting import LEVELS_MAX, is_too_deep
+
 _decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
+
+# What readers of JSON raise for what is none, is not of the type that they want, or is nested beyond what they can read.
+NO_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _INTEGER_MAX = 2**63
 _DIGITS_MAX = 9
@@ -27,9 +32,12 @@ class Unreadable(Exception):
 def read(data: bytes) -> Any:
     """The value. Raises Unreadable."""
     try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _repaired(data)
+        value = _decode(data)
+    except NO_JSON:
+        value = _repaired(data)
+    if is_too_deep(data, value):
+        raise Unreadable(f"nested deeper than {LEVELS_MAX} levels")
+    return value
 
 
 def whole_number(value: Any) -> Any:

@@ -16,6 +16,7 @@ import msgspec
 from agents.engines.base import Listener
 from agents.engines.connection import Connection, patience_of
 from agents.engines.faults import unsaid
+from agents.engines.lenient_json import NO_JSON
 from agents.engines.requests import Abilities
 from agents.streams import Backoff
 from qlm_core.config import AgentConfig, Config
@@ -248,7 +249,7 @@ class OpenAIEngine:
             return self._absent(f"HTTP {status} at {_MODELS_PATH}")
         try:
             models = _models.decode(body).data if status == 200 else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except NO_JSON:
             models = None
         await self._learn(models or [])
         names = [model.id for model in models or []]

@@ -59,6 +59,8 @@ _OF_PROMPTS = (
     "truncation_side",
     "return_prompt_text",
 )
+# vLLM refuses to give more than this; a client may ask for any number.
+_CHOICES_MAX = 16_384
 # A character takes four bytes at most, and tokens may be single bytes.
 _BROKEN_TOKENS_MAX = 16
 _TAIL_TOKENS = 32
@@ -125,7 +127,7 @@ class Abilities:
     def shape(self, path: str, choices: int) -> bytes:
         """What an answer of so many choices has beside output, as a chunk; empty where that is not known."""
         shape = self.shapes.get(path)
-        return shape.chunk(choices) if shape is not None else b""
+        return shape.chunk(choices) if shape is not None and choices <= _CHOICES_MAX else b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agents.engines.base import Listener
+from agents.engines.lenient_json import NO_JSON
 from agents.engines.sim_job import Choice, Job, make_job, sampled_output_tokens, token_text
 from agents.engines.tiers import Tiers
 from qlm_core.config import AgentConfig, Config
@@ -112,7 +113,7 @@ class SimEngine:
         """Run a job of the awake model or of an adapter of it."""
         try:
             made = make_job(job, model_len=self._max_model_len[job.model], seed=self._seed)
-        except msgspec.MsgspecError as error:
+        except NO_JSON as error:
             self._later(JobRefused(job.id, job.attempt, 400, f"body: {error}"))
             return
         except InvalidRequest as error:
@@ -135,7 +136,7 @@ class SimEngine:
         """Whether a job can go on elsewhere from its text."""
         try:
             body = msgspec.json.decode(job.body, type=dict[str, Any])
-        except msgspec.MsgspecError:
+        except NO_JSON:
             return False  # it ends here anyway
         return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
 

@@ -315,7 +315,7 @@ def _check(body: dict[str, Any], *, chat: bool) -> None:
     for field in ("tool_choice", "function_call"):
         if body.get(field) not in (None, "none", "auto"):
             raise _cannot(field, "no tool is ever called")
-    if any(kind != "text" for kind in body.get("modalities") or ()):
+    if (body.get("modalities") or ["text"]) != ["text"]:
         raise _cannot("modalities", "the answer is text")
     best = _count(body, "best_of", 1)
     if best is not None and best != (_count(body, "n", 1) or 1):

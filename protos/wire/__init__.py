@@ -12,7 +12,7 @@ from protos.wire.agent_session import (
     agent_order_from_wire,
     agent_order_to_wire,
 )
-from protos.wire.bounds import WireError
+from protos.wire.bounds import SECONDS_MAX, WireError
 from protos.wire.gateway_session import (
     fact_bytes,
     facts_from_wire,
@@ -39,6 +39,7 @@ from protos.wire.work import (
 )
 
 __all__ = [
+    "SECONDS_MAX",
     "WireError",
     "agent_message_from_wire",
     "agent_message_to_wire",

@@ -14,6 +14,7 @@ from agents.engines.events import Event, Events
 from agents.engines.faults import EngineError, rest_of
 from agents.engines.lenient_json import Unreadable
 from agents.engines.reading import Reader, Reading
+from agents.engines.requests import Abilities
 from agents.engines.shapes import learn
 from gateway.trail import Trail
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
@@ -422,6 +423,19 @@ class TestEvents:
 )
 def test_how_long_a_server_asks_to_wait(header: str | None, seconds: float):
     assert rest_of(header, now=datetime(2026, 11, 27, 10, 0, 0, tzinfo=UTC)) == seconds
+
+
+@pytest.mark.parametrize("levels", [201, 900, 980, 100_000])
+def test_what_is_nested_too_deeply_is_refused(levels: int):
+    data = b'{"choices": [], "x": %b%b}' % (b"[" * levels, b"]" * levels)
+    with pytest.raises(Unreadable):
+        reader().take(data)
+
+
+def test_a_shape_is_not_made_for_more_choices_than_any_server_gives():
+    able = Abilities(shapes={"/v1/completions": learn(b'{"choices": [{"stop_reason": null}]}')})
+    assert able.shape("/v1/completions", 2)
+    assert able.shape("/v1/completions", 2**31) == b""
 
 
 def test_the_shape_of_whole_answers_is_learned_from_one():

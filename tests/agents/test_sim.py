@@ -223,6 +223,7 @@ async def test_what_leaves_the_answer_valid_is_accepted(body: dict[str, Any], ch
         (True, {"tools": [TOOL], "tool_choice": TOOL}, "tool_choice"),
         (True, {"function_call": {"name": "f"}}, "function_call"),
         (True, {"modalities": ["text", "audio"]}, "modalities"),
+        (True, {"modalities": 1}, "modalities"),
         (True, {"top_logprobs": 2}, "top_logprobs"),
         (True, {"logprobs": 2}, "logprobs"),
     ],
@@ -234,3 +235,19 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert isinstance(said.end, JobRefused)
     assert (said.end.status, said.texts) == (400, {})
     assert said.end.error.startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("depth", [984, 100_000])
+@pytest.mark.parametrize("odd", [b'{"a":%s1%s}', b'{"a\xff":%s%s}'])
+async def test_a_body_that_cannot_be_read_is_refused_alone(depth: int, odd: bytes) -> None:
+    body = odd % (b"[" * depth, b"]" * depth)
+    async with SimHarness.started(zero_delay=True) as harness:
+        model = ModelName(harness.models[0])
+        bad = Payload(RequestId("bad"), 1, model, False, body)
+        assert not harness.engine.evictable(bad)
+        harness.engine.submit(bad)
+        good = Payload(RequestId("good"), 1, model, False, b'{"prompt": "x", "max_tokens": 1}')
+        harness.engine.submit(good)
+        for id, end in (("bad", JobRefused), ("good", JobDone)):
+            await harness.heard.end_of(id)
+            assert isinstance(Answered(harness.heard.of(id)).end, end)

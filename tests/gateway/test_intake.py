@@ -16,10 +16,11 @@ ANYONE = Caller(tenant="", operator=True)
 
 
 def draft(body: dict[str, Any], *, chat: bool = False) -> Draft:
-    intake = Intake(config(), lambda: ())
-    return intake.draft(
-        json.dumps({"model": "tiny"} | body).encode(), chat=chat, wish=Wish(), caller=ANYONE
-    )
+    return made(json.dumps({"model": "tiny"} | body).encode(), chat=chat)
+
+
+def made(body: bytes, *, chat: bool = False) -> Draft:
+    return Intake(config(), lambda: ()).draft(body, chat=chat, wish=Wish(), caller=ANYONE)
 
 
 @pytest.mark.parametrize("prompt", [[1] * 600, "x" * 2400], ids=["ids", "text"])
@@ -190,3 +191,24 @@ def test_only_the_models_length_limits_a_chat_that_names_no_limit(
     made = draft({"messages": messages} | said, chat=True)
     assert made.max_output_tokens == MODEL_LEN
     assert made.body == json.dumps({"model": "tiny", "messages": messages} | said).encode()
+
+
+@pytest.mark.parametrize(
+    ("levels", "taken"), [(200, True), (201, False), (984, False), (10**5, False)]
+)
+def test_a_body_is_nested_so_deep_that_everybody_can_read_it(levels: int, taken: bool) -> None:
+    body = b'{"model": "tiny", "prompt": "x", "metadata": %b%b}' % (
+        b"[" * (levels - 1),
+        b"]" * (levels - 1),
+    )
+    if taken:
+        assert made(body).body
+        return
+    with pytest.raises(InvalidRequest, match=r"^body: (nested|not valid JSON)") as refused:
+        made(body)
+    assert refused.value.code == "invalid_json"
+
+
+def test_brackets_in_a_text_are_no_levels() -> None:
+    assert draft({"prompt": "[{" * 5000})
+    assert draft({"prompt": [[1]] * 500})

@@ -266,7 +266,7 @@ async def test_a_question_out_of_range_is_refused_by_name(solver: grpc.aio.Chann
     stub = gateway_grpc.GatewaySessionServiceStub(solver)
     asked = wire.meta_to_wire(request("r"), 0.0)
     asked.slo.ttft_s = -1.0
-    with pytest.raises(grpc.aio.AioRpcError, match="request.slo.ttft_s") as refused:
+    with pytest.raises(grpc.aio.AioRpcError, match=r"request\.slo\.ttft_s") as refused:
         await stub.Estimate(gateway_pb.EstimateRequest(request=asked))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -1,0 +1,145 @@
+"""Whatever body comes, each of its readers takes it or refuses it in so many words: the gateway, and the engines of agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.engines.connection import Connection
+from agents.engines.lenient_json import NO_JSON
+from agents.engines.requests import Abilities, CannotContinue, NothingLeft, prepare
+from agents.engines.shapes import Shape
+from agents.engines.sim import SimEngine
+from gateway.intake import Draft, Intake, Wish
+from qlm_core.config import Config
+from qlm_core.errors import InvalidRequest
+from qlm_core.executor import JobDone, JobOutput, JobRefused
+from qlm_core.messages import Payload
+from qlm_core.model import ModelName, RequestId
+from qlm_core.resume import resume_of
+from tests.fuzz.bodies import MODEL, bodies, one_odd_field
+
+CONFIG = Config.from_mapping(
+    {
+        "models": {MODEL: {"max_model_len": 64}},
+        "agents": [
+            {
+                "name": "a",
+                "models": [MODEL],
+                "gpu": "a10",
+                "engine": {"kind": "sim", "sim": {"zero_delay": True}},
+            }
+        ],
+    }
+)
+SHAPED = Abilities(
+    ids=True,
+    context_tokens=64,
+    shapes=dict.fromkeys(
+        ("/v1/completions", "/v1/chat/completions"), Shape({"a": None}, {}, {}, {})
+    ),
+)
+chats = st.booleans().flatmap(lambda chat: st.tuples(st.just(chat), bodies(chat=chat)))
+
+
+class Helper:
+    """A server that divides text into its characters."""
+
+    async def tokenize(self, served: str, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    async def detokenize(self, served: str, ids: list[int]) -> str | None:
+        return "".join(map(chr, ids))
+
+
+def draft(chat: bool, body: bytes) -> Draft | None:
+    """What the gateway makes of a body; None where it refuses it."""
+    try:
+        return Intake(CONFIG, lambda: ()).draft(body, chat=chat, wish=Wish(), keyed=True)
+    except InvalidRequest as refused:
+        words = str(refused)
+    assert len(words) < 2_000
+    return None
+
+
+@given(chats)
+def test_the_gateway_takes_it_or_names_what_is_wrong(given: tuple[bool, bytes]) -> None:
+    taken = draft(*given)
+    if taken is not None:
+        assert 1 <= taken.prompt_tokens < 2**31
+        assert 1 <= taken.max_output_tokens < 2**31
+        assert len(taken.tenant.encode()) <= 256
+
+
+@given(chats, st.booleans())
+async def test_a_simulated_engine_ends_every_job(given: tuple[bool, bytes], taken: bool) -> None:
+    chat, body = given
+    if taken:
+        accepted = draft(chat, body)
+        body = b"" if accepted is None else accepted.body
+    await simulated([Payload(RequestId("r"), 1, ModelName(MODEL), chat, body)])
+
+
+async def simulated(jobs: Iterable[Payload]) -> None:
+    """Have a simulated engine run jobs, each of which it ends."""
+    said: list[object] = []
+    engine = SimEngine(CONFIG, CONFIG.agents[0])
+    await engine.start(said.append)
+    for job in jobs:
+        said.clear()
+        engine.evictable(job)
+        engine.submit(job)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        *outputs, end = said
+        assert isinstance(end, JobDone | JobRefused), job.body
+        assert all(isinstance(output, JobOutput) for output in outputs)
+    await engine.stop()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+async def test_no_field_with_an_odd_value_stops_the_simulated_engine(chat: bool) -> None:
+    bodies = list(one_odd_field(chat=chat))
+    await simulated(Payload(RequestId("r"), 1, ModelName(MODEL), chat, body) for body in bodies)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+async def test_no_field_with_an_odd_value_stops_the_gateway_or_an_engine(chat: bool) -> None:
+    for body in one_odd_field(chat=chat):
+        draft(chat, body)
+        await asked(chat, body, produced=2, ids=(1, 2))
+
+
+@given(chats, st.integers(0, 5), st.sampled_from([(), (1, 2, 3)]))
+async def test_a_request_to_a_server_is_prepared_or_refused(
+    given: tuple[bool, bytes], produced: int, ids: tuple[int, ...]
+) -> None:
+    await asked(*given, produced=produced, ids=ids[:produced])
+
+
+async def asked(chat: bool, body: bytes, *, produced: int, ids: tuple[int, ...]) -> None:
+    """Have a request to a server prepared, anew or in the middle."""
+    job = Payload(
+        RequestId("r"), 1, ModelName(MODEL), chat, body,
+        resume_text="x" * produced, produced_tokens=produced, resume_ids=ids,
+    )  # fmt: skip
+    Connection("http://127.0.0.1:1", served={ModelName(MODEL): MODEL}).evictable(job)
+    try:
+        prepared = await prepare(job, MODEL, Helper(), SHAPED)
+    except (*NO_JSON, CannotContinue, NothingLeft):
+        return
+    assert msgspec.json.decode(prepared.body, type=dict)["model"] == MODEL
+    assert len(prepared.body) < len(body) + 2_000
+
+
+@given(chats)
+def test_what_the_gateway_takes_can_be_restored(given: tuple[bool, bytes]) -> None:
+    taken = draft(*given)
+    if taken is not None:
+        again = resume_of(msgspec.json.decode(taken.body), chat=taken.chat)
+        assert again is taken.resume
