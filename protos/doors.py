@@ -20,6 +20,8 @@ import grpc
 from protos.certificates import Certificates, Revoked
 from protos.identity import Part, Role, part_of
 from protos.keyring import KeyRing
+from protos.readable import Messages, reading
+from protos.wire import WireError
 from qlm_core.config import Config
 from qlm_core.config_doors import PART, open_doors
 from qlm_core.config_rules import parse_address
@@ -305,15 +307,18 @@ def _guarded(handler: Any, admit: Callable[[Context], Awaitable[None]]) -> Any:
 
     async def many_to_many(requests: Any, context: Context) -> AsyncIterator[Any]:
         await admit(context)
-        async with aclosing(handler.stream_stream(requests, context)) as replies:
-            async for reply in replies:
-                yield reply
+        try:
+            async with aclosing(handler.stream_stream(Messages(requests), context)) as replies:
+                async for reply in replies:
+                    yield reply
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     encode = handler.response_serializer
     if handler.request_streaming and not handler.response_streaming:
         raise NotImplementedError("no method of this protocol takes a stream and gives one answer")
     if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(many_to_many, decode, encode)
+        return grpc.stream_stream_rpc_method_handler(many_to_many, reading(decode), encode)
     if handler.response_streaming:
         yields = inspect.isasyncgenfunction(handler.unary_stream)
         answering = one_to_many if yields else one_to_many_written

@@ -23,6 +23,7 @@ from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from qlm_core.resume import resume_of
 from tests.fuzz.bodies import MODEL, bodies, one_odd_field
+from tests.fuzz.effort import fuzzed
 
 CONFIG = Config.from_mapping(
     {
@@ -67,6 +68,7 @@ def draft(chat: bool, body: bytes) -> Draft | None:
     return None
 
 
+@fuzzed
 @given(chats)
 def test_the_gateway_takes_it_or_names_what_is_wrong(given: tuple[bool, bytes]) -> None:
     taken = draft(*given)
@@ -76,6 +78,7 @@ def test_the_gateway_takes_it_or_names_what_is_wrong(given: tuple[bool, bytes]) 
         assert len(taken.tenant.encode()) <= 256
 
 
+@fuzzed
 @given(chats, st.booleans())
 async def test_a_simulated_engine_ends_every_job(given: tuple[bool, bytes], taken: bool) -> None:
     chat, body = given
@@ -115,6 +118,7 @@ async def test_no_field_with_an_odd_value_stops_the_gateway_or_an_engine(chat: b
         await asked(chat, body, produced=2, ids=(1, 2))
 
 
+@fuzzed
 @given(chats, st.integers(0, 5), st.sampled_from([(), (1, 2, 3)]))
 async def test_a_request_to_a_server_is_prepared_or_refused(
     given: tuple[bool, bytes], produced: int, ids: tuple[int, ...]
@@ -137,6 +141,7 @@ async def asked(chat: bool, body: bytes, *, produced: int, ids: tuple[int, ...])
     assert len(prepared.body) < len(body) + 2_000
 
 
+@fuzzed
 @given(chats)
 def test_what_the_gateway_takes_can_be_restored(given: tuple[bool, bytes]) -> None:
     taken = draft(*given)
