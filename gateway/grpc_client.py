@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import islice
@@ -45,6 +46,7 @@ PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 # Chunks are merged up to this size; clients of gRPC take messages of 4 MiB unless they say otherwise.
 CHUNK_BYTES = 1_048_576
+_ROW_NUMBER = re.compile(r"[0-9]{1,20}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -347,7 +349,7 @@ def _trace(context: Context) -> tuple[tuple[str, str], ...]:
 def _page_start(token: str) -> int | None:
     if not token:
         return None
-    if not token.isdecimal():
+    if not _ROW_NUMBER.fullmatch(token):
         raise InvalidRequest("page_token", "not one of ours", "Pass next_page_token unchanged.")
     return int(token)
 

@@ -33,6 +33,8 @@ SECRETS = (
     "agents.*.engine.vllm.env.*",
 )
 
+# What PyYAML raises beside its own: for a date that is none, a number without digits, thousands of brackets.
+_LOADER_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _STEP = re.compile(r'"(?P<quoted>[^"]+)"|\[(?P<index>\d+|\*)\]|(?P<plain>[^.\[\]"]+)')
 
@@ -95,10 +97,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(f"{text!r} is not path=value, for example solver.backend=highs.")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, *_LOADER_ERRORS):
             # It may be a secret, so it is not repeated.
             raise ConfigError(f"{path}: this is not a YAML value. Quote it.") from None
-        _assign(data, _steps(path), parsed, path)
+        steps = _steps(path)
+        if not steps:
+            raise ConfigError(f"{path!r} names no key, for example solver.backend=highs.")
+        _assign(data, steps, parsed, path)
     return Config.from_mapping(data)
 
 
@@ -143,7 +148,11 @@ def strict_yaml(text: str) -> object:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax(error)) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}. Correct the file.") from None
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"not valid YAML: {problem}. Correct the file.") from None
+    except _LOADER_ERRORS as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"not readable as YAML ({problem:.200}). Correct the file.") from None
 
 
 class _StrictLoader(yaml.SafeLoader):

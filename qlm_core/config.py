@@ -396,6 +396,10 @@ class Config(Section, frozen=True, kw_only=True):
             config = msgspec.convert(data, Config, dec_hook=read_secret)
         except msgspec.ValidationError as error:
             raise ConfigError(readable(str(error), data, Config, _fits)) from None
+        except UnicodeError:
+            raise ConfigError(
+                "a text has half a character in it (a lone surrogate). Write the whole character."
+            ) from None
         check(config)
         check_doors(config)
         return config

@@ -7,6 +7,7 @@ the same rules.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING

@@ -95,7 +95,7 @@ def structured(draw: st.DrawFn, *, chat: bool) -> bytes:
     fields |= draw(st.dictionaries(st.sampled_from(FIELDS), values, max_size=4))
     for name in draw(st.lists(st.sampled_from(sorted(GOOD[chat])), max_size=1)):
         del fields[name]
-    raw = deep | values.map(json.dumps)
+    raw = deep | values.map(json.dumps) | st.sampled_from(["9" * 5000, "-0", "1e99999", "NaN"])
     extra = draw(st.lists(st.tuples(st.sampled_from(FIELDS), raw), max_size=1))
     return _written(fields, extra)
 

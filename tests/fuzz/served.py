@@ -47,6 +47,8 @@ class Notes(logging.Handler):
         return faults
 
     def emit(self, record: logging.LogRecord) -> None:
+        if "PollerCompletionQueue" in record.getMessage():
+            return  # gRPC's own, of another test's event loop
         fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         text = f"{record.name}: {record.getMessage()} {fields}"
         if record.exc_info or "Traceback" in text:

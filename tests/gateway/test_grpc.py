@@ -149,6 +149,30 @@ async def test_lists_come_in_pages_newest_first() -> None:
         assert (found, pages) == (ids[::-1], 3)
 
 
+@pytest.mark.parametrize("token", ["x", "-1", "²", "9" * 5000])
+async def test_a_page_that_was_never_given_is_refused(token: str) -> None:
+    async with running(config()) as (_, at), Client(at.grpc) as stub:
+        with pytest.raises(grpc.aio.AioRpcError, match="page_token: not one of ours") as refused:
+            await stub.ListRequests(pb.ListRequestsRequest(page_token=token))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_bytes_that_are_no_message_are_refused_before_anybody_is_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        running(config(api_keys=["secret"])) as (_, at),
+        grpc.aio.insecure_channel(at.grpc) as channel,
+    ):
+        for method in ("GetRequest", "Submit"):
+            call = channel.unary_stream(f"/qlm.v1.ClientService/{method}")(b"\xff")
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        work = channel.stream_stream("/qlm.v1.WorkService/Work")()
+        await work.write(b"\xff")
+        assert await work.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [record for record in caplog.records if record.name.startswith("grpc")] == []
+
+
 async def test_questions_go_to_the_solver() -> None:
     async with fleet() as it, Client(it.addresses.grpc) as stub:
         question = pb.EstimateWaitRequest(model="tiny", slo=types_pb2.Slo(ttft_s=1.5))
