@@ -116,6 +116,8 @@ class SolverLink:
             await begin(call, wire.agent_message_to_wire(self._hello(driver)))
             failpoints.at("agents.solver_link.joined")
             reporter = asyncio.create_task(self._send_reports(call))
+            # An agent that cannot report is taken for gone, and would wonder why.
+            reporter.add_done_callback(lambda done: self._reported(done, call))
             try:
                 async for message in call:
                     if not self.connected:
@@ -131,12 +133,18 @@ class SolverLink:
             finally:
                 reporter.cancel()
                 await asyncio.wait([reporter])
-                if not reporter.cancelled() and reporter.exception() is not None:
-                    kind = type(reporter.exception()).__name__
-                    log.debug("reporter ended", extra={"reason": kind})
         finally:
             pulse.stop()
             call.cancel()
+
+    def _reported(self, reporter: asyncio.Task[None], call: _SessionCall) -> None:
+        """The reporter has ended. A broken stream tells its reader too; of anything else nobody else would know."""
+        error = None if reporter.cancelled() else reporter.exception()
+        if error is None:
+            return
+        call.cancel()
+        if not isinstance(error, grpc.aio.AioRpcError | asyncio.InvalidStateError):
+            log.error("reporter failed", extra={"reason": type(error).__name__})
 
     def _silence(self, call: _SessionCall) -> None:
         said = {"address": self._agent.solver}

@@ -24,7 +24,7 @@ from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
-from qlm_core.errors import InvalidRequest, NotFound, Unavailable
+from qlm_core.errors import InvalidRequest, NotFound, Unavailable, kind_and_place
 from qlm_core.messages import (
     Alive,
     Ended,
@@ -145,6 +145,10 @@ class SolverLink:
             except wire.WireError as error:
                 log.error("the solver speaks another version", extra={"error": str(error)})
                 self._heard = False
+            except Exception as error:  # a link that ends for good ends the gateway
+                said = {"reason": kind_and_place(error)}
+                log.error("the link to the solver failed; dialling again", extra=said)
+                self._heard = False
             finally:
                 self._facts = self._hang_up = None
             if self._heard:
@@ -233,7 +237,10 @@ class SolverLink:
                     "model", "nobody serves it now", "Start an agent for it.", code="not_served"
                 ) from None
             raise _no_answer(error) from None
-        return wire.estimate_from_wire(answer.estimate)
+        try:
+            return wire.estimate_from_wire(answer.estimate)
+        except wire.WireError as error:
+            raise Unavailable(f"the solver answers what cannot be read ({error})") from None
 
     async def view(self) -> bytes:
         """Groups, queues, agents and plan as JSON. Raises Unavailable."""

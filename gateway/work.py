@@ -122,6 +122,9 @@ class _Stream:
                     self._take_alone(event)
         except wire.WireError as error:
             self.refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Exception as error:
+            log.error("work stream failed", extra={"reason": kind_and_place(error)})
+            self.refuse(grpc.StatusCode.INTERNAL, "the stream failed; see the gateway's log")
         finally:
             self.orders.close()
 

@@ -151,8 +151,12 @@ def strict_yaml(text: str) -> object:
         problem = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML: {problem}. Correct the file.") from None
     except _LOADER_ERRORS as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"not readable as YAML ({problem:.200}). Correct the file.") from None
+        # Its words may quote a secret.
+        kind = type(error).__name__
+        raise ConfigError(
+            f"not readable as YAML ({kind}): a date that is none, a number without digits, or endless "
+            "brackets. Correct the file."
+        ) from None
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -176,6 +176,7 @@ def _ref_to_wire(ref: RequestRef, now_s: float) -> agent_pb.RequestRef:
 
 def agent_order_from_wire(message: agent_pb.AgentSessionResponse, now_s: float) -> m.AgentOrder:
     """An order to an agent. Raises WireError."""
+    bd.message(message)
     match message.WhichOneof("kind"):
         case "gateways":
             gateways = message.gateways.gateways

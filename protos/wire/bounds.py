@@ -36,6 +36,12 @@ class WireError(QlmError):
 # --------------------------------------------------------------------------- from the wire
 
 
+def message(received: object) -> None:
+    """Raise WireError for what gRPC could not read: it hands out None then, to those who dialled."""
+    if received is None:
+        raise WireError("message: not of this stream's type; the peer speaks something else")
+
+
 def count(field: str, value: int, most: int = COUNT_MAX) -> int:
     """A number of things. Raises WireError."""
     if not 0 <= value <= most:

@@ -159,6 +159,7 @@ def gateway_orders_from_wire(
     message: gateway_pb.GatewaySessionResponse,
 ) -> Iterator[m.GatewayOrder]:
     """The orders of a batch, in order. Raises WireError."""
+    bd.message(message)
     bd.few("orders", message.orders, bd.ITEMS_MAX)
     for order in message.orders:
         match order.WhichOneof("kind"):

@@ -224,6 +224,7 @@ def _work_order_to_wire(order: _SaidOrder) -> work_pb.WorkOrder:
 
 def work_orders_from_wire(message: work_pb.WorkResponse) -> Iterator[m.WorkOrder]:
     """The orders of a batch, in order. Raises WireError."""
+    bd.message(message)
     bd.few("orders", message.orders, bd.ITEMS_MAX)
     for order in message.orders:
         match order.WhichOneof("kind"):

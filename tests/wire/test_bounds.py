@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf, nan
 from typing import Any
 
@@ -265,3 +266,16 @@ def test_a_list_without_end_is_refused() -> None:
     ids = ["r"] * (bounds.ITEMS_MAX + 1)
     with pytest.raises(wire.WireError, match=r"events\.pull\.ids: 1000001 entries"):
         read(work_pb.WorkRequest(events=[work_pb.WorkEvent(pull=work_pb.Pull(ids=ids))]))
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        lambda: list(wire.gateway_orders_from_wire(None)),  # type: ignore[arg-type]
+        lambda: list(wire.work_orders_from_wire(None)),  # type: ignore[arg-type]
+        lambda: wire.agent_order_from_wire(None, 0.0),  # type: ignore[arg-type]
+    ],
+)
+def test_what_was_no_message_is_refused(orders: Callable[[], object]) -> None:
+    with pytest.raises(wire.WireError, match="message: not of this stream's type"):
+        orders()
