@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.bodies import CANARY, WORDS, bodies
+from tests.fuzz.bodies import CANARY, MODEL, WORDS, bodies
 from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import KEY, Fleet, secrets_in, serving
 
@@ -168,3 +169,19 @@ def assert_fit(answer: bytes) -> None:
     status = int(answer[9:12])
     assert status < 500 or status == 503, answer[:500]
     assert secrets_in(answer.decode("latin-1")) != KEY
+
+
+def test_metrics_do_not_grow_with_what_clients_name(fleet: Fleet) -> None:
+    before = fleet.check_metrics()
+    for index in range(200):
+        named = f"name-{index}"
+        headers = {"x-qlm-tenant": named, "x-qlm-slo-class": named, "idempotency-key": named}
+        for tenant in (
+            headers,
+            {"x-qlm-tenant": named * 100},
+            {"x-llm-d-slo-ttft-ms": f"{index + 1}"},
+        ):
+            for model in (MODEL, named):
+                body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1, "user": named})
+                assert fleet.ask("POST", PATHS[0], body.encode(), tenant)[0] < 500
+    assert fleet.check_metrics() - before < 200
