@@ -60,7 +60,19 @@ def read_end(id: object, ended: object) -> StoredEnd:
     end = _decoded(ended, StoredEnd, "ended")
     if end.id != id:
         raise UnreadableRowError("ended.id: it is another request's")
+    if end.answer and not _is_answer(end.answer):
+        raise UnreadableRowError("ended.answer: it is no answer of a model's")
     return end
+
+
+def _is_answer(data: bytes) -> bool:
+    """Whether this is an OpenAI response object, as far as it is looked at here."""
+    try:
+        answer = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
 
 
 def _decoded(data: object, kind: type[T], column: str) -> T:

@@ -55,7 +55,7 @@ def end(id: str, *, ended_at: float = 2.0) -> StoredEnd:
         evictions=0,
         estimate=Estimate(mean_s=1.0, p50_s=1.0, p90_s=2.0, p99_s=3.0),
     )
-    return StoredEnd(id=RequestId(id), ended_at=ended_at, record=record, answer=b'{"x": 1}')
+    return StoredEnd(id=RequestId(id), ended_at=ended_at, record=record, answer=b'{"choices": []}')
 
 
 @pytest.fixture(params=["memory", "sqlite"])

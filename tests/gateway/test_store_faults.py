@@ -98,6 +98,8 @@ ODD_ENDS = {
     "unknown phase": packed(end("odd"), record=RECORD | {"phase": SECRET}),
     "missing record": packed(end("odd"), record=None),
     "another request": packed(end("other")),
+    "no answer": packed(end("odd"), answer=b"\xff"),
+    "an answer without choices": packed(end("odd"), answer=b"[]"),
 }
 
 
