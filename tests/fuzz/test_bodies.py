@@ -16,6 +16,7 @@ from agents.engines.requests import Abilities, CannotContinue, NothingLeft, prep
 from agents.engines.shapes import Shape
 from agents.engines.sim import SimEngine
 from gateway.intake import Draft, Intake, Wish
+from gateway.keys import Caller
 from qlm_core.config import Config
 from qlm_core.errors import InvalidRequest
 from qlm_core.executor import JobDone, JobOutput, JobRefused
@@ -38,6 +39,7 @@ CONFIG = Config.from_mapping(
         ],
     }
 )
+ANYONE = Caller(tenant="", operator=True)
 SHAPED = Abilities(
     ids=True,
     context_tokens=64,
@@ -61,7 +63,9 @@ class Helper:
 def draft(chat: bool, body: bytes) -> Draft | None:
     """What the gateway makes of a body; None where it refuses it."""
     try:
-        return Intake(CONFIG, lambda: ()).draft(body, chat=chat, wish=Wish(), keyed=True)
+        return Intake(CONFIG, lambda: ()).draft(
+            body, chat=chat, wish=Wish(), caller=ANYONE, keyed=True
+        )
     except InvalidRequest as refused:
         words = str(refused)
     assert len(words) < 2_000

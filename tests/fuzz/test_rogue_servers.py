@@ -133,6 +133,7 @@ async def _fooled() -> AsyncIterator[Fooled]:
             "gateway": {
                 "http_listen": "127.0.0.1:0",
                 "grpc_listen": "127.0.0.1:0",
+                "agents_listen": "127.0.0.1:0",
                 "solver": rogue.address,
                 "store": {"kind": "memory"},
                 "drain_s": 0.1,
