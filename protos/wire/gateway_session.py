@@ -149,7 +149,9 @@ def _gateway_order_to_wire(order: _SaidOrder) -> gateway_pb.GatewayOrder:
             given = gateway_pb.EstimateGiven(id=id, estimate=estimate_to_wire(estimate))
             return gateway_pb.GatewayOrder(estimate=given)
         case m.ShedOrder(id, reason, retry_after_s):
-            shed = gateway_pb.Shed(id=id, reason=reason.value, retry_after_s=retry_after_s)
+            shed = gateway_pb.Shed(
+                id=id, reason=reason.value, retry_after_s=bd.fit_seconds(retry_after_s)
+            )
             return gateway_pb.GatewayOrder(shed=shed)
         case m.Fleet(models, up):
             return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models, down=not up))
