@@ -45,10 +45,10 @@ from qlm_core.manager.lateness import Lateness
 from qlm_core.manager.leases import SILENT, UNKNOWN, Leases
 from qlm_core.manager.placing import backlog_is_deep, homeless, line_up, plannable, split_large
 from qlm_core.manager.planner import Planner
+from qlm_core.manager.publishing import SETTLE_S, Publisher
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
 from qlm_core.manager.timeline import Timeline
-from qlm_core.manager.windows import append_to_window, match_window
 from qlm_core.messages import (
     AgentHello,
     AnnounceDone,
@@ -75,7 +75,6 @@ from qlm_core.model import (
 )
 from qlm_core.outcome import ShedReason
 
-_SETTLE_S = 1.0
 _BROKEN_LINK_S = 1.0
 """How long a peer whose connection broke may stay away before its lease is taken."""
 
@@ -99,7 +98,7 @@ class Manager:
         weights = {one.name: one.weight for one in classes}
         self.timeline = Timeline(self.estimators, weights, rest_share=config.objective.rest_share)
         self.planner = Planner(config, weights)
-        self._lateness = Lateness(classes, now_s=now_s + _SETTLE_S)
+        self._lateness = Lateness(classes, now_s=now_s + SETTLE_S)
         self.counts = {"arrived": 0, "ended": 0, "returned": 0, "shed": 0, "lost_agents": 0}
         self._agent_leases: Leases[AgentId] = Leases()
         self._absent: Leases[GatewayId] = Leases()
@@ -108,8 +107,11 @@ class Manager:
             span_ratio=config.grouping.span_ratio, requests_max=config.grouping.requests_max
         )
         self._unplaced: dict[GroupId, None] = {}
-        self._settled_at_s: float | None = now_s + _SETTLE_S
-        self._publish: dict[AgentId, None] = {}
+        self._publisher = Publisher(
+            window_requests=config.window_requests,
+            expected=self.estimators.expected_output,
+            now_s=now_s,
+        )
         self._sizes = GroupSizes(self.estimators, config.grouping)
         self._roster = Roster(())
         self._now_s = now_s
@@ -146,21 +148,19 @@ class Manager:
                 self._agent_leases.extend(seconds)
                 self._absent.extend(seconds)
         self._expire(effects)
-        self._settle()
+        self._publisher.settle(self.agents, now_s)
         self._place()
-        if self._settled_at_s is None:
+        if self._publisher.settled:
             effects += self._lateness.hopeless(self.groups, self.agents, self.timeline, now_s)
-        if self._publish:
-            self._flush(effects)
-        return effects
+        return effects + self._publisher.flush(self.agents, self.groups, self.epoch)
 
     @property
     def wakeup_s(self) -> float | None:
         """When `handle(Wakeup())` is due; None while nothing is awaited."""
         due = (self._agent_leases.next_s, self._absent.next_s, self._lateness.next_s(self.groups))
         times = [at_s for at_s in due if at_s != inf]
-        if self._settled_at_s is not None:
-            times.append(self._settled_at_s)
+        if self._publisher.settles_at_s is not None:
+            times.append(self._publisher.settles_at_s)
         planning_s = self.planner.wakeup_s
         if planning_s is not None and self.groups and self.agents:
             times.append(planning_s)
@@ -195,7 +195,7 @@ class Manager:
             case Returned(id, produced_tokens):
                 self._returned(id, produced_tokens)
             case AnnounceDone():
-                self._settled_at_s = self._now_s if self._settled_at_s is not None else None
+                self._publisher.announced(self._now_s)
 
     def _arrived(self, request: RequestMeta, estimated: bool, effects: list[Effect]) -> None:
         if request.id in self.book:
@@ -227,18 +227,7 @@ class Manager:
             self._unplaced[group.id] = None
             self._place()
             return
-        if self._settled_at_s is not None or not agent.connected or agent.id in self._publish:
-            return
-        update = append_to_window(
-            agent,
-            group,
-            request,
-            size=self.config.window_requests,
-            epoch=self.epoch + agent.epoch_ahead,
-            expected=self.estimators.expected_output,
-        )
-        if update is not None:
-            effects.append(TellAgent(agent.id, update))
+        effects += self._publisher.reach(agent, group, request, self.epoch)
 
     def _estimate(self, held: Held) -> list[Effect]:
         """What the gateway is told of a new request's wait: an estimate, and to shed it where that is too long."""
@@ -274,7 +263,7 @@ class Manager:
             self.planner.changed()
         soon = sum(self.groups[group].waiting for group in home.queue[:8])
         if len(home.window) < min(soon, self.config.window_requests // 2):
-            self._publish[home.id] = None
+            self._publisher.lacks(home.id)
 
     def _first_token(self, id: RequestId, ttft_s: float) -> None:
         held = self.book.get(id)
@@ -298,7 +287,7 @@ class Manager:
         self._close_if_empty(left)
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and group.id in home.queue:
-            self._publish[home.id] = None
+            self._publisher.lacks(home.id)
         else:
             self._unplaced[group.id] = None
 
@@ -320,7 +309,7 @@ class Manager:
         group = held.group
         home = self.agents.get(group.home) if group.home is not None else None
         if home is not None and home.window.revoke(id):
-            self._publish[home.id] = None
+            self._publisher.lacks(home.id)
         if group.drop(id):
             self._leave_window(held, id)
         self._close_if_empty(group)
@@ -346,7 +335,7 @@ class Manager:
         # Its own affair: a number that one agent makes up must not be everybody's from then on.
         known.epoch_ahead = max(0, hello.epoch + 1 - self.epoch)
         self.timeline.stale(hello.agent)
-        self._publish[hello.agent] = None
+        self._publisher.lacks(hello.agent)
         self._unplaced.update(homeless(self.groups, self.agents))
         self._fleet_changed()
         effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
@@ -382,7 +371,7 @@ class Manager:
                 group.home = None
                 self._unplaced[id] = None
         agent.queue = []
-        self._publish[agent.id] = None
+        self._publisher.lacks(agent.id)
 
     def _expire(self, effects: list[Effect]) -> None:
         gone = [self.agents[id] for id in self._agent_leases.expire(self._now_s)]
@@ -392,7 +381,7 @@ class Manager:
             del self.agents[agent.id]
             if agent.connected:
                 effects.append(PartAgent(agent.id, SILENT))
-            self._publish.pop(agent.id, None)
+            self._publisher.forget(agent.id)
             self.timeline.stale(agent.id)
         if gone:
             self._fleet_changed()
@@ -404,11 +393,6 @@ class Manager:
             self._announce_gateways(effects)
 
     # ------------------------------------------------------------------ planning
-
-    def _settle(self) -> None:
-        if self._settled_at_s is not None and self._now_s >= self._settled_at_s:
-            self._settled_at_s = None
-            self._publish.update(dict.fromkeys(self.agents))
 
     def view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
@@ -439,7 +423,7 @@ class Manager:
                 del self._unplaced[group.id]
                 self.planner.changed()
                 if group.continues is not None and home.window.sent_of(group.continues):
-                    self._publish[home.id] = None
+                    self._publisher.lacks(home.id)
 
     def _improve(self, effects: list[Effect]) -> None:
         """Have a better plan looked for if that is due."""
@@ -461,27 +445,8 @@ class Manager:
             agent.queue = queue
             for group in queue:
                 self.groups[group].home = id
-            self._publish[id] = None
+            self._publisher.lacks(id)
             self.timeline.stale(id)
-
-    def _flush(self, effects: list[Effect]) -> None:
-        """Send each agent whose queue or window changed what it lacks."""
-        if self._settled_at_s is not None:
-            return
-        for id in self._publish:
-            agent = self.agents.get(id)
-            if agent is None or not agent.connected:
-                continue
-            update = match_window(
-                agent,
-                self.groups,
-                size=self.config.window_requests,
-                epoch=self.epoch + agent.epoch_ahead,
-                expected=self.estimators.expected_output,
-            )
-            if update is not None:
-                effects.append(TellAgent(id, update))
-        self._publish.clear()
 
     def _announce_fleet(self, effects: list[Effect]) -> None:
         fleet = offered(self.agents.values())
@@ -497,5 +462,5 @@ class Manager:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
         for half, home in split_large(self.groups, self.agents, self._grouper, self._group_size):
             self.book.regroup(half)
-            self._publish[home.id] = None
+            self._publisher.lacks(home.id)
             self.timeline.stale(home.id)

@@ -78,7 +78,7 @@ def plant_requests_forgotten_with_their_agent(patch: Patch) -> None:
 
     def forget(self: Manager, agent: Any) -> None:
         agent.queue = []
-        self._publish[agent.id] = None
+        self._publisher.lacks(agent.id)
 
     patch.setattr(Manager, "_empty_queue", forget)
 
