@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from agents.engines.connection import Connection, Patience
 from agents.engines.requests import Abilities, CannotContinue
 from gateway.answer import BadChunkError
-from gateway.live import Live
+from gateway.budget import Budget
+from gateway.live import Backlog, Live
 from gateway.store import StoredRequest
 from protos import wire
 from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurnedAway
@@ -28,6 +29,7 @@ from tests.fuzz.served import KEY, Notes
 
 ENDS = (JobDone, JobLost, JobRefused, JobTurnedAway)
 END_S = 10.0
+BACKLOG = Backlog(chunks_max=2, bytes_max=10_000_000, unread=Budget(10_000_000))
 COUNTS = [0, 1, 7, -1, 2**31 - 1, 2**31, 2**32, 2**63, 10**30, 1.5, 1e300, None, "5", True, [], {}]
 ENDINGS = [
     b"data: [DONE]\n\n", b"event: error\ndata: {}\n\n", b"data: ", b"", b": comment\n\n", b"retry: 99999999999999\n\n",
@@ -130,7 +132,7 @@ def live(*, chat: bool) -> Live:
         id=RequestId("r"), chat=chat, model=ModelName("m"), slo_class="c", slo=Slo(ttft_s=1.0), prompt_tokens=1,
         max_output_tokens=9, tenant="", service_tier="", body=b"{}", arrived_at=0.0, expires_at=1.0,
     )  # fmt: skip
-    return Live(request, durable=True, running_usage=True, backlog_max=2)
+    return Live(request, durable=True, running_usage=True, backlog=BACKLOG)
 
 
 async def assert_answers(said: list[object], *, chat: bool) -> None:
