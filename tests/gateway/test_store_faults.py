@@ -40,7 +40,7 @@ def change(path: Path, statement: str, *values: Any) -> None:
 
 def packed(value: Any, **fields: Any) -> bytes:
     """A head or an end with other fields; None takes one out."""
-    said = {**msgspec.to_builtins(value), **fields}
+    said = {**msgspec.to_builtins(value, builtin_types=(bytes,)), **fields}
     return msgspec.msgpack.encode({key: one for key, one in said.items() if one is not None})
 
 
