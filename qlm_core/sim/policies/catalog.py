@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from qlm_core.errors import ConfigError
 from qlm_core.sim.instance import EngineOptions
-from qlm_core.sim.policies import clairvoyant, ours, paper, shared
+from qlm_core.sim.policies import clairvoyant, ours, paper, shared, turns
 from qlm_core.sim.policies.arrival import ByClass, LeastLoaded, RoundRobin
 from qlm_core.sim.policies.base import Policy
 from qlm_core.sim.policies.shepherd import Shepherd
@@ -49,6 +50,21 @@ _POLICIES = (
         name="least-slack",
         about="least slack first (due time less expected work), with eviction",
         build=shared.LeastSlack,
+    ),
+    Policy(
+        name="turns",
+        about="models take turns, as long as the tightest target that turns can keep allows",
+        build=turns.Turns,
+        executor_changes=turns.EXECUTOR_CHANGES,
+    ),
+    *(
+        Policy(
+            name=f"turns-{turn_s}",
+            about=f"models take turns of {turn_s} s, the request due first goes first",
+            build=partial(turns.Turns, turn_s=float(turn_s)),
+            executor_changes=turns.EXECUTOR_CHANGES,
+        )
+        for turn_s in (3, 6, 9, 15)
     ),
     Policy(
         name="fcfs",

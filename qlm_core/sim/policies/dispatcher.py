@@ -103,6 +103,9 @@ class Dispatcher:
     def room(self, host: Host) -> None:
         """Something ended or was pulled at an agent, or its model changed."""
 
+    def reported(self, host: Host) -> None:
+        """An agent told its state, which `host` has now."""
+
     @property
     def wakeup_s(self) -> float | None:
         """When the policy wants to be woken."""
@@ -135,6 +138,7 @@ class Dispatcher:
                 self._learn(state)
                 if host.model != before:
                     self.room(host)
+                self.reported(host)
             case _:
                 self.woken()
         return self._flush()
