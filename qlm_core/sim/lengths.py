@@ -11,7 +11,7 @@ from itertools import pairwise
 from random import Random
 from typing import Literal
 
-LengthsName = Literal["sharegpt", "mega", "brief"]
+LengthsName = Literal["sharegpt", "mega", "brief", "code", "rag", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,41 @@ BRIEF_PROMPT = Quantiles((40, 160))
 BRIEF_OUTPUT = Quantiles((100, 600))
 
 
+# Assumed, as no public source gives them by use: a file or two and an edit; retrieved passages and a short answer; a
+# question and a long chain of thought.
+CODE_PROMPT = Quantiles((100, 400, 900, 1600, 2800, 6000))
+CODE_OUTPUT = Quantiles((10, 30, 70, 150, 350, 1000))
+RAG_PROMPT = Quantiles((1000, 2000, 2800, 3600, 5000, 8000))
+RAG_OUTPUT = Quantiles((20, 60, 120, 200, 320, 700))
+REASONING_PROMPT = Quantiles((40, 80, 150, 300, 600, 1500))
+REASONING_OUTPUT = Quantiles((300, 700, 1200, 1900, 3200, 7000))
+
+_INDEPENDENT: dict[LengthsName, tuple[Quantiles, Quantiles]] = {
+    "sharegpt": (SHAREGPT_PROMPT, SHAREGPT_OUTPUT),
+    "brief": (BRIEF_PROMPT, BRIEF_OUTPUT),
+    "code": (CODE_PROMPT, CODE_OUTPUT),
+    "rag": (RAG_PROMPT, RAG_OUTPUT),
+    "reasoning": (REASONING_PROMPT, REASONING_OUTPUT),
+}
+"""Prompts and outputs of the kinds that draw them independently; `mega` gives their sum."""
+
+
+def mean_lengths(name: LengthsName) -> tuple[float, float]:
+    """(prompt tokens, output tokens) in the mean of a named kind."""
+    if name == "mega":
+        return MEGA_TOTAL.mean - SHAREGPT_OUTPUT.mean, SHAREGPT_OUTPUT.mean
+    prompt, output = _INDEPENDENT[name]
+    return prompt.mean, output.mean
+
+
 def sample_lengths(name: LengthsName, rng: Random) -> tuple[int, int]:
     """(prompt tokens, output tokens) of one request of a named kind.
 
     Prompt and output are independent: the sources publish marginals only.
     """
-    if name == "brief":
-        output = BRIEF_OUTPUT.at(rng.random())
-        return BRIEF_PROMPT.at(rng.random()), output
-    output = SHAREGPT_OUTPUT.at(rng.random())
     if name == "mega":
+        output = SHAREGPT_OUTPUT.at(rng.random())
         return MEGA_TOTAL.at(rng.random()) - output, output
-    return SHAREGPT_PROMPT.at(rng.random()), output
+    prompts, outputs = _INDEPENDENT[name]
+    output = outputs.at(rng.random())
+    return prompts.at(rng.random()), output
