@@ -63,8 +63,8 @@ def clients_server(
     # A load balancer has no key, and learns only whether the gateway drains.
     may = {CLIENT_SERVICE: known, reflection.SERVICE_NAME: known, health.SERVICE_NAME: anyone}
     guard = Guard("grpc", may, desk.rejections)
-    # No more of a client's message is read than of a body.
-    received_max = section.limits.body_bytes_max + _MESSAGE_REST_BYTES
+    # Twice a body, so that who sends a little too much is told the limit; gRPC's own refusal names no field.
+    received_max = 2 * section.limits.body_bytes_max + _MESSAGE_REST_BYTES
     server = _server(section, guard, may, checks, connections_max, received_max)
     client_grpc.add_ClientServiceServicer_to_server(ClientServicer(desk), server)
     return server, listen(server, "gateway.grpc_listen", section.grpc_listen, certificates)
