@@ -36,6 +36,7 @@ from gateway.work import WorkServicer
 from protos.doors import Doors, Rejections, warn_of_open_doors
 from protos.identity import Part, Role
 from qlm_core.config import Config
+from qlm_core.config_doors import WILDCARDS
 from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 # A gRPC stream that is still open after the drain is cut after this.
 CUT_S = 1.0
-_WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Gateway:
     def _warn_of_listeners(self) -> None:
         warn_of_open_doors(self._config, "gateway.")
         host, _ = parse_address(self._work_address(), "gateway.advertise")
-        if host in _WILDCARDS:
+        if host.strip("[]") in WILDCARDS:
             said = {"told": self._work_address(), "remedy": "set gateway.advertise"}
             log.warning("agents on other hosts cannot find this gateway", extra=said)
 

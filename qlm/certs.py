@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protos.identity import SOLVER, Part, Role
 from qlm_core.config import Config
+from qlm_core.config_doors import WILDCARDS
 from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 
@@ -30,7 +31,6 @@ CLIENTS = "clients"
 REVOKED = "revoked.txt"
 
 _Signer = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
 
 
 def parts_of(config: Config) -> list[Part]:
@@ -45,7 +45,7 @@ def hosts_of(config: Config, more: Sequence[str] = ()) -> list[str]:
     listeners = (("http_listen", section.http_listen), ("grpc_listen", section.grpc_listen))
     told = [parse_address(address, f"gateway.{key}")[0].strip("[]") for key, address in listeners]
     known = ["localhost", "127.0.0.1", "::1", *told, *more]
-    return [host for host in dict.fromkeys(known) if host not in _WILDCARDS]
+    return [host for host in dict.fromkeys(known) if host not in WILDCARDS]
 
 
 class Folder:

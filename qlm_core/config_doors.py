@@ -25,6 +25,8 @@ PART = "{part}"
 # The class of requests with explicit targets, which a tenant's `classes` may name as well.
 EXPLICIT = "explicit"
 
+# Hosts that stand for every address of a machine, without brackets.
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._~%-]+(:[0-9]{1,5})?|[a-z]+://\[[0-9a-f:]+\](:[0-9]{1,5})?"
@@ -54,6 +56,7 @@ def check_doors(config: Config) -> None:
     if config.auth.secret:
         _check_key("auth.secret", config.auth.secret)
     _check_tls(config)
+    _check_apart(config)
     _check_advertised(config)
     _check_origins(config)
     if not config.insecure:
@@ -151,7 +154,9 @@ def _check_tenants(config: Config) -> None:
         for slo_class in tenant.classes:
             if slo_class not in config.slo_classes and slo_class != EXPLICIT:
                 known = ", ".join((*config.slo_classes, EXPLICIT))
-                raise ConfigError(f"{where}.classes: {slo_class!r} is no class ({known}).")
+                raise ConfigError(
+                    f"{where}.classes: {slo_class!r} is no class. Use some of {known}."
+                )
 
 
 def _check_tls(config: Config) -> None:
@@ -167,6 +172,24 @@ def _check_tls(config: Config) -> None:
     ):
         if other and not path:
             raise ConfigError(f"gateway.tls.{name}: missing. Give cert and key, or none of them.")
+
+
+def _check_apart(config: Config) -> None:
+    # Parts on different hosts may have the same address; the listeners of one part may not.
+    taken: dict[tuple[str, int], list[tuple[str, str]]] = {}
+    for door in doors(config):
+        if not door.address:
+            continue
+        host, port = parse_address(door.address, door.key)
+        host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        others = taken.setdefault((door.key.rpartition(".")[0], port), [])
+        for other, key in others:
+            if port and (host == other or any(one in WILDCARDS for one in (host, other))):
+                raise ConfigError(
+                    f"{door.key}: {door.address} is also {key}, whose callers are others. Use "
+                    "another port."
+                )
+        others.append((host, door.key))
 
 
 def _check_advertised(config: Config) -> None:

@@ -146,6 +146,16 @@ def test_doors_that_stand_open_on_purpose_are_said_in_the_log(
         ("tls: {cert: a, key: b}", r"tls\.ca: missing"),
         ("tls: {revoked: a}", r"tls\.ca: missing"),
         ("gateway: {tls: {cert: a}}", r"gateway\.tls\.key: missing"),
+        ("gateway: {agents_listen: '127.0.0.1:7402'}", r"agents_listen: .* is also .*grpc_listen"),
+        ("gateway: {grpc_listen: 'localhost:7400'}", r"grpc_listen: .* is also .*http_listen"),
+        (
+            "{auth: {secret: a}, gateway: {agents_listen: '[::]:7400'}}",
+            r"agents_listen: .* is also",
+        ),
+        (
+            "solver: {metrics_listen: '127.0.0.1:7401'}",
+            r"metrics_listen: .* is also solver\.listen",
+        ),
         ("gateway: {advertise: '10.0.0.1:7402'}", r"gateway\.advertise: .* leads to grpc_listen"),
     ],
 )
