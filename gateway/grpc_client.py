@@ -41,7 +41,7 @@ from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta
 from qlm_core.outcome import ShedReason
 
-NO_KEY = "authorization: send Bearer and one of the API keys"
+NO_KEY = "authorization: missing or unknown API key. Send Bearer and one of the API keys"
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 # Chunks are merged up to this size; clients of gRPC take messages of 4 MiB unless they say otherwise.

@@ -218,7 +218,6 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
 _REFUSED = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 )
 
@@ -238,11 +237,28 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
         told: Any = error.trailing_metadata() or ()
         after = dict(told).get("retry-after-s")
         return Busy(details, retry_after_s=float(after) if after else None)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return QlmError(f"{details}. `qlm` takes one from --api-key or QLM_API_KEY.")
     if code in _REFUSED:
         return QlmError(details)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
-        return no_gateway(address)
+        return _unreached(address, details.lower())
     return Unavailable(f"{address}: {details or code.name.lower()}")
+
+
+def _unreached(address: str, details: str) -> Unavailable:
+    # gRPC says no more than this of a gateway that asks for TLS, or shows another CA's certificate.
+    if "handshake failed" in details:
+        return Unavailable(
+            f"{address}: no certificate of the CA is shown there. Name the gateway's CA by --ca or "
+            "QLM_CA, and none for a gateway without gateway.tls."
+        )
+    if "socket closed" in details or "connection reset" in details:
+        return Unavailable(
+            f"{address}: the connection was closed at once. If the gateway has gateway.tls, name "
+            "its CA by --ca or QLM_CA."
+        )
+    return no_gateway(address)
 
 
 # --------------------------------------------------------------------------- to and from the wire

@@ -287,7 +287,10 @@ class TestShell:
             (["--class", "gold", "x"], "Use one of the classes interactive, batch-1, batch-2"),
             (["--max-tokens", "-3", "x"], "max_tokens: must be a whole number"),
             ([" "], "prompt: empty"),
-            (["--api-key", "wrong", "x"], "send Bearer and one of the API keys"),
+            (
+                ["--api-key", "wrong", "x"],
+                "missing or unknown API key. Send Bearer and one of the API keys.",
+            ),
             (["--address", "127.0.0.1:1", "x"], "127.0.0.1:1: no gateway answers"),
             (["--set", "gateway.nonsense=1", "x"], "gateway.nonsense"),
         ],

@@ -78,7 +78,7 @@ async def test_a_fleet_behind_its_doors(tmp_path: Path) -> None:
         assert status == 0, said
         status, said = await command("status", *at, "wrong")
         assert status == 2
-        assert said.endswith("send Bearer and one of the API keys\n")
+        assert said.endswith("`qlm` takes one from --api-key or QLM_API_KEY.\n")
         # Everybody goes on with what is renewed meanwhile.
         status, said = await command("certs", "renew", "--folder", str(certs))
         assert status == 0, said
