@@ -27,6 +27,7 @@ from qlm_core.errors import QlmError
 CA_DAYS = 3650
 # So that a clock that is a little late takes it for valid.
 EARLY = timedelta(minutes=5)
+CA = "ca"
 CLIENTS = "clients"
 REVOKED = "revoked.txt"
 
@@ -65,9 +66,9 @@ class Folder:
         """Make what is not there yet; returns the names of what was made."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = []
-        if not (self.path / "ca.key").exists():
+        if not (self.path / f"{CA}.key").exists():
             self._make_ca()
-            made.append("ca")
+            made.append(CA)
         revoked = self.path / REVOKED
         if not revoked.exists():
             _write(
@@ -77,28 +78,36 @@ class Folder:
         return made + self.renew(config, hosts, missing)
 
     def renew(self, config: Config, hosts: Sequence[str], names: Sequence[str]) -> list[str]:
-        """Make new certificates under these names, signed by the CA that is there. Raises QlmError."""
+        """Make new certificates under these names, signed by the CA that is there. Raises QlmError.
+
+        That of clients goes on saying the hosts that it says now, beside `hosts`.
+        """
         ca = self._ca()
         known = self._names(config)
         for name in names:
             if name not in known:
                 raise QlmError(f"{name}: no such certificate. Use some of {', '.join(known)}.")
             part = known[name]
-            self._sign(ca, name, part, [] if part else hosts)
+            self._sign(ca, name, part, [] if part else [*hosts, *self._hosts_now(name)])
         return list(names)
 
     def revoke(self, name: str) -> str:
         """Note the present certificate of this name as one that counts no more; returns its fingerprint."""
         file = self._cert(name)
+        if name in (CA, CLIENTS):
+            raise QlmError(
+                f"{name}: only parts look at {REVOKED}, and only for certificates of parts. Make a "
+                "new CA in another folder (docs/security.md)."
+            )
         if not file.exists():
-            raise QlmError(f"{file}: there is no such certificate.")
-        print_ = (
-            x509.load_pem_x509_certificate(file.read_bytes()).fingerprint(hashes.SHA256()).hex()
-        )
+            stems = sorted(path.stem for path in self.path.glob("*.crt"))
+            known = ", ".join(stem for stem in stems if stem not in (CA, CLIENTS)) or "none"
+            raise QlmError(f"{file}: there is no such certificate. In this folder are: {known}.")
+        fingerprint = _read(file).fingerprint(hashes.SHA256()).hex()
         revoked = self.path / REVOKED
         before = revoked.read_bytes() if revoked.exists() else b""
-        _write(revoked, before + f"{print_}  # {name}, {self._now:%Y-%m-%d}\n".encode())
-        return print_
+        _write(revoked, before + f"{fingerprint}  # {name}, {self._now:%Y-%m-%d}\n".encode())
+        return fingerprint
 
     @staticmethod
     def _names(config: Config) -> dict[str, Part | None]:
@@ -106,13 +115,21 @@ class Folder:
         parts: dict[str, Part | None] = {part.file: part for part in parts_of(config)}
         return parts | {CLIENTS: None}
 
+    def _hosts_now(self, name: str) -> list[str]:
+        file = self._cert(name)
+        if not file.exists():
+            return []
+        said = _read(file).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = map(str, said.get_values_for_type(x509.IPAddress))
+        return [*said.get_values_for_type(x509.DNSName), *addresses]
+
     def _cert(self, name: str) -> Path:
         return self.path / f"{name}.crt"
 
     def _ca(self) -> _Signer:
         try:
-            key = serialization.load_pem_private_key((self.path / "ca.key").read_bytes(), None)
-            cert = x509.load_pem_x509_certificate(self._cert("ca").read_bytes())
+            key = serialization.load_pem_private_key((self.path / f"{CA}.key").read_bytes(), None)
+            cert = x509.load_pem_x509_certificate(self._cert(CA).read_bytes())
         except (OSError, ValueError) as error:
             raise QlmError(
                 f"{self.path}: no CA to sign with ({error}). `qlm certs new` makes one."
@@ -131,13 +148,13 @@ class Folder:
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA256())
         )
-        self._keep("ca", cert, key)
+        self._keep(CA, cert, key)
 
     def _sign(self, ca: _Signer, name: str, part: Part | None, hosts: Sequence[str]) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         purposes = [ExtendedKeyUsageOID.SERVER_AUTH]
         if part is None:
-            named = [_host(host) for host in hosts]
+            named = [_host(host) for host in dict.fromkeys(hosts)]
         else:
             purposes.append(ExtendedKeyUsageOID.CLIENT_AUTH)
             named = [x509.DNSName(part.host), x509.UniformResourceIdentifier(part.uri)]
@@ -180,6 +197,16 @@ class Folder:
         )
         _write(self.path / f"{name}.key", secret)
         _write(self._cert(name), cert.public_bytes(serialization.Encoding.PEM))
+
+
+def _read(file: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise QlmError(
+            f"{file}: no certificate can be read there ({error}). Remove it; `qlm certs new` makes "
+            "another."
+        ) from None
 
 
 def _write(path: Path, data: bytes) -> None:

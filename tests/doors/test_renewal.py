@@ -17,6 +17,7 @@ from protos.certificates import fingerprint_of
 from protos.doors import Doors
 from protos.identity import SOLVER, Part, Role, part_of
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
+from qlm.__main__ import main
 from qlm.client import AsyncClient
 from qlm.trust import https
 from qlm_core.errors import QlmError
@@ -40,6 +41,38 @@ async def shown_at(address: str) -> str:
 
 def kept(folder: Path, name: str) -> str:
     return fingerprint_of((folder / f"{name}.crt").read_bytes())
+
+
+def test_renewed_certificates_of_clients_say_the_hosts_that_they_said(tmp_path: Path) -> None:
+    def hosts() -> list[str]:
+        cert = x509.load_pem_x509_certificate((tmp_path / "clients.crt").read_bytes())
+        names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return [str(one.value) for one in names]
+
+    beds.make_certificates(tmp_path, "new", "--host", "qlm.example.com", "--host", "10.0.0.6")
+    first = hosts()
+    assert {"qlm.example.com", "10.0.0.6"} < set(first)
+    beds.make_certificates(tmp_path, "renew")
+    assert sorted(hosts()) == sorted(first)
+    beds.make_certificates(tmp_path, "renew", "clients", "--host", "new.example.com")
+    assert sorted(hosts()) == sorted([*first, "new.example.com"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ca", "ca: only parts look at revoked.txt"),
+        ("clients", "clients: only parts look at revoked.txt"),
+        ("agent-nobody", "In this folder are: agent-agent-0, agent-agent-1, gateway-gateway-0, so"),
+    ],
+)
+def test_what_nobody_would_look_at_is_not_revoked(
+    name: str, told: str, certificates: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (certificates / "revoked.txt").read_bytes()
+    assert main(["certs", "revoke", name, "--folder", str(certificates)]) == 2
+    assert told in capsys.readouterr().err
+    assert (certificates / "revoked.txt").read_bytes() == before
 
 
 async def test_every_listener_shows_the_renewed_certificate(tmp_path: Path) -> None:
