@@ -25,7 +25,7 @@ VARIABLE = "QLM_FAILPOINTS"
 ACTIONS = ("kill", "pause", "error", "delay")
 
 _RULE = re.compile(
-    r"(?P<name>[^=@:]+)=(?P<action>[a-z]+)(:(?P<seconds>[0-9.]+))?(@(?P<nth>[0-9]+))?"
+    r"(?P<name>[^=@:]+)=(?P<action>[a-z]+)(:(?P<seconds>[0-9]+(\.[0-9]+)?))?(@(?P<nth>[1-9][0-9]*))?"
 )
 
 

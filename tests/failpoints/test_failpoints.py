@@ -102,6 +102,9 @@ def test_rules_are_read() -> None:
         ("gateway.driver.granted", "no rule"),
         (f"{ONE}=explode", "no rule"),
         (f"{ONE}=kill@soon", "no rule"),
+        (f"{ONE}=kill@0", "no rule"),
+        (f"{ONE}=pause:.", "no rule"),
+        (f"{ONE}=delay:1.2.3", "no rule"),
         ("gateway.driver.nowhere=kill", "there is no moment"),
     ],
 )
