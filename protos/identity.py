@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+from qlm_core.config import Config
+
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _URI = re.compile(r"qlm://(?P<role>[a-z]+)/(?P<name>[^/?#]+)")
 
@@ -59,3 +61,9 @@ def part_of(uri: str) -> Part | None:
     if said is None or said["role"] not in tuple(Role):
         return None
     return Part(Role(said["role"]), unquote(said["name"]))
+
+
+def parts_of(config: Config) -> list[Part]:
+    """Every part of a configuration that has a certificate."""
+    agents = [Part(Role.AGENT, agent.name) for agent in config.agents]
+    return [SOLVER, Part(Role.GATEWAY, config.gateway.id), *agents]

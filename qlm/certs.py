@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from protos.identity import SOLVER, Part, Role
+from protos.identity import Part, parts_of
 from qlm_core.config import Config
 from qlm_core.config_doors import WILDCARDS
 from qlm_core.config_rules import parse_address
@@ -32,12 +32,6 @@ CLIENTS = "clients"
 REVOKED = "revoked.txt"
 
 _Signer = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-
-
-def parts_of(config: Config) -> list[Part]:
-    """Every part of a configuration that has a certificate."""
-    agents = [Part(Role.AGENT, agent.name) for agent in config.agents]
-    return [SOLVER, Part(Role.GATEWAY, config.gateway.id), *agents]
 
 
 def hosts_of(config: Config, more: Sequence[str] = ()) -> list[str]:

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
             "qlm certs needs the package `cryptography`. Install it with "
             "pip install 'qlm-serving[certs]'."
         ) from None
+    from protos import identity
+
     config = options.config_of(args)
     days = getattr(args, "days", DAYS)
     if not 0 < days <= DAYS_MAX:
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "new":
         made = folder.make(config, hosts)
     else:
-        names = args.names or [*(part.file for part in certs.parts_of(config)), certs.CLIENTS]
+        names = args.names or [*(part.file for part in identity.parts_of(config)), certs.CLIENTS]
         made = folder.renew(config, hosts, names)
     print(f"made in {args.folder}: {', '.join(made) or 'nothing, all are there'}")
     if args.action == "new" and made:

@@ -6,6 +6,8 @@ import argparse
 
 from qlm.commands import options
 
+MISSING_SHOWN_MAX = 8
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
@@ -21,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out."""
-    from qlm import config_file
+    from qlm import config_file, tls_files
     from qlm_core.config import Config
     from qlm_core.config_doors import open_doors
 
@@ -33,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
     config = options.config_of(args)
     classes, models = ", ".join(config.slo_classes), ", ".join(config.models)
     agents = ", ".join(agent.name for agent in config.agents) or "none"
+    missing = tls_files.missing(config)
     print(f"valid: models {models}; classes {classes}; agents {agents}")
     for door in open_doors(config):
         print(f"open, as insecure: true has it: {door.key} {door.address}")
+    if missing:
+        more = len(missing) - MISSING_SHOWN_MAX
+        shown = ", ".join(missing[:MISSING_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+        print(f"not on this host, and needed where their parts run: {shown}")
     return 0

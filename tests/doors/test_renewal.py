@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import stat
 from pathlib import Path
@@ -73,6 +74,37 @@ def test_what_nobody_would_look_at_is_not_revoked(
     assert main(["certs", "revoke", name, "--folder", str(certificates)]) == 2
     assert told in capsys.readouterr().err
     assert (certificates / "revoked.txt").read_bytes() == before
+
+
+def test_the_check_names_files_that_are_missing_and_refuses_those_that_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beds.make_certificates(tmp_path / "certs", "new")
+    file = tmp_path / "fleet.yaml"
+
+    def check(certs: str, key: str = "{part}") -> tuple[int, str, str]:
+        files = {"cert": f"{certs}/{{part}}.crt", "key": f"{certs}/{key}.key"}
+        tls = {"ca": f"{certs}/ca.crt", **files, "revoked": f"{certs}/revoked.txt"}
+        clients = {"cert": f"{certs}/clients.crt", "key": f"{certs}/clients.key"}
+        agents = [beds.AGENTS[0]]
+        data = {"models": {"tiny": {}}, "agents": agents, "tls": tls, "gateway": {"tls": clients}}
+        file.write_text(json.dumps(data))
+        return main(["config", "check", str(file)]), *capsys.readouterr()
+
+    there = str(tmp_path / "certs")
+    status, said, _ = check(there)
+    assert (status, said.count("\n")) == (0, 1)
+    (tmp_path / "certs" / "solver.key").unlink()
+    status, said, _ = check(there)
+    assert status == 0
+    assert said.endswith(f"needed where their parts run: {there}/solver.key\n")
+    status, said, _ = check("nowhere")
+    assert status == 0
+    assert "nowhere/clients.crt, nowhere/clients.key, nowhere/ca.crt" in said
+    assert said.endswith(" and 2 more\n")
+    status, said, wrong = check(there, key="clients")
+    assert (status, said, wrong.count("\n")) == (2, "", 1)
+    assert "do not fit together" in wrong
 
 
 async def test_every_listener_shows_the_renewed_certificate(tmp_path: Path) -> None:
