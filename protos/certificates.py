@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import ssl
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -17,6 +19,8 @@ import grpc
 from qlm_core.errors import QlmError
 
 log = logging.getLogger("qlm.doors")
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 _Stamp = tuple[tuple[int, int, int], ...]
 
@@ -180,13 +184,23 @@ class Revoked:
             stamp = stamp_of(self._path)
             if stamp != self._stamp:
                 with open(self._path, encoding="utf-8", errors="replace") as file:
-                    lines = [line.partition("#")[0].strip() for line in file]
-                self._fingerprints = tuple(line.replace(":", "").lower() for line in lines if line)
+                    self._fingerprints = tuple(self._fingerprints_in(file))
                 self._stamp = stamp
         except OSError as error:
             log.error("nobody is let in", extra={"revoked": self._path, "reason": error.strerror})
             return False
         return True
+
+    def _fingerprints_in(self, lines: Iterable[str]) -> Iterator[str]:
+        for number, line in enumerate(lines, start=1):
+            text = line.partition("#")[0].strip()
+            # OpenSSL says what it is before an equals sign, and puts colons between bytes.
+            fingerprint = text.rpartition("=")[2].replace(":", "").lower()
+            if _FINGERPRINT.fullmatch(fingerprint):
+                yield fingerprint
+            elif text:
+                told = {"revoked": self._path, "line": number}
+                log.error("no SHA-256 fingerprint; this line revokes nothing", extra=told)
 
 
 def stamp_of(path: str) -> tuple[int, int, int]:

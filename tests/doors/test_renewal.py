@@ -14,7 +14,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from protos.certificates import fingerprint_of
+from protos.certificates import Revoked, fingerprint_of
 from protos.doors import Doors
 from protos.identity import SOLVER, Part, Role, part_of
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
@@ -105,6 +105,22 @@ def test_the_check_names_files_that_are_missing_and_refuses_those_that_do_not_fi
     status, said, wrong = check(there, key="clients")
     assert (status, said, wrong.count("\n")) == (2, "", 1)
     assert "do not fit together" in wrong
+
+
+def test_revoked_fingerprints_are_read_as_openssl_says_them_and_others_are_named(
+    certificates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pem = (certificates / "solver.crt").read_bytes()
+    plain = fingerprint_of(pem)
+    colons = ":".join(plain[at : at + 2] for at in range(0, 64, 2)).upper()
+    file = tmp_path / "revoked.txt"
+    for line in (plain, colons, f"sha256 Fingerprint={colons}", f"{plain}  # solver"):
+        file.write_text(f"# a comment\n\n{line}\n")
+        assert pem in Revoked(str(file))
+    assert caplog.records == []
+    file.write_text(f"# a comment\n{plain[:40]}\n")
+    assert pem not in Revoked(str(file))
+    assert [(one.levelname, vars(one)["line"]) for one in caplog.records] == [("ERROR", 2)]
 
 
 async def test_every_listener_shows_the_renewed_certificate(tmp_path: Path) -> None:
