@@ -1,6 +1,7 @@
-"""Bytes that come on a stream as a message and are none: they end it with `WireError`, as any message does that cannot be used.
+"""What a server reads of a stream: messages, and two ends of it that gRPC would have logged as a traceback.
 
-gRPC itself would have the server log a traceback, and leave whoever reads the stream with an exception of protobuf's.
+Bytes that are no message end a stream with `WireError`, as any message does that cannot be used. A stream of a server that
+stops, or of a call that is over, ends as if its peer had ended it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from protos.wire import WireError
@@ -29,7 +31,10 @@ def reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 class Messages:
-    """The messages of a stream whose deserializer is one of `reading`. Raises WireError at the first that is none."""
+    """The messages of a stream whose deserializer is one of `reading`. Raises WireError at the first that is none.
+
+    Where gRPC says no more than that the call is over, there are no further messages.
+    """
 
     def __init__(self, requests: AsyncIterator[Any]) -> None:
         self._requests = requests
@@ -38,7 +43,13 @@ class Messages:
         return self
 
     async def __anext__(self) -> Any:
-        message = await anext(self._requests)
+        try:
+            message = await anext(self._requests)
+        except grpc.aio.UsageError:
+            raise
+        except grpc.aio.BaseError:
+            # The reader may outlive its call, and then nobody is there to take the exception.
+            raise StopAsyncIteration from None
         if message is _NONE:
             raise WireError("message: not of this stream's type")
         return message
