@@ -17,7 +17,7 @@ PAUSES_S = (6.0, 40.0, 120.0)
 _SILENT_S = 20.0
 # Service is whole so long after a fault is healed.
 WHOLE_S = 2.0
-# An agent looks for a server that was down every `reconnect_s_max`, which is 2 s, and meanwhile others have all its work.
+# An agent has to find a server that was down, every `reconnect_s_max`, and meanwhile others have all its work.
 ENGINE_WHOLE_S = 4.0
 
 
