@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             f"  tls: {{ca: {at}/ca.crt, cert: '{at}/{{part}}.crt', key: '{at}/{{part}}.key', "
             f"revoked: {at}/{certs.REVOKED}}}\n"
             f"  gateway: {{tls: {{cert: {at}/{certs.CLIENTS}.crt, key: {at}/{certs.CLIENTS}.key}}}}\n"
-            "give each host its own part's files and ca.crt; keep ca.key to yourself"
+            f"give each host ca.crt, {certs.REVOKED} and the files of its own parts, and a gateway's "
+            f"{certs.CLIENTS}.crt and {certs.CLIENTS}.key too; keep ca.key to yourself"
         )
     return 0
