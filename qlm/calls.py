@@ -227,6 +227,22 @@ def no_gateway(address: str) -> Unavailable:
     return Unavailable(f"{address}: no gateway answers. Start one with `qlm up`.")
 
 
+def untrusted(address: str) -> Unavailable:
+    """Whoever answers there does not prove to be the gateway."""
+    return Unavailable(
+        f"{address}: no certificate of the CA is shown there. Name the gateway's CA by --ca or "
+        "QLM_CA, and none for a gateway without gateway.tls."
+    )
+
+
+def hung_up(address: str) -> Unavailable:
+    """Somebody is there and wants no call without TLS."""
+    return Unavailable(
+        f"{address}: the connection was closed at once. If the gateway has gateway.tls, name its "
+        "CA by --ca or QLM_CA."
+    )
+
+
 def readable(error: grpc.RpcError, address: str) -> QlmError:
     """What a failed call means, in one line."""
     code, details = error.code(), error.details() or ""
@@ -249,15 +265,9 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
 def _unreached(address: str, details: str) -> Unavailable:
     # gRPC says no more than this of a gateway that asks for TLS, or shows another CA's certificate.
     if "handshake failed" in details:
-        return Unavailable(
-            f"{address}: no certificate of the CA is shown there. Name the gateway's CA by --ca or "
-            "QLM_CA, and none for a gateway without gateway.tls."
-        )
+        return untrusted(address)
     if "socket closed" in details or "connection reset" in details:
-        return Unavailable(
-            f"{address}: the connection was closed at once. If the gateway has gateway.tls, name "
-            "its CA by --ca or QLM_CA."
-        )
+        return hung_up(address)
     return no_gateway(address)
 
 

@@ -57,7 +57,7 @@ def transport(target: Target) -> load.Transport:
 
 
 async def require_gateway(url: str, ca: str = "") -> None:
-    """Raise Unavailable unless a gateway answers at `url`."""
+    """Raise Unavailable, saying why, unless a gateway answers at `url`."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=5.0)
@@ -67,6 +67,10 @@ async def require_gateway(url: str, ca: str = "") -> None:
             session.get(f"{url}/health", ssl=trust.https(ca)),
         ):
             return
+    except aiohttp.ClientSSLError:
+        raise calls.untrusted(url) from None
+    except aiohttp.ServerDisconnectedError:
+        raise calls.hung_up(url) from None
     except (aiohttp.ClientError, TimeoutError):
         raise calls.no_gateway(url) from None
 

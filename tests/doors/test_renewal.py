@@ -20,6 +20,7 @@ from protos.identity import SOLVER, Part, Role, part_of
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm.__main__ import main
 from qlm.client import AsyncClient
+from qlm.replay import require_gateway
 from qlm.trust import https
 from qlm_core.errors import QlmError
 from solver.service import make_server
@@ -272,6 +273,8 @@ async def test_a_client_without_the_ca_does_not_talk_to_the_gateway(
             async with AsyncClient(bed.at.grpc, api_key=ALICE, ca=ca, timeout_s=5.0) as client:
                 with pytest.raises(QlmError, match=told):
                     await client.cancel("x")
+            with pytest.raises(QlmError, match=told):
+                await require_gateway(f"{'https' if ca else 'http'}://{bed.at.http}", ca)
         with pytest.raises(QlmError, match=r"--ca: .* cannot be read"):
             AsyncClient(bed.at.grpc, ca="nowhere")
         async with grpc.aio.insecure_channel(bed.at.grpc) as channel:
