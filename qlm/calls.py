@@ -214,6 +214,9 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
+# gRPC's own words for a message that is larger than the gateway reads, or than is sent at all.
+_TOO_LARGE = ("SERVER: Received message larger than max", "CLIENT: Sent message larger than max")
+
 # The call itself is at fault: sent again, it would be refused again.
 _REFUSED = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -248,6 +251,9 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFound(details)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(_TOO_LARGE):
+        # gRPC answers a message that is too large with the status of a full queue.
+        return QlmError(f"body: {details}. Send less, or raise gateway.limits.body_bytes_max.")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # Pairs of strings, whatever type the two kinds of gRPC give them.
         told: Any = error.trailing_metadata() or ()

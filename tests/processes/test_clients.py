@@ -19,6 +19,7 @@ import pytest_asyncio
 from agents.engines.sim import token_text
 from qlm import fleet
 from qlm.client import Accepted, AsyncClient, Busy, Client, Ended, Output, Standing
+from qlm_core.config import GatewayLimits
 from qlm_core.errors import NotFound, QlmError, Unavailable
 from qlm_core.model import Phase, Slo
 
@@ -202,11 +203,15 @@ class TestOurs:
                 await client.enqueue(self.BODY | {"model": "gpt-9"})
             with pytest.raises(QlmError, match=r"slo\.ttft_s: must be above 0"):
                 await client.enqueue(self.BODY, slo=Slo(ttft_s=-1.0))
-            with pytest.raises(QlmError, match="body: it has 16000"):
-                await client.enqueue(self.BODY | {"pad": "x" * 16_000_000})
-            with pytest.raises(Busy, match="larger than max") as refused:
-                await client.enqueue(self.BODY | {"pad": "x" * 17_000_000})
-            assert refused.value.retry_after_s is None
+            limit = GatewayLimits().body_bytes_max
+            for size, told in (
+                (limit, "body: it has 8388"),
+                (limit + 100_000, "body: SERVER: .* larger than max"),
+                (2 * limit, "body: CLIENT: .* larger than max"),
+            ):
+                with pytest.raises(QlmError, match=told) as refused:
+                    await client.enqueue(self.BODY | {"pad": "x" * size})
+                assert not isinstance(refused.value, Busy)
             with pytest.raises(NotFound):
                 await client.get("no-such-id")
         with Client(served.grpc) as stranger, pytest.raises(QlmError, match="API keys"):
