@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import failpoints
 from gateway.store.base import StoreError
+from gateway.store.place import Place
 from qlm_core.errors import kind_and_place
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,21 @@ class Jobs:
     Args:
         connect: opens the connection, and opens it anew where that is the only way on.
         connection: the first one; this owns it from now on.
+        place: the database's file.
     """
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
         connection: sqlite3.Connection,
+        place: Place,
         *,
         commit_interval_s: float,
     ) -> None:
         self._connect = connect
         self._connection: sqlite3.Connection | None = connection
+        self._place = place
+        self._journal = place.journal()
         self._commit_interval_s = commit_interval_s
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -119,7 +124,7 @@ class Jobs:
 
     def _do(self, jobs: list[_Job]) -> None:
         try:
-            connection = self._connection = self._connection or self._connect()
+            connection = self._open()
         except (OSError, sqlite3.Error) as error:
             _fail(jobs, error)
             return
@@ -127,8 +132,27 @@ class Jobs:
             if not job.writes:
                 _try(job, connection)
         writes = [job for job in jobs if job.writes]
-        if writes:
+        if not writes:
+            return
+        try:
+            self._place.require()
+        except OSError as error:
+            _fail(writes, error)
+        else:
             self._commit(connection, writes)
+
+    def _open(self) -> sqlite3.Connection:
+        """A connection whose journal the next start will find. Raises OSError, sqlite3.Error."""
+        if self._connection is not None and self._place.journal() != self._journal:
+            # Closing writes what is in a deleted journal into the file, if that is still there.
+            self._place.require()
+            log.error("the journal of the store was deleted; it is written anew")
+            self._drop_connection()
+        if self._connection is None:
+            self._place.require()
+            self._connection = self._connect()
+            self._journal = self._place.journal()
+        return self._connection
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         """Do all in one transaction. What fails alone is undone alone, as each is one statement that changes anything.

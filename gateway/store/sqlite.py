@@ -1,17 +1,14 @@
 """Requests in one SQLite file.
 
-Write-ahead logging survives a killed process; with `fsync` also a power cut, at the price of a disk flush per commit. A
-lock file beside the database keeps a second gateway out. `jobs` has the thread that uses the file, `schema` its tables,
-`rows` what stands in them.
+Write-ahead logging survives a killed process; with `fsync` also a power cut, at the price of a disk flush per commit. `place`
+keeps a second gateway out, `jobs` has the thread that uses the file, `schema` its tables, `rows` what stands in them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import math
-import os
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +17,7 @@ from gateway.store import schema
 from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest, StoreError
 from gateway.store.clock import Seen
 from gateway.store.jobs import Jobs
+from gateway.store.place import Place
 from gateway.store.rows import UnreadableRowError, ended_of, head_of, read_end, read_request
 from qlm_core.errors import QlmError, SetAside
 from qlm_core.model import RequestId
@@ -48,11 +46,10 @@ class SqliteStore:
     """Durable requests in a file."""
 
     def __init__(self, path: str, *, commit_interval_s: float = 0.002, fsync: bool = False) -> None:
-        self._path = Path(path)
+        self._place = Place(path)
         self._commit_interval_s = commit_interval_s
         self._fsync = fsync
         self._jobs: Jobs | None = None
-        self._lock: int | None = None
         self._rows_aside = 0
 
     @property
@@ -63,17 +60,19 @@ class SqliteStore:
         try:
             connection, opened = await asyncio.to_thread(self._open)
         except QlmError:
-            self._unlock()
+            self._place.release()
             raise
         except (OSError, sqlite3.Error) as error:
-            self._unlock()
+            self._place.release()
             raise QlmError(
-                f"gateway.store.path: cannot open {self._path}: {error}. "
+                f"gateway.store.path: cannot open {self._place.path}: {error}. "
                 "Give a path that this user can write, and that is a store of QLM's or nothing yet; "
                 "or put a copy of the store in its place."
             ) from None
         self._rows_aside = opened.rows_aside
-        self._jobs = Jobs(self._connect, connection, commit_interval_s=self._commit_interval_s)
+        self._jobs = Jobs(
+            self._connect, connection, self._place, commit_interval_s=self._commit_interval_s
+        )
         return opened
 
     async def add(self, request: StoredRequest) -> Kept:
@@ -185,7 +184,7 @@ class SqliteStore:
         jobs, self._jobs = self._jobs, None
         if jobs is not None:
             await jobs.close()
-        self._unlock()
+        self._place.release()
 
     @property
     def _opened(self) -> Jobs:
@@ -195,7 +194,7 @@ class SqliteStore:
 
     async def _set_aside(self, rows: list[_Unreadable]) -> None:
         """Name rows in the log and mark them, so that they are looked at no more."""
-        path = str(self._path)
+        path = str(self._place.path)
         for row in rows[:NAMED_MAX]:
             said = {"request": row.id[:64], "store": path, "reason": row.reason}
             log.error("a stored request cannot be read and is set aside", extra=said)
@@ -220,17 +219,12 @@ class SqliteStore:
     # ---------------------------------------------------------------- opening, in a thread of its own
 
     def _open(self) -> tuple[sqlite3.Connection, Opened]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # By whatever name it is called, one file has one lock.
-        self._path = self._path.resolve()
-        self._take_lock()
-        # Prompts are in there: for this user's eyes only.
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._place.take()
         connection = self._connect()
         try:
-            schema.prepare(connection, self._path)
+            schema.prepare(connection, self._place.path)
             return connection, Opened(
-                starts=_starts(connection, self._path),
+                starts=_starts(connection, self._place.path),
                 seen=_seen(connection),
                 rows_aside=connection.execute(
                     "SELECT count(*) FROM requests WHERE aside IS NOT NULL"
@@ -241,24 +235,7 @@ class SqliteStore:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        return schema.connect(self._path, fsync=self._fsync)
-
-    def _take_lock(self) -> None:
-        lock = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise QlmError(
-                f"gateway.store.path: another gateway has {self._path} open. "
-                "Give each gateway a store of its own, or stop the other one."
-            ) from None
-        self._lock = lock
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        return schema.connect(self._place.path, fsync=self._fsync)
 
 
 def _starts(connection: sqlite3.Connection, path: Path) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -286,6 +287,55 @@ async def test_one_store_has_one_lock_by_whatever_name(tmp_path: Path) -> None:
         alias.symlink_to(path)
         with pytest.raises(QlmError, match=r"another gateway has .*q\.sqlite open"):
             await SqliteStore(str(alias)).open()
+
+
+@pytest.mark.parametrize("way", ["another name", "its lock deleted"])
+async def test_a_file_has_one_gateway_whatever_becomes_of_its_lock(
+    way: str, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "q.sqlite", tmp_path / "other.sqlite"
+    async with opened(path):
+        if way == "another name":
+            other.hardlink_to(path)
+        else:
+            other = path
+            Path(f"{path}.lock").unlink()
+        with pytest.raises(QlmError, match="another gateway has"):
+            await SqliteStore(str(other)).open()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_acknowledged_into_a_file_that_nobody_finds_again(
+    replaced: bool, tmp_path: Path
+) -> None:
+    path, away = tmp_path / "q.sqlite", tmp_path / "away.sqlite"
+    async with opened(path) as store:
+        await store.add(request("before"))
+        path.rename(away)
+        if replaced:
+            path.touch()
+        with pytest.raises(StoreError, match="no longer the file that was opened"):
+            await store.add(request("meanwhile"))
+        assert await store.find(RequestId("before"))  # what is stored can be fetched
+        away.replace(path)
+        await store.add(request("after"))
+    async with opened(path) as store:
+        assert [found.id for found in await store.open_requests()] == ["after", "before"]
+
+
+async def test_what_is_in_a_journal_that_was_deleted_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.add(request("before"))
+    Path(f"{path}-wal").unlink()
+    await store.add(request("after"))
+    # As a crash leaves it: the file and its journal, by their names.
+    for end_of_name in ("", "-wal"):
+        shutil.copy(f"{path}{end_of_name}", f"{tmp_path / 'copy.sqlite'}{end_of_name}")
+    await store.close()
+    async with opened(tmp_path / "copy.sqlite") as found:
+        assert [one.id for one in await found.open_requests()] == ["after", "before"]
 
 
 async def test_the_first_schema_without_a_version_is_brought_up_to_date(tmp_path: Path) -> None:
