@@ -123,6 +123,8 @@ class _Stream:
         except wire.WireError as error:
             self.refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Exception as error:
+            if self._closed:
+                return  # this side has ended the stream, which ends the reading too
             log.error("work stream failed", extra={"reason": kind_and_place(error)})
             self.refuse(grpc.StatusCode.INTERNAL, "the stream failed; see the gateway's log")
         finally:

@@ -199,6 +199,15 @@ async def test_a_draining_gateway_finishes_what_runs_and_keeps_what_is_durable()
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_ending_the_streams_of_agents_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet() as it, Agent(it.addresses.agents, "twice") as first:
+        await soon(lambda: first.joined)
+        async with Agent(it.addresses.agents, "twice"):
+            await soon(lambda: first.status is not None)
+    assert first.status is grpc.StatusCode.ABORTED
+    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == []
+
+
 async def test_a_durable_stream_is_told_of_the_drain_before_its_end() -> None:
     async with fleet() as it:
         asked = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
