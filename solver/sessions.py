@@ -150,6 +150,8 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
     def __init__(self, driver: Driver, limits: SolverLimits, rejections: Rejections):
         self._driver = driver
         self._open = _OpenSessions("gateways", limits.gateways_max)
+        # By the address at which agents reach it: who is connected.
+        self._at: dict[str, GatewayId] = {}
         self._rejections = rejections
         self._bytes_max = _bytes_max(limits)
 
@@ -201,6 +203,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         finally:
             session.outbox.close()
             if gateway is not None and self._open.leave(gateway, session):
+                self._forget_address(gateway)
                 self._driver.detach_gateway(gateway)
                 self._driver.post(GatewayLeft(gateway))
                 log.info("gateway left", extra={"gateway": gateway})
@@ -211,10 +214,22 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         held = None if id is None else self._driver.manager.book.get(id)
         return held is not None and held.request.gateway != gateway
 
+    def _forget_address(self, gateway: GatewayId) -> None:
+        self._at = {address: one for address, one in self._at.items() if one != gateway}
+
     def _join(self, hello: GatewayHello, session: _Session[GatewayOrder]) -> None:
         if not hello.gateway:
             raise _invalid("hello.gateway_id: empty")
+        holder = self._at.get(hello.work_address, hello.gateway)
+        if holder != hello.gateway:
+            # Agents would leave the one for the other, and nobody would run what the first one has.
+            raise _refuse(
+                f"hello.work_address: {hello.work_address[:64]!r} is that of gateway {holder!r}, which is connected; "
+                "give each gateway its own gateway.agents_listen or gateway.advertise"
+            )
         self._open.enter(hello.gateway, session)
+        self._forget_address(hello.gateway)
+        self._at[hello.work_address] = hello.gateway
         self._driver.attach_gateway(hello.gateway, session)
         self._driver.post(GatewayJoined(hello))
         log.info("gateway joined", extra={"gateway": hello.gateway, "address": hello.work_address})

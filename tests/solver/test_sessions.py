@@ -330,6 +330,33 @@ async def test_a_silent_gateway_is_left_and_may_come_back(
     again.cancel()
 
 
+async def test_a_gateway_does_not_get_the_address_of_one_that_is_connected(
+    solver: grpc.aio.Channel,
+) -> None:
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+
+    def announced(name: str) -> gateway_pb.GatewaySessionRequest:
+        return facts(GatewayHello(GatewayId(name), "x:1"), AnnounceDone())
+
+    first = stub.GatewaySession()
+    await first.write(announced("first"))
+    assert await asyncio.wait_for(first.read(), 5.0) is not grpc.aio.EOF
+    other = stub.GatewaySession()
+    await other.write(announced("other"))
+    assert await _rest_of(other) is grpc.StatusCode.FAILED_PRECONDITION
+    # The first itself may come again, and once it has gone its address is free.
+    again = stub.GatewaySession()
+    await again.write(announced("first"))
+    assert await asyncio.wait_for(again.read(), 5.0) is not grpc.aio.EOF
+    assert await _rest_of(first) is grpc.StatusCode.ABORTED
+    await again.done_writing()
+    await _rest_of(again)
+    other = stub.GatewaySession()
+    await other.write(announced("other"))
+    assert await asyncio.wait_for(other.read(), 5.0) is not grpc.aio.EOF
+    other.cancel()
+
+
 async def _rest_of(stream: object) -> grpc.StatusCode:
     """Read a stream to its end; the status it ended with."""
     try:
