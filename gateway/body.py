@@ -76,11 +76,12 @@ def check_prompt(fields: Json, *, chat: bool) -> Any:
     return prompt
 
 
-def measure_prompt(fields: Json, *, chat: bool, model_len: int | None) -> int:
+def measure_prompt(fields: Json, *, chat: bool, model_len: int | None, prompts_max: int) -> int:
     """Tokens of the prompt, or of all prompts, after checking that there is one and that each may fit.
 
     Args:
         model_len: tokens of the model's longest sequence; None if nobody here knows.
+        prompts_max: how many prompts there may be.
 
     Raises:
         InvalidRequest: naming the field; ContextExceeded for one that cannot fit.
@@ -96,8 +97,16 @@ def measure_prompt(fields: Json, *, chat: bool, model_len: int | None) -> int:
         if measured and "chat_template" not in fields:
             _check_questions(prompt, most)
         return min(prompt_tokens(fields, chat=True), most)
+    prompts = completion_prompts(prompt)
+    # Each is a sequence of its own to an engine, and measuring very many would keep other clients waiting.
+    if len(prompts) > prompts_max:
+        raise InvalidRequest(
+            "prompt",
+            f"has {len(prompts)} prompts, at most {prompts_max} are accepted",
+            "Send them as several requests or raise gateway.limits.prompts_max.",
+        )
     total = 0
-    for index, part in enumerate(completion_prompts(prompt)):
+    for index, part in enumerate(prompts):
         if measured:
             _check_length("prompt" if part is prompt else f"prompt[{index}]", part, most)
         total += min(prompt_tokens({"prompt": part}, chat=False), most)

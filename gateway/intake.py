@@ -165,7 +165,9 @@ class Intake:
         name, model_len = self._model(fields.get("model") if model is None else model, caller)
         # The length of a model that only agents know is a guess, by which nothing is refused.
         known_len = model_len if name in self._config.models else None
-        prompt = bd.measure_prompt(fields, chat=chat, model_len=known_len)
+        prompt = bd.measure_prompt(
+            fields, chat=chat, model_len=known_len, prompts_max=self._limits.prompts_max
+        )
         body, output = bd.with_limits(body, fields, chat=chat)
         stream = bd.flag(fields, "stream")
         options = fields.get("stream_options")

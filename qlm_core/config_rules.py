@@ -57,6 +57,7 @@ _ABOVE_0 = (
     "period_s",
     "port_base",
     "prior_output_tokens",
+    "prompts_max",
     "pull_timeout_s",
     "reconnect_s_max",
     "report_interval_s",

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.intake import Draft, Intake, Wish
 from gateway.keys import Caller
+from qlm_core.config import GatewayLimits
 from qlm_core.errors import ContextExceeded, InvalidRequest
 from qlm_core.model import ModelName
 from tests.gateway.peers import config
@@ -47,6 +48,14 @@ def test_a_prompt_that_cannot_fit_is_named(prompt: object, field: str) -> None:
     assert str(caught.value).startswith(said)
     # What the engine is told to cut may be of any length.
     assert draft({"prompt": prompt, "truncate_prompt_tokens": 10})
+
+
+def test_a_list_of_very_many_prompts_is_refused_before_they_are_measured() -> None:
+    most = GatewayLimits().prompts_max
+    assert draft({"prompt": ["x"] * most}).prompt_tokens == most
+    with pytest.raises(InvalidRequest, match=f"prompt: has {most + 1} prompts") as caught:
+        draft({"prompt": [[1]] * most + ["x" * 1_024_001]})
+    assert (caught.value.field, caught.value.code) == ("prompt", "invalid_value")
 
 
 RULED = ("+" + "-" * 120 + "+\n|" + " " * 120 + "|\n") * 500
