@@ -105,8 +105,8 @@ def _answering(
 
 def caller_of(keys: ApiKeys, context: Context) -> Caller | None:
     """Who makes a call; None if they may not come in."""
-    said = dict(context.invocation_metadata() or ()).get("authorization", "")
-    return keys.caller(said if isinstance(said, bytes) else said.encode())
+    said = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    return keys.caller(*(value if isinstance(value, bytes) else value.encode() for value in said))
 
 
 def keyed(desk: Desk) -> Check:

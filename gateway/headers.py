@@ -55,6 +55,11 @@ EXPOSED = (
 )
 
 
+def every(raw: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """All values under a lower-case name."""
+    return [value for key, value in raw if key == name]
+
+
 def read(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Headers by lower-case name; the first of several of the same name counts."""
     headers: Headers = {}

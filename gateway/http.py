@@ -81,7 +81,7 @@ class HttpApp:
                 await self._turn_away(headers, send)
                 return
             if route is None or route.name != "metrics" or not self._metrics_open:
-                known = self._keys.caller(headers.get(b"authorization", b""))
+                known = self._keys.caller(*hd.every(scope["headers"], b"authorization"))
                 if known is None:
                     self._turned_away(scope)
                     await self._refuse(UNAUTHORIZED, send, headers)

@@ -88,12 +88,14 @@ class ApiKeys:
             self._ring = KeyRing(keys)
             self._callers = tuple(Caller(tenant=_name_of(key.reveal().encode())) for key in keys)
 
-    def caller(self, authorization: bytes) -> Caller | None:
-        """Who calls; None if they may not come in.
+    def caller(self, *authorizations: bytes) -> Caller | None:
+        """Who calls, by all that they sent as `authorization`; None if they may not come in.
+
+        Who sends several is nobody: a proxy on the way may have judged by another one than we would.
 
         Without configured keys whoever calls may, and is known by the key that they bring all the same.
         """
-        token = bearer(authorization)
+        token = bearer(authorizations[0]) if len(authorizations) == 1 else b""
         if not self._callers:
             return Caller(tenant=_name_of(token) if token else "", operator=True)
         place = self._ring.place(token)

@@ -249,6 +249,20 @@ async def test_whose_an_unreadable_request_was_nobody_knows(
     assert status != 404, body
 
 
+@pytest.mark.parametrize("keys", [(ALICE, ADMIN), (ADMIN, ALICE), (ALICE, ALICE), (ALICE, "no")])
+async def test_who_brings_two_keys_is_nobody(keys: tuple[str, str], it: Fleet) -> None:
+    said = [("authorization", f"Bearer {key}") for key in keys]
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{it.url}/v1/requests", headers=said) as answer,
+    ):
+        assert answer.status == 401
+    async with Client(it.addresses.grpc) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.ListRequests(pb.ListRequestsRequest(), metadata=tuple(said))
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_plain_keys_are_tenants_each(it: Fleet) -> None:
     async with fleet(api_keys=["k1", "k2"]) as plain:
         plain.agent.on_payload = lambda payload: None
