@@ -315,8 +315,9 @@ def _guarded(handler: Any, admit: Callable[[Context], Awaitable[None]]) -> Any:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     encode = handler.response_serializer
-    if handler.request_streaming and not handler.response_streaming:
-        raise NotImplementedError("no method of this protocol takes a stream and gives one answer")
+    assert handler.response_streaming or not handler.request_streaming, (
+        "no method of this protocol takes a stream and gives one answer"
+    )
     if handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(many_to_many, reading(decode), encode)
     if handler.response_streaming:
