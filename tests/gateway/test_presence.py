@@ -15,8 +15,10 @@ from protos import pulse
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
+from qlm_core import ledger as lg
 from qlm_core import messages as m
 from qlm_core.model import Phase, RequestId
+from qlm_core.presence import PULSE_S
 from tests.gateway.peers import (
     Agent,
     Solver,
@@ -183,3 +185,19 @@ async def test_durable_requests_survive_a_restart(tmp_path: Path, continued: boo
                 got = await stub.GetRequest(pb.GetRequestRequest(id=done))
                 assert json.loads(got.response_json)["choices"][0]["message"]["content"] == "done"
         await soon(lambda: ended(solver) == [Phase.FINISHED])
+
+
+async def test_no_grace_runs_while_the_gateway_sleeps() -> None:
+    async with fleet(agent_grace_s=5.0) as it:
+        asked = asyncio.create_task(post(f"{it.url}/v1/chat/completions", CHAT))
+        await it.agent.payload()
+        await it.agent.__aexit__()
+        driver = it.gateway.driver
+        await soon(lambda: not driver._agents)
+        grace_ends_s = driver.ledger.wakeup_s
+        assert grace_ends_s is not None
+        # Its last look at the clock was this much longer ago than a pulse.
+        driver._watch.slept_s(asyncio.get_running_loop().time() - 40.0 - PULSE_S)
+        driver.handle(lg.Woken())
+        assert driver.ledger.wakeup_s == pytest.approx(grace_ends_s + 40.0, abs=0.5)
+        asked.cancel()
