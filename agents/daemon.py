@@ -123,7 +123,8 @@ class Daemon:
                 driver.post(Drain(driver.now_s()))
                 return
             try:
-                await asyncio.wait_for(driver.drained.wait(), _DRAIN_CHECK_S)
+                async with asyncio.timeout(_DRAIN_CHECK_S):
+                    await driver.drained.wait()
             except TimeoutError:
                 continue
 

@@ -94,7 +94,8 @@ class Load:
                 asked.outcome = "refused"
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopped.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self.stopped.wait()
                 asked.outcome = "refused"
 
     async def _try(self, asked: Asked) -> float | None:

@@ -116,7 +116,8 @@ class Desk:
         if live.estimated is None:
             live.estimated = asyncio.get_running_loop().create_future()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(live.estimated), ESTIMATE_WAIT_S)
+            async with asyncio.timeout(ESTIMATE_WAIT_S):
+                await asyncio.shield(live.estimated)
 
     @property
     def now_s(self) -> float:

@@ -178,7 +178,9 @@ class SolverLink:
     async def _reached(self) -> None:
         """Wait until somebody listens at the solver's address; say so if that takes longer than a start."""
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), UNREACHED_S)
+            # Not `wait_for`, which loses a stop that comes as the channel becomes ready: the gateway would never end.
+            async with asyncio.timeout(UNREACHED_S):
+                await self._channel.channel_ready()
         except TimeoutError:
             said = {"address": self._config.solver}
             log.warning("no solver answers; trying on", extra=said)

@@ -60,7 +60,8 @@ class GrpcTransport:
             calls.CHANNEL_OPTIONS,
         )
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)
+            async with asyncio.timeout(CONNECT_S):
+                await self._channel.channel_ready()
         except TimeoutError:
             await self._channel.close(None)
             raise calls.no_gateway(self._address) from None

@@ -174,7 +174,8 @@ class Supervisor:
                 backoff_s = BACKOFF_FIRST_S
             self._log(name, f"{_cause(status)}; starts again in {backoff_s:g} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await self._stopping.wait()
                 return
             backoff_s = min(2 * backoff_s, BACKOFF_LAST_S)
             failpoints.at("qlm.supervisor.restarting")

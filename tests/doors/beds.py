@@ -205,7 +205,8 @@ async def call(
             break
     except grpc.aio.AioRpcError as error:
         # A stream that is refused while its first message is on the way may be reset before its status has come.
-        torn = streams and "RST_STREAM" in str(error.details())
+        reset = "RST_STREAM" in str(error.details()) or error.code() is grpc.StatusCode.INTERNAL
+        torn = streams and reset
         return grpc.StatusCode.UNKNOWN if torn else error.code()
     made.cancel()
     return grpc.StatusCode.OK

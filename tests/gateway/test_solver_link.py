@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -70,3 +72,36 @@ async def test_an_order_that_cannot_be_carried_out_costs_the_session_alone(
         "the link to the solver failed; dialling again"
     ]
     assert "prompt" not in caplog.text
+
+
+class NearlyReady:
+    """Doors to a solver that begins to listen when the test says so."""
+
+    metadata = ()
+    version = 0
+
+    def __init__(self) -> None:
+        self.listens = asyncio.Event()
+
+    def channel(self, address: str, to: object, options: object) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(address)
+        channel.channel_ready = self.listens.wait  # type: ignore[method-assign,assignment]
+        return channel
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_stop_as_the_solver_begins_to_listen_is_not_lost(steps: int) -> None:
+    doors: Any = NearlyReady()
+    link = solver_link.SolverLink(
+        config().gateway, work_address=lambda: "127.0.0.1:1", doors=doors, rng=random.Random(0)
+    )
+    running = asyncio.create_task(link.run(lambda event: None))
+    await asyncio.sleep(0.01)
+    doors.listens.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5.0)
+    assert done
+    assert running.cancelled()
+    await link.close()
