@@ -29,7 +29,9 @@ import numpy as np
 
 from qlm_core.planning.problem import Bools, Floats
 from qlm_core.profile import EngineProfile
+from qlm_core.sim.iteration import IterationCosts
 
+_PS_PER_S = 1e12
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -75,27 +77,24 @@ def prices_of(
     profile: EngineProfile, *, places: float, budget: float, cache: float, steepness: float
 ) -> Prices:
     """Prices from shares f_S, f_B and f_V, 1 in all, and e as a share of the most that it may be."""
-    form = profile.iteration
-    base_ms = form.base_ms + profile.host_overhead_ms
-    knee = form.knee_tokens or 0
-    above_knee = form.per_token_ms * knee
-    slope = steepness * min(1.0, base_ms / above_knee) if above_knee > 0.0 else 1.0
-    spread_ms = base_ms - slope * above_knee
-    token_ms = slope * form.per_token_ms
-    place_ms = spread_ms * places / profile.max_num_seqs
-    budget_ms = spread_ms * budget / profile.max_num_batched_tokens
+    form = IterationCosts(profile)
+    knee = form.knee or 0
+    slope = steepness * min(1.0, form.base / (form.token * knee)) if form.token * knee else 1.0
+    spread = form.base - slope * form.token * knee
+    token = slope * form.token
+    place = spread * places / profile.max_num_seqs
+    share = spread * budget / profile.max_num_batched_tokens
     blocks = profile.kv_cache_tokens // profile.block_tokens
-    held_ms = spread_ms * cache / (blocks * profile.block_tokens)
+    held = spread * cache / (blocks * profile.block_tokens)
     # In the plain linear form a decoding sequence is no token of the prompt's kind.
-    decoded_ms = 0.0 if form.knee_tokens is None else token_ms
-    sequence_ms = form.per_sequence_ms + profile.host_per_sequence_ms
+    decoded = 0.0 if form.knee is None else token
     return Prices(
-        computed_s=(token_ms + budget_ms) / 1e3,
-        decoded_s=(decoded_ms + sequence_ms + place_ms + budget_ms) / 1e3,
-        read_s=(form.per_context_token_ms + held_ms) / 1e3,
-        place_s=place_ms / 1e3,
-        held_s=held_ms / 1e3,
-        pair_s=form.per_attention_pair_ms / 2e3,
+        computed_s=(token + share) / _PS_PER_S,
+        decoded_s=(decoded + form.sequence + place + share) / _PS_PER_S,
+        read_s=(form.per_context_token + held) / _PS_PER_S,
+        place_s=place / _PS_PER_S,
+        held_s=held / _PS_PER_S,
+        pair_s=form.half_pair / _PS_PER_S,
     )
 
 
@@ -162,15 +161,13 @@ def least_first_s(profile: EngineProfile, asked: Asked) -> Floats:
     In n iterations it takes n·b + c·max(0, p - n·K), and there are p/B of them or more. That falls or rises in n up to
     p/K, and rises beyond it, so one of the ends is the least.
     """
-    form = profile.iteration
-    base_ms = form.base_ms + profile.host_overhead_ms
-    knee = form.knee_tokens or 0
+    form = IterationCosts(profile)
+    knee = form.knee or 0
     fewest = np.ceil(asked.prompt / profile.max_num_batched_tokens)
-    alone_ms = fewest * base_ms + form.per_token_ms * np.maximum(0.0, asked.prompt - fewest * knee)
+    alone = fewest * form.base + form.token * np.maximum(0.0, asked.prompt - fewest * knee)
     if knee:
-        alone_ms = np.minimum(alone_ms, np.maximum(fewest, asked.prompt / knee) * base_ms)
-    pairs_ms = form.per_attention_pair_ms / 2 * asked.prompt**2
-    return np.asarray((alone_ms + pairs_ms) / 1e3)
+        alone = np.minimum(alone, np.maximum(fewest, asked.prompt / knee) * form.base)
+    return np.asarray((alone + form.half_pair * asked.prompt**2) / _PS_PER_S)
 
 
 def least_rest_s(profile: EngineProfile, asked: Asked, *, link_s: float) -> Floats:
@@ -180,9 +177,7 @@ def least_rest_s(profile: EngineProfile, asked: Asked, *, link_s: float) -> Floa
     another attempt begins. Between two attempts a message goes to the gateway and one comes from it, or the engine
     itself makes the request wait for an iteration.
     """
-    form = profile.iteration
-    base_ms = form.base_ms + profile.host_overhead_ms
-    sequence_ms = form.per_sequence_ms + profile.host_per_sequence_ms
-    decoded_ms = sequence_ms + form.per_context_token_ms * asked.prompt
-    each_ms = base_ms + np.minimum(decoded_ms, min(2e3 * link_s, base_ms))
-    return np.asarray(np.maximum(asked.output - 1.0, 0.0) * each_ms / 1e3)
+    form = IterationCosts(profile)
+    decoded = form.sequence + form.per_context_token * asked.prompt
+    each = form.base + np.minimum(decoded, min(2 * link_s * _PS_PER_S, form.base))
+    return np.asarray(np.maximum(asked.output - 1.0, 0.0) * each / _PS_PER_S)

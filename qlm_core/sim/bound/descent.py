@@ -16,6 +16,12 @@ from qlm_core.sim.bound.relaxation import Prices, Relaxation
 
 _MEAN, _SQUARE = 0.9, 0.99
 _TINY = 1e-9
+_ALIKE = 10.0
+_SHARPER = 8
+"""Prices that so many steps lead to are alike at first; later ever fewer, by this power of what is left of the rounds.
+
+While they are, all that is asked for in a window is spread over it, so that prices that have to rise together do.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,15 +41,16 @@ def descend(relaxation: Relaxation, start: Prices, *, rounds: int, step: float) 
     weight = relaxation.weight
     works_s = relaxation.first_work_s[relaxation.able]
     typical_s = float(works_s.mean()) if works_s.size else 1.0
-    computing = _Steps(start.computing, step * float(weight.mean()) / max(typical_s, _TINY))
+    length = step * float(weight.mean()) / max(typical_s, _TINY)
+    computing = _Steps(start.computing, length)
     visit = _Steps(start.visit, step * weight[:, None])
     best = Descended(bound=np.inf, prices=start)
     prices = start
     for number in range(rounds):
-        valued = relaxation.value(prices)
+        share = 1.0 - number / rounds
+        valued = relaxation.value(prices, alike=_ALIKE * length * share**_SHARPER)
         if valued.bound < best.bound:
             best = Descended(bound=valued.bound, prices=prices)
-        share = 1.0 - number / rounds
         prices = Prices(
             computing=computing.next(valued.excess.computing, share),
             visit=visit.next(valued.excess.visit, share),

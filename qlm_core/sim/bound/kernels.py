@@ -14,6 +14,8 @@ Array = Any
 """Of numpy; numba has its own idea of types."""
 
 NEVER = -1e300
+LITTLE = 1e-9
+"""Of a sum, as much as its roundings leave some digits of."""
 
 
 def before_swap(spare_s: float, cell_s: float, left: float, come: float) -> float:
@@ -158,14 +160,18 @@ def cheapest(price: Array, least: Array, row: int, begin: int, end: int, level: 
 def choose(
     weight: Array, able: Array, row: Array, first_work_s: Array, rest_work_s: Array, visit: Array,
     begin: Array, first_end: Array, end: Array, first_level: Array, level: Array,
-    price: Array, least: Array, asked_s: Array, asked: Array,
+    price: Array, least: Array, drawn: Array, spread_s: Array, asked_s: Array, asked: Array,
 ) -> float:  # fmt: skip
     """What all requests gain when each goes where it pays least, or nowhere.
 
     Args:
         able, row, first_work_s, rest_work_s, visit: [N, K] for each kind of instance; row is that of its base in `price`.
-        begin, first_end, end: [N] the first block in which it can be computed, and the last one of its prompt and of the rest.
-        asked_s: [rows, blocks] gets the engine seconds that they ask for added; asked: [N, K] 1 where a request goes.
+        begin, first_end, end: [N] the first block in which it can be computed, and the last one of its prompt and of the
+            rest.
+        drawn: [rows, blocks + 1] how much of all that is asked for is drawn to the blocks before each.
+        spread_s: [rows, blocks + 1] changes from block to block of the seconds asked for to a unit of that.
+        asked_s: [rows, blocks] gets what is asked for of the lowest price alone added.
+        asked: [N, K] 1 where a request goes.
     """
     total = 0.0
     requests, kinds = able.shape
@@ -186,6 +192,23 @@ def choose(
         if chosen >= 0:
             total += gain
             asked[r, chosen] = 1.0
-            asked_s[row[r, chosen], first_at] += first_work_s[r, chosen]
-            asked_s[row[r, chosen], rest_at] += rest_work_s[r, chosen]
+            b = row[r, chosen]
+            work_s = first_work_s[r, chosen]
+            spread(drawn, spread_s, asked_s, b, begin[r], first_end[r], first_at, work_s)
+            work_s = rest_work_s[r, chosen]
+            if work_s > 0.0:
+                spread(drawn, spread_s, asked_s, b, begin[r], end[r], rest_at, work_s)
     return total
+
+
+def spread(
+    drawn: Array, spread_s: Array, asked_s: Array,
+    row: int, begin: int, end: int, lowest_at: int, work_s: float,
+) -> None:  # fmt: skip
+    """Ask for seconds in begin to end, both included, as the blocks draw them; at the lowest price where none draws enough."""
+    share = drawn[row, end + 1] - drawn[row, begin]
+    if share > LITTLE * drawn[row, -1]:
+        spread_s[row, begin] += work_s / share
+        spread_s[row, end + 1] -= work_s / share
+    else:
+        asked_s[row, lowest_at] += work_s

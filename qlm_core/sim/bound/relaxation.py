@@ -27,6 +27,7 @@ from qlm_core.sim.bound.demand import Demand, Kind
 from qlm_core.sim.bound.grid import Grid
 
 _ROUND = 1e-9
+_TINY = 1e-12
 
 
 @cache
@@ -115,8 +116,13 @@ class Relaxation:
         shape = len(self.weight), len(self._counts)
         return Prices(computing=np.zeros((self.rows, self.grid.blocks)), visit=np.zeros(shape))
 
-    def value(self, prices: Prices) -> Valued:
-        """The bound at these prices. Who needs no stay pays for none."""
+    def value(self, prices: Prices, *, alike: float = 0.0) -> Valued:
+        """The bound at these prices. Who needs no stay pays for none.
+
+        Args:
+            alike: prices for a second that differ by no more than this are much alike to whoever asks for computing, which is
+                then spread over all that are low in its window. That has a say in the excess alone, not in the bound.
+        """
         visit = np.where(self._waited_for, prices.visit, 0.0)
         given_s = np.zeros_like(prices.computing)
         met = np.zeros_like(prices.visit)
@@ -134,14 +140,24 @@ class Relaxation:
             earned += self._share(number, price, given, before)
         asked_s, asked = np.zeros_like(given_s), np.zeros_like(met)
         self._kernels.lowest(prices.computing, self._least)
+        drawing = self._drawing(prices.computing, alike)
+        drawn = np.zeros((self.rows, self.grid.blocks + 1))
+        np.cumsum(drawing, axis=1, out=drawn[:, 1:])
+        spread_s = np.zeros_like(drawn)
         gained = self._kernels.choose(
             self.weight, self._able, self._row, self.first_work_s, self._rest_work_s, visit,
             self._begin, self._first_end, self._end, self._first_level, self._level,
-            prices.computing, self._least, asked_s, asked,
+            prices.computing, self._least, drawn, spread_s, asked_s, asked,
         )  # fmt: skip
+        asked_s += drawing * np.maximum(0.0, np.cumsum(spread_s, axis=1)[:, :-1])
         missed = np.where(self._waited_for, met - asked, 0.0)
         excess = Prices(computing=given_s - asked_s, visit=missed)
         return Valued(bound=float(gained + earned), excess=excess)
+
+    def _drawing(self, price: Floats, alike: float) -> Floats:
+        """[rows, blocks] how much of what is asked for each block draws: by its length, less where its price is higher."""
+        above = price - price.min(axis=1, keepdims=True)
+        return np.asarray(np.exp(-above / max(alike, _TINY)) * self._lengths_s)
 
     def _share(self, number: int, price: Floats, given_s: Floats, before: int) -> float:
         """Instances of which every base is awake, in the blocks from a first one on: they compute what pays best."""

@@ -39,7 +39,7 @@ _FINER = 4.0
 _STEPS = (0.05, 0.02, 0.01)
 """Blocks are an even part of the time at first, and get shorter by a factor; so do steps."""
 
-_ROUNDS = 150
+ROUNDS = 150
 _ROUNDS_MIN = 20
 _WORK_MAX = 150_000_000
 """Rounds of each grid; fewer where so many swaps and requests would be looked at in them."""
@@ -77,43 +77,45 @@ def upper_bound(
     *,
     workload: Iterable[WorkloadRequest] | None = None,
     model_len: Mapping[str, int] | None = None,
+    rounds: int = ROUNDS,
 ) -> Bound:
     """The bound of a scenario with the requests of a seed, or with a workload of one's own.
 
     Args:
         model_len: as of `World`.
+        rounds: on each of three grids; fewer are quicker, and the bound is looser.
 
     Raises:
         ConfigError: there are no requests, or too many.
     """
     asked = requests(scenario, seed=seed) if workload is None else workload
     demand = demand_of(scenario, asked, model_len=model_len)
-    weighted = _lowered(demand, demand.weight)
+    weighted = _lowered(demand, demand.weight, rounds)
     if (demand.weight == demand.weight[0]).all():
         plain = weighted
     else:
-        plain = _lowered(demand, np.ones(demand.requests))
+        plain = _lowered(demand, np.ones(demand.requests), rounds)
     alone, unswapped, bound = (
         Shares(weighted=one, plain=other) for one, other in zip(weighted, plain, strict=True)
     )
     return Bound(weighted=bound.weighted, plain=bound.plain, alone=alone, unswapped=unswapped)
 
 
-def _lowered(demand: Demand, weight: Floats) -> tuple[float, float, float]:
+def _lowered(demand: Demand, weight: Floats, rounds: int) -> tuple[float, float, float]:
     """Shares of a weight that can be in time: of each request alone, without swaps, and with them."""
     able = demand.able
     alone = float(weight[able].sum())
     unswapped = bound = alone
     if able.any():
-        unswapped = min(alone, _descended(demand, weight, swaps=False))
+        unswapped = min(alone, _descended(demand, weight, rounds, swaps=False))
         bound = unswapped
         if any(len(kind.bases) > 1 for kind in demand.kinds):
-            bound = min(unswapped, _descended(demand, weight, swaps=True))
+            bound = min(unswapped, _descended(demand, weight, rounds, swaps=True))
     a, b, c = (_share(one, weight) for one in (alone, unswapped, bound))
     return a, b, c
 
 
-def _descended(demand: Demand, weight: Floats, *, swaps: bool) -> float:
+def _descended(demand: Demand, weight: Floats, rounds: int, *, swaps: bool) -> float:
     """The lowest bound on ever finer grids."""
     lowest = float(weight.sum())
     start: tuple[Grid, Prices] | None = None
@@ -125,9 +127,8 @@ def _descended(demand: Demand, weight: Floats, *, swaps: bool) -> float:
             before, found = start
             computing = grid.taken_over(found.computing, before)
             prices = Prices(computing=computing, visit=found.visit)
-        descended = descend(
-            relaxation, prices, rounds=_rounds(demand, grid, swaps=swaps), step=step
-        )
+        most = min(rounds, _rounds(demand, grid, swaps=swaps))
+        descended = descend(relaxation, prices, rounds=most, step=step)
         lowest = min(lowest, descended.bound)
         start = grid, descended.prices
     return lowest
@@ -180,6 +181,7 @@ def _arcs(demand: Demand) -> int:
 
 
 def _rounds(demand: Demand, grid: Grid, *, swaps: bool) -> int:
+    """As many rounds as the work of one allows."""
     arcs = _arcs(demand) * grid.cells if swaps else 0
     looked_at = arcs + 20 * demand.requests * len(demand.kinds)
-    return max(_ROUNDS_MIN, min(_ROUNDS, ceil(_WORK_MAX / looked_at)))
+    return max(_ROUNDS_MIN, ceil(_WORK_MAX / looked_at))
