@@ -25,6 +25,7 @@ from qlm_core.sim.bound.costs import (
     prices_of,
     rest_work_s,
 )
+from qlm_core.sim.iteration import IterationCosts
 from qlm_core.sim.scenario import scenario_from_mapping
 from qlm_core.sim.workload import WorkloadRequest
 
@@ -208,6 +209,11 @@ def test_what_is_due_long_after_the_last_arrival_is_possible() -> None:
     assert bound_of(asked, slo={"ttft_s": 3600.0}).plain == 1.0
 
 
+def test_a_request_that_comes_decades_after_the_others_is_no_trouble() -> None:
+    found = bound_of([(0.0, "x", 10), (1.0, "y", 10), (1e9, "x", 1100), (1e9, "z", 10)])
+    assert found.plain == found.alone.plain == 0.75
+
+
 def test_more_than_can_be_bounded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "PAIRS_MAX", 5)
     with pytest.raises(ConfigError, match="fewer requests"):
@@ -260,8 +266,8 @@ def test_no_iteration_is_shorter_than_its_tokens_cost(
     prices = prices_of(profile, places=places, budget=budget, cache=cache, steepness=steepness)
     running = round(filled[0] * profile.max_num_seqs)
     decoding = round(filled[1] * running)
-    held = filled[2] * profile.kv_cache_tokens
-    read = held * decoding / running if running else 0.0
+    held = round(filled[2] * profile.kv_cache_tokens)
+    read = held * decoding // running if running else 0
     chunk = round(filled[3] * (profile.max_num_batched_tokens - decoding))
     computing = running - decoding if chunk else 0
     cost_s = (
@@ -272,8 +278,10 @@ def test_no_iteration_is_shorter_than_its_tokens_cost(
         + prices.read_s * read
         + prices.pair_s * chunk**2
     )
-    takes_s = profile.iteration_s(prefill_tokens=chunk, decode_batch=decoding, context_tokens=read)
-    assert cost_s <= takes_s * (1 + 1e-9)
+    takes = IterationCosts(profile).iteration(
+        decoding=decoding, context=read, prefill=chunk, half_pairs=chunk**2
+    )
+    assert cost_s <= takes / 1e12 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda one: f"{one.model}-{one.gpu}")

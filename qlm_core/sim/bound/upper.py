@@ -31,8 +31,9 @@ _BLOCKS_MAX = 1500
 
 _CELL_S = 0.02
 _CELLS_PER_SWAP = 8
-_ARCS_MAX = 200_000
-"""Cells are short, as far as the number of swaps looked at goes, and a few to a swap in any case."""
+_ARCS = 200_000
+_ARCS_MAX = 4_000_000
+"""Cells are short, as far as the number of swaps looked at goes, and a few to a swap, as far as that goes in any case."""
 
 _COARSE_BLOCKS = 48
 _FINER = 4.0
@@ -171,8 +172,9 @@ def _cell_s(demand: Demand, horizon_s: float) -> float:
         for kind in demand.kinds
         if len(kind.bases) > 1
     ]
-    wanted_s = max(_CELL_S, horizon_s * _arcs(demand) / _ARCS_MAX)
-    return min([wanted_s, *(one for one in swaps_s if one >= _CELL_S)])
+    all_s = horizon_s * _arcs(demand)
+    wanted_s = max(_CELL_S, all_s / _ARCS)
+    return max(min([wanted_s, *(one for one in swaps_s if one >= _CELL_S)]), all_s / _ARCS_MAX)
 
 
 def _arcs(demand: Demand) -> int:
