@@ -102,11 +102,6 @@ class Relaxation:
         )
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether swaps make a difference anywhere."""
-        return any(turns is not None for turns in self._turns)
-
-    @property
     def able(self) -> Bools:
         """[N, K] where a request can be in time."""
         return np.asarray(self._able)

@@ -46,6 +46,8 @@ _WORK_MAX = 150_000_000
 """Rounds of each grid; fewer where so many swaps and requests would be looked at in them."""
 
 _EXACT = 1e-9
+_WHOLE_MAX = 2.0**53
+"""Up to here floats count in ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +140,13 @@ def _descended(demand: Demand, weight: Floats, rounds: int, *, swaps: bool) -> f
 def _share(bound: float, weight: Floats) -> float:
     """The share of all weight; rounded down to what whole requests can come to, where weights are whole numbers."""
     total = float(weight.sum())
+    if total <= 0.0:
+        return 0.0
     bound = bound + _EXACT * total
-    if (weight == np.round(weight)).all():
+    if (weight == np.round(weight)).all() and total < _WHOLE_MAX:
         unit = int(np.gcd.reduce(weight.astype(np.int64)))
         bound = floor(bound / unit) * unit
-    return min(1.0, bound / total) if total > 0.0 else 0.0
+    return min(1.0, bound / total)
 
 
 def _grid(demand: Demand, *, finer: float, swaps: bool) -> Grid:
@@ -167,6 +171,7 @@ def _grid(demand: Demand, *, finer: float, swaps: bool) -> Grid:
 
 
 def _cell_s(demand: Demand, horizon_s: float) -> float:
+    """Cells of the last stage."""
     swaps_s = [
         float(kind.swap_s[~np.eye(len(kind.bases), dtype=np.bool_)].min()) / _CELLS_PER_SWAP
         for kind in demand.kinds
