@@ -13,8 +13,8 @@ import numpy as np
 
 from qlm_core.planning.problem import Floats, Ints
 
-_TAIL_S = 10.0
-_TAIL_GROWTH = 1.5
+_TAIL_SHARE = 1 / 64
+_TAIL_GROWTH = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ class Grid:
 def make_grid(*, horizon_s: float, last_s: float, cell_s: float, block_s: float) -> Grid:
     """A grid up to a horizon, with growing blocks from there to the last instant of interest."""
     cells = max(1, ceil(horizon_s / cell_s))
-    edges, step = [cells * cell_s], max(_TAIL_S, horizon_s / 10)
+    edges, step = [cells * cell_s], horizon_s * _TAIL_SHARE
     while edges[-1] <= last_s:
         edges.append(edges[-1] + step)
         step *= _TAIL_GROWTH
