@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qlm.simulations import Bed
+    from collections.abc import Sequence
+
+    from qlm.simulations import Bed, Run
+    from qlm_core.sim.bound import Bound
 
 _FORMS = ("trace", "new", "size")
 _NUMBERS = (("seeds", 1), ("jobs", 1), ("largest", 1), ("seed", 0), ("limit", 1))
@@ -22,7 +25,7 @@ _OF_TRACE = {
     "limit": None,
 }
 _OF_SIZING = {"target": 0.99, "gpu": None, "largest": 64}
-_OF_COMPARING = {"seeds": "1", "without": ""}
+_OF_COMPARING = {"seeds": "1", "without": "", "bound": False}
 _OF_FAULTS = {"events": None, "keep": None}
 """Options of one form only, with their defaults."""
 
@@ -62,6 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--json", metavar="FILE", help="write the figures here; - is standard output"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw attainment here (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--bound",
+        action="store_true",
+        default=None,
+        help="also tell what no policy can exceed, and the share of it that each reaches",
+    )
     trace = parser.add_argument_group("for a trace")
     trace.add_argument(
         "--fleet",
@@ -94,7 +103,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and report; status 1 when a request was lost or no fleet reaches the target."""
-    from qlm import simulations
+    from qlm import bounds, simulations
     from qlm_core.errors import ConfigError
 
     if args.what == "faults":
@@ -114,13 +123,16 @@ def run(args: argparse.Namespace) -> int:
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
     )
-    _write(args.json, simulations.to_json(runs))
+    limits = _bounds(args, bed, seeds) if args.bound else {}
+    _write(args.json, _json(runs, limits))
     if args.plot:
         simulations.plot_attainment(runs, Path(args.plot), title=bed.scenario.name)
     if args.json != "-":
         print(simulations.table(runs))
         if note := simulations.cut_note(runs):
             print(note)
+        if limits:
+            print("\n" + bounds.table(bed, runs, limits))
     return 1 if any(one["lost"] or one["duplicated"] for one in runs) else 0
 
 
@@ -187,7 +199,7 @@ def _faults(args: argparse.Namespace) -> int:
     from qlm import fault_runs
     from qlm_core.errors import ConfigError
 
-    others = [*_OF_TRACE, *_OF_SIZING, "without", "policy", "json", "plot", "file"]
+    others = [*_OF_TRACE, *_OF_SIZING, "without", "bound", "policy", "json", "plot", "file"]
     for name in others:
         if getattr(args, name) is not None:
             option = "a second name" if name == "file" else "--" + name.replace("_", "-")
@@ -262,6 +274,30 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
     if args.json != "-":
         print(fleet_sizing.describe(found, args.target, args.largest))
     return 0 if any(one.smallest is not None for one in found) else 1
+
+
+def _bounds(args: argparse.Namespace, bed: Bed, seeds: Sequence[int]) -> dict[int, Bound]:
+    """What no policy exceeds, by seed."""
+    from qlm import bounds
+
+    found = bounds.bounds_of(
+        [(bed, seed) for seed in seeds],
+        [f"seed {seed}" for seed in seeds],
+        jobs=args.jobs,
+        progress=_progress,
+    )
+    return dict(zip(seeds, found, strict=True))
+
+
+def _json(runs: list[Run], limits: dict[int, Bound]) -> str:
+    import json
+
+    from qlm import bounds, simulations
+
+    if not limits:
+        return simulations.to_json(runs)
+    found = [bounds.figures(one, seed) for seed, one in limits.items()]
+    return json.dumps({"runs": runs, "bounds": found}, indent=1)
 
 
 def _listed(text: str | None) -> list[str]:
