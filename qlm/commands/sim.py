@@ -26,6 +26,8 @@ _OF_TRACE = {
 }
 _OF_SIZING = {"target": 0.99, "gpu": None, "largest": 64}
 _OF_COMPARING = {"seeds": "1", "without": "", "bound": False}
+_OF_KNEE = {"knee": None}
+_OF_EACH_CLASS = {"each_class": False}
 _OF_FAULTS = {"events": None, "keep": None}
 """Options of one form only, with their defaults."""
 
@@ -35,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "sim",
         help="simulate a fleet and compare policies",
-        usage="qlm sim SCENARIO.yaml [options]\n"
+        usage="qlm sim SCENARIO.yaml [--knee SHARE] [options]\n"
         "       qlm sim trace TRACE [--fleet FLEET.yaml] [--mix CLASS=SHARE,...] [options]\n"
         "       qlm sim size TRACE|SCENARIO.yaml [--gpu GPU,...] [--target SHARE] [options]\n"
         "       qlm sim new [FILE]\n"
@@ -59,6 +61,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--seed", type=int, help="the first seed (default: 0); for faults, the one to trace"
+    )
+    parser.add_argument(
+        "--knee",
+        type=float,
+        metavar="SHARE",
+        help="find the highest rate at which each policy keeps this share of the targets",
+    )
+    parser.add_argument(
+        "--each-class",
+        action="store_true",
+        default=None,
+        help="with --knee: of every class for itself",
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument(
@@ -120,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
     if without and "qlm" not in names:
         raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
     seeds = range(args.seed or 0, (args.seed or 0) + int(args.seeds))
+    if args.knee is not None:
+        return _knee(args, bed, names, seeds, without)
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
     )
@@ -145,6 +161,8 @@ def _settle(args: argparse.Namespace) -> None:
         (_OF_TRACE, of_trace, "a trace"),
         (_OF_SIZING, args.what == "size", "qlm sim size"),
         (_OF_COMPARING, args.what not in ("size", "new"), "comparing policies"),
+        (_OF_KNEE, args.what not in ("size", "new"), "comparing policies"),
+        (_OF_EACH_CLASS, args.knee is not None, "qlm sim --knee"),
         (_OF_FAULTS, False, "qlm sim faults"),
     ):
         for name, default in options.items():
@@ -170,6 +188,8 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}: {value} is out of range. Give at least {least}.")
     if not 0.0 < args.target <= 1.0:
         raise ConfigError(f"--target: {args.target} is out of range. Give a share up to 1.")
+    if args.knee is not None and not 0.0 < args.knee <= 1.0:
+        raise ConfigError(f"--knee: {args.knee} is out of range. Give a share up to 1.")
     if args.what in ("trace", "size") and args.file is None:
         raise ConfigError(f"qlm sim {args.what}: FILE is missing. Name a trace.")
     if args.what not in _FORMS and args.file is not None:
@@ -199,7 +219,18 @@ def _faults(args: argparse.Namespace) -> int:
     from qlm import fault_runs
     from qlm_core.errors import ConfigError
 
-    others = [*_OF_TRACE, *_OF_SIZING, "without", "bound", "policy", "json", "plot", "file"]
+    others = [
+        *_OF_TRACE,
+        *_OF_SIZING,
+        *_OF_KNEE,
+        *_OF_EACH_CLASS,
+        "without",
+        "bound",
+        "policy",
+        "json",
+        "plot",
+        "file",
+    ]
     for name in others:
         if getattr(args, name) is not None:
             option = "a second name" if name == "file" else "--" + name.replace("_", "-")
@@ -240,6 +271,28 @@ def _bed(args: argparse.Namespace) -> Bed:
         rate_scale=args.rate_scale,
         limit=args.limit,
     )
+
+
+def _knee(
+    args: argparse.Namespace,
+    bed: Bed,
+    policies: list[str],
+    seeds: range,
+    without: tuple[str, ...],
+) -> int:
+    from qlm import knee
+
+    search = knee.Search(target=args.knee, each_class=args.each_class)
+    load = knee.load_of(bed, seeds)
+    found = knee.find_knees(
+        load, policies, search, seeds, without=without, jobs=args.jobs, progress=_progress
+    )
+    _write(args.json, knee.to_json(found, search))
+    if args.plot:
+        knee.plot(found, args.knee, Path(args.plot), title=bed.scenario.name)
+    if args.json != "-":
+        print(knee.table(found, search))
+    return 1 if any(each.faulty for one in found for each in one.tries) else 0
 
 
 def _size(args: argparse.Namespace, bed: Bed) -> int:
