@@ -113,9 +113,13 @@ class RwtConfig(Section, frozen=True, kw_only=True):
 
 
 class SolverLimits(Section, frozen=True, kw_only=True):
-    """Bounds on what the solver holds."""
+    """Bounds on what the solver holds.
+
+    batches_max: so many batches are planned as a whole, a batch of two models as two; of others only what is released.
+    """
 
     waiting_requests_max: int = 500_000
+    batches_max: int = 10_000
     agents_max: int = 2_000
     gateways_max: int = 64
     message_bytes_max: int = 67_108_864

@@ -7,6 +7,9 @@ the order is first come, first served; a request that comes back from an engine 
 
 Once all that was promised of a request is out, the rest of its output is lax work, whatever its class: it leaves its group
 for one of such rests, so that nothing that can still be late waits for what cannot.
+
+A group may also stand for lines of a batch that are no requests yet. They have a number and no names, so that a million of them
+is planned with, and takes no more memory than one.
 """
 
 from __future__ import annotations
@@ -16,13 +19,30 @@ from itertools import chain
 from math import frexp, inf
 from typing import NamedTuple
 
-from qlm_core.model import REST_S, AgentId, GroupId, ModelName, RequestId, RequestMeta
+from qlm_core.model import (
+    REST_S,
+    AgentId,
+    BatchId,
+    GatewayId,
+    GroupId,
+    ModelName,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
+
+BatchKey = tuple[GatewayId, BatchId]
+"""A batch among those of all gateways."""
 
 TIGHT_S = 120.0
 """Targets up to this are planned closely; with later ones there is time for whole outputs, which take a minute or so."""
 
 LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""
+
+COUNTED_LINES_MAX = 64
+"""So many lines that are no requests yet count for what a group is worth: however many there are, only those that could run
+next compete with requests that wait."""
 
 
 class GroupKey(NamedTuple):
@@ -34,6 +54,7 @@ class GroupKey(NamedTuple):
     `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
     `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end and `pace_s`
     that of a token after the first, infinite if none was promised; `first_only` says that nothing is promised but a first token.
+    Lines of one batch and model are alike whatever their size: what is learned of `batch` says more.
     """
 
     model: ModelName
@@ -44,11 +65,15 @@ class GroupKey(NamedTuple):
     pace_s: float
     prompt_scale: int
     limit_scale: int
+    batch: BatchKey | None = None
 
     @staticmethod
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
         ttft_s = request.target_s
+        if request.batch:
+            batch = request.gateway, request.batch
+            return GroupKey.of_lines(request.model, request.slo_class, request.slo, batch, ttft_s)
         shift = 8 if ttft_s <= TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
         limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
@@ -58,12 +83,23 @@ class GroupKey(NamedTuple):
         pace_s = inf if request.slo.tpot_s is None else request.slo.tpot_s
         return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, pace_s, scale, limit)
 
+    @staticmethod
+    def of_lines(
+        model: ModelName, slo_class: str, slo: Slo, batch: BatchKey, ttft_s: float
+    ) -> GroupKey:
+        """The key of the lines of a batch; `ttft_s` is their target."""
+        e2e_s = inf if slo.e2e_s is None else slo.e2e_s
+        pace_s = inf if slo.tpot_s is None else slo.tpot_s
+        only = slo.first_token_only
+        return GroupKey(model, slo_class, ttft_s, only, e2e_s, pace_s, 0, LIMIT_SCALES, batch)
+
     @property
     def kind(self) -> tuple[object, ...]:
         """What is learned of together: targets within a power of two. Clients may name any, and none comes twice."""
         power = frexp(self.ttft_s)[1]
         targets = power, self.first_only, self.e2e_s < inf, frexp(min(self.pace_s, REST_S))[1]
-        return self.model, self.slo_class, targets, self.prompt_scale, self.limit_scale
+        sizes = self.prompt_scale, self.limit_scale
+        return self.model, self.slo_class, targets, *sizes, self.batch
 
     @property
     def presses(self) -> bool:
@@ -84,6 +120,7 @@ class RequestGroup:
         pulled: members that an agent holds, with the agent.
         home: the agent in whose virtual queue the group stands or last stood.
         continues: the group of the same key that was full when this one was opened.
+        unreleased: lines of a batch that belong to it and are no requests yet.
     """
 
     __slots__ = (
@@ -97,6 +134,7 @@ class RequestGroup:
         "last_due_s",
         "opened_s",
         "pulled",
+        "unreleased",
     )
 
     def __init__(self, id: GroupId, key: GroupKey, opened_s: float):
@@ -108,13 +146,29 @@ class RequestGroup:
         self.continues: GroupId | None = None
         self.last_due_s = opened_s + key.ttft_s
         self.pulled: dict[RequestId, AgentId] = {}
+        self.unreleased = 0
         self._waiting: dict[RequestId, RequestMeta] = {}
         self._returned: dict[RequestId, RequestMeta] = {}
 
     @property
     def waiting(self) -> int:
-        """How many members wait."""
+        """How many members wait, lines that are no requests yet included."""
+        return len(self._waiting) + len(self._returned) + self.unreleased
+
+    @property
+    def released(self) -> int:
+        """How many members wait that are requests: what an agent may be told of."""
         return len(self._waiting) + len(self._returned)
+
+    @property
+    def coming(self) -> bool:
+        """Whether lines of it are being released: some wait or are held."""
+        return bool(self._waiting or self._returned or self.pulled)
+
+    @property
+    def counted(self) -> int:
+        """For how many waiting requests the group stands where groups are weighed against each other."""
+        return self.released + min(self.unreleased, COUNTED_LINES_MAX)
 
     @property
     def fresh(self) -> int:
@@ -124,7 +178,7 @@ class RequestGroup:
     @property
     def empty(self) -> bool:
         """Whether no member is left, waiting or held."""
-        return not (self._waiting or self._returned or self.pulled)
+        return not (self._waiting or self._returned or self.pulled or self.unreleased)
 
     @property
     def started(self) -> bool:
@@ -168,8 +222,12 @@ class RequestGroup:
         return False
 
     def move_last_half(self, other: RequestGroup) -> None:
-        """Move the half of the fresh members that came last into an empty group."""
-        for request in list(self._waiting.values())[len(self._waiting) // 2 :]:
+        """Move the half of the fresh members that came last into an empty group; lines that are no requests yet are the last."""
+        half = (self.fresh + self.unreleased + 1) // 2
+        other.unreleased = min(self.unreleased, half)
+        self.unreleased -= other.unreleased
+        stay = self.fresh - (half - other.unreleased)
+        for request in list(self._waiting.values())[stay:]:
             del self._waiting[request.id]
             other.add(request)
         self.last_due_s = max(
@@ -184,7 +242,7 @@ class RequestGroup:
 
 def waiting_groups(groups: Iterable[RequestGroup]) -> list[RequestGroup]:
     """Those with members that wait: few of the tens of thousands that a large busy fleet runs, so asked without a call each."""
-    return [group for group in groups if group._waiting or group._returned]
+    return [group for group in groups if group._waiting or group._returned or group.unreleased]
 
 
 # Where requests came back from an engine, and what is left of them.
@@ -234,10 +292,10 @@ class Grouper:
     ) -> RequestGroup:
         """Have a member that came back from an engine wait in its group, or among the rests there; returns which.
 
-        Rests stay where their group is at home, since what they have in the KV cache is there.
+        Rests stay where their group is at home, since what they have in the KV cache is there. Lines of a batch stay together.
         """
         key = GroupKey.of(request)
-        if key == group.key:
+        if key == group.key or request.batch:
             group.give_back(request)
             return group
         group.drop(request.id)
@@ -252,6 +310,13 @@ class Grouper:
             rest.home = group.home
         rest.give_back(request)
         return rest
+
+    def open_for_lines(self, key: GroupKey, opened_s: float, lines: int) -> RequestGroup:
+        """A group of lines that are no requests yet; nobody joins it but those, as they become some."""
+        group = self._new(key, opened_s)
+        group.closed = True
+        group.unreleased = lines
+        return group
 
     def _new(self, key: GroupKey, opened_s: float) -> RequestGroup:
         group = RequestGroup(GroupId(self._next_id), key, opened_s)

@@ -94,8 +94,9 @@ class Ended:
 class BulkWaiting:
     """So many lines of a batch wait at its gateway that are no requests yet: its bulk, of one model.
 
-    A line that is released is told as any other request, by `Arrived`, whose metadata names the batch. The bulk is told anew
-    after the arrivals whenever lines were released, and in each announcement; the last word counts.
+    A line that is released is told as any other request, by `Arrived`, whose metadata names the batch and has the targets and the
+    arrival of the bulk. The bulk is told anew after the arrivals whenever lines were released, and in each announcement; the
+    last word counts.
 
     Attributes:
         slo: of each line, counted from `arrival_s`; its end is that of the completion window.

@@ -1,7 +1,8 @@
 """Everything the Manager has learned about requests and engines, and the rates that follow from it.
 
 Lengths are learned per model and SLO class (a new class starts from its model's lengths, a new model from the
-configured prior), prompts per kind of group, speed per GPU and model, calibration per model and class. What is learned of a
+configured prior), and apart from these for each batch (which starts from what the batches of its class before it were
+like); prompts per kind of group, speed per GPU and model, calibration per model and class. What is learned of a
 model in general is learned of a base and its LoRA adapters together, for they share engines. Rates are
 cached for a short while, because planning asks for the same ones thousands of times.
 """
@@ -14,9 +15,10 @@ from functools import lru_cache
 from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
-from qlm_core.grouping import LIMIT_SCALES, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, BatchKey, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import PACE_AIM, EngineProfile, profile_from_throughput
+from qlm_core.rwt.batches import BatchesApart, BatchLengths
 from qlm_core.rwt.calibration import Calibration, Coverage
 from qlm_core.rwt.lengths import LengthModel, exponential_prior
 from qlm_core.rwt.rates import ArrivalRate, RecentMean, SpeedFactor
@@ -76,19 +78,26 @@ class Arriving:
     Attributes:
         per_s: how many arrive in a second, of late.
         age_s: for how long it has been arriving.
+        long_per_s: how many arrive in a second over a longer time.
+        seen: how many arrivals that is known from.
     """
 
     key: GroupKey
     per_s: float
     age_s: float
+    long_per_s: float = 0.0
+    seen: float = 0.0
 
 
 class Estimators:
     """The learned state, updated by observations and asked by planning and estimating."""
 
     __slots__ = (
+        "_apart",
         "_arrivals",
         "_bases",
+        "_batch_lengths",
+        "_batches",
         "_calibration",
         "_config",
         "_kinds",
@@ -107,6 +116,9 @@ class Estimators:
         self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
+        self._batch_lengths: dict[tuple[ModelName, str], LengthModel] = {}
+        self._batches: dict[tuple[ModelName, BatchKey], BatchLengths] = {}
+        self._apart = BatchesApart()
         self._model_prompts: dict[ModelName, RecentMean] = {}
         self._prompts: dict[GroupKey, RecentMean] = {}
         self._kinds: dict[tuple[object, ...], GroupKey] = {}
@@ -124,7 +136,11 @@ class Estimators:
                 self._bases[ModelName(profile.model)] = ModelName(profile.base)
 
     def arrived(self, request: RequestMeta) -> None:
-        """Learn the prompt length of a new request, and how often its kind arrives."""
+        """Learn the prompt length of a new request, and how often its kind arrives; lines of a batch come as there is room."""
+        if request.batch:
+            self._model_prompt(request.model).observe(float(request.prompt_tokens))
+            self.batch(GroupKey.of(request)).came(request.prompt_tokens, request.max_output_tokens)
+            return
         key, tokens = self._first_of_kind(GroupKey.of(request)), float(request.prompt_tokens)
         rates = self._arrivals.setdefault(request.model, {})
         if key not in rates:
@@ -144,16 +160,50 @@ class Estimators:
 
     def produced(self, request: RequestMeta, tokens: int, seen: int) -> int:
         """Learn how far the output of a request has come; see `LengthModel.passed`."""
-        self._model_length(request.model).passed(tokens, seen)
-        return self.lengths(request.model, request.slo_class).passed(tokens, seen)
+        for lengths in self._taught(request):
+            lengths.passed(tokens, seen)
+        return max(tokens, seen)
 
     def finished(self, request: RequestMeta, output_tokens: int, seen: int) -> None:
         """Learn the output length of a finished request; at the client's limit it might have gone on."""
         if output_tokens >= request.max_output_tokens:
             self.produced(request, output_tokens, seen)
             return
-        self.lengths(request.model, request.slo_class).observe(output_tokens, seen)
-        self._model_length(request.model).observe(output_tokens, seen)
+        for lengths in self._taught(request):
+            lengths.observe(output_tokens, seen)
+
+    def batch(self, key: GroupKey) -> BatchLengths:
+        """What is known of the lines of a batch, from now on until it is `batch_over`."""
+        assert key.batch is not None
+        found = self._batches.get((key.model, key.batch))
+        if found is None:
+            prior = self._of_batches(key).hazards
+            found = BatchLengths(prior, self._apart, history=self._config.history)
+            self._batches[key.model, key.batch] = found
+        return found
+
+    def batch_over(self, model: ModelName, batch: BatchKey) -> None:
+        """No line of a batch is left."""
+        known = self._batches.pop((model, batch), None)
+        if known is not None:
+            known.over()
+
+    def _taught(self, request: RequestMeta) -> tuple[LengthModel, ...]:
+        """Whose lengths a request is one of. Lines of a batch tell nothing of what else its class is used for."""
+        general = self._model_length(request.model)
+        if not request.batch:
+            return general, self.lengths(request.model, request.slo_class)
+        key = GroupKey.of(request)
+        return general, self._of_batches(key), self.batch(key).lengths
+
+    def _of_batches(self, key: GroupKey) -> LengthModel:
+        """Output lengths of the batches of one model and class."""
+        found = self._batch_lengths.get((key.model, key.slo_class))
+        if found is None:
+            prior = self.lengths(key.model, key.slo_class).hazards
+            found = LengthModel(prior=prior, history=self._config.history)
+            self._batch_lengths[key.model, key.slo_class] = found
+        return found
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
         """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed."""
@@ -206,7 +256,10 @@ class Estimators:
 
     def expected_output(self, request: RequestMeta) -> int:
         """Output tokens still to expect of a waiting request, at least 1."""
-        lengths = self.lengths(request.model, request.slo_class)
+        if request.batch:
+            lengths = self._lengths_of(GroupKey.of(request))
+        else:
+            lengths = self.lengths(request.model, request.slo_class)
         if request.produced_tokens:
             return max(
                 1, round(lengths.remaining(request.produced_tokens, request.max_output_tokens))
@@ -215,8 +268,7 @@ class Estimators:
 
     def left_tokens(self, key: GroupKey, produced_tokens: int) -> float:
         """Output tokens still to expect of a running request of `key`, at least 1."""
-        lengths = self.lengths(key.model, key.slo_class)
-        return max(1.0, lengths.remaining(produced_tokens, _limit(key)))
+        return max(1.0, self._lengths_of(key).remaining(produced_tokens, self._limit(key)))
 
     def profile(self, profile: EngineProfile) -> EngineProfile:
         """The profile to plan with: the agent's, unless the configuration gives a throughput."""
@@ -226,7 +278,13 @@ class Estimators:
     def arriving(self, model: ModelName, *, now_s: float) -> list[Arriving]:
         """Every kind of request that goes on arriving for a model."""
         return [
-            Arriving(key, arrivals.per_s(now_s), arrivals.age_s(now_s))
+            Arriving(
+                key,
+                arrivals.per_s(now_s),
+                arrivals.age_s(now_s),
+                arrivals.long_per_s(now_s),
+                arrivals.seen(now_s),
+            )
             for key, arrivals in self._arrivals.get(model, {}).items()
         ]
 
@@ -355,20 +413,35 @@ class Estimators:
         prompt = self._model_prompt(model).value
         if key is None:
             return prompt, self._model_length(model).moments(_UNLIMITED)[0]
-        output = self.lengths(model, key.slo_class).moments(_limit(key))[0]
+        output = self._lengths_of(key).moments(self._limit(key))[0]
+        if key.batch is not None and (key.model, key.batch) in self._batches:
+            return self._batches[key.model, key.batch].prompt_tokens, output
         known = self._prompts.get(key)
         return prompt if known is None else known.value, output
 
     def _variation(self, model: ModelName, key: GroupKey | None) -> float:
-        lengths = self._model_length(model) if key is None else self.lengths(model, key.slo_class)
-        mean, variance = lengths.moments(_UNLIMITED if key is None else _limit(key))
+        lengths = self._model_length(model) if key is None else self._lengths_of(key)
+        mean, variance = lengths.moments(_UNLIMITED if key is None else self._limit(key))
         return sqrt(variance) / max(mean, 1.0)
 
     def _quantile(self, key: GroupKey | None, share: float) -> float:
         """Output tokens that this share of a kind does not exceed; of interest where an end was promised, so else 0."""
         if key is None or key.e2e_s == inf:
             return 0.0
-        return self.lengths(key.model, key.slo_class).quantile(share, _limit(key))
+        return self._lengths_of(key).quantile(share, self._limit(key))
+
+    def _lengths_of(self, key: GroupKey) -> LengthModel:
+        """The lengths of a group's members: of its batch, if it has one."""
+        if key.batch is None:
+            return self.lengths(key.model, key.slo_class)
+        known = self._batches.get((key.model, key.batch))
+        return self._of_batches(key) if known is None else known.lengths
+
+    def _limit(self, key: GroupKey) -> int:
+        """The most output tokens of a group's members."""
+        if key.batch is not None and (key.model, key.batch) in self._batches:
+            return self._batches[key.model, key.batch].limit_tokens
+        return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale
 
     def _calibration_of(self, request: RequestMeta) -> Calibration:
         kind = (request.model, request.slo_class)
@@ -417,8 +490,3 @@ def _with_throughput(profile: EngineProfile, tokens_per_s: float) -> EngineProfi
         kv_cache_tokens=profile.kv_cache_tokens,
         max_num_seqs=profile.max_num_seqs,
     )
-
-
-def _limit(key: GroupKey) -> int:
-    """The most output tokens of a group's members."""
-    return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale

@@ -97,6 +97,7 @@ class Agent:
         queue: its virtual queue, group ids in order.
         window: references sent and not yet pulled or taken back, with their group.
         held: requests that it has pulled.
+        held_back: groups of its queue of which it has no references for now.
         kind: what it has in common with agents that plan alike; the same object for all of them.
         sent_order: the order of groups it was last sent; None if nothing was sent in this session.
         swap_started_s: when the swap under way was first reported.
@@ -107,6 +108,7 @@ class Agent:
         "epoch_ahead",
         "gpu",
         "held",
+        "held_back",
         "id",
         "kind",
         "profiles",
@@ -124,6 +126,7 @@ class Agent:
         self.queue: list[GroupId] = []
         self.window = Window()
         self.held: dict[RequestId, None] = {}
+        self.held_back: dict[GroupId, None] = {}
         self.sent_order: tuple[QueuedGroup, ...] | None = None
         self.swap_started_s = now_s
         self.rejoin(hello, now_s=now_s)

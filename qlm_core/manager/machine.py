@@ -21,6 +21,7 @@ from math import inf
 
 from qlm_core.config import SolverConfig
 from qlm_core.grouping import Grouper, GroupKey, RequestGroup
+from qlm_core.manager.bulks import Bulks
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import (
     AgentJoined,
@@ -40,6 +41,7 @@ from qlm_core.manager.events import (
     TellGateway,
     Wakeup,
 )
+from qlm_core.manager.finishes import Finishes
 from qlm_core.manager.fleet import Agent, Roster, offered
 from qlm_core.manager.lateness import Lateness
 from qlm_core.manager.leases import SILENT, UNKNOWN, Leases
@@ -53,6 +55,7 @@ from qlm_core.messages import (
     AgentHello,
     AnnounceDone,
     Arrived,
+    BulkWaiting,
     Ended,
     FirstToken,
     Fleet,
@@ -112,6 +115,8 @@ class Manager:
             expected=self.estimators.expected_output,
             now_s=now_s,
         )
+        self.bulks = Bulks(self.estimators, batches_max=config.limits.batches_max)
+        self.finishes = Finishes(self.estimators, self.bulks)
         self._sizes = GroupSizes(self.estimators, config.grouping)
         self._roster = Roster(())
         self._now_s = now_s
@@ -126,6 +131,11 @@ class Manager:
         match event:
             case GatewaySaid(gateway, _) if gateway not in self.gateways:
                 effects.append(PartGateway(gateway, UNKNOWN))
+            case GatewaySaid(gateway, BulkWaiting() as bulk):
+                self._lines_changed(self.bulks.told(gateway, bulk, self._grouper, self._roster))
+            case GatewaySaid(gateway, AnnounceDone()):
+                self.bulks.announced(gateway)
+                self._publisher.announced(now_s)
             case GatewaySaid(_, fact):
                 self._fact(fact, effects)
             case AgentReported(agent, state):
@@ -152,12 +162,14 @@ class Manager:
         self._place()
         if self._publisher.settled:
             effects += self._lateness.hopeless(self.groups, self.agents, self.timeline, now_s)
+            effects += self.finishes.due(self.agents, self.groups, self.timeline, now_s=now_s)
         return effects + self._publisher.flush(self.agents, self.groups, self.epoch)
 
     @property
     def wakeup_s(self) -> float | None:
         """When `handle(Wakeup())` is due; None while nothing is awaited."""
-        due = (self._agent_leases.next_s, self._absent.next_s, self._lateness.next_s(self.groups))
+        leases = self._agent_leases.next_s, self._absent.next_s
+        due = (*leases, self._lateness.next_s(self.groups), self.finishes.next_s)
         times = [at_s for at_s in due if at_s != inf]
         if self._publisher.settles_at_s is not None:
             times.append(self._publisher.settles_at_s)
@@ -172,8 +184,7 @@ class Manager:
         gateway = hello.gateway
         self._absent.release(gateway)
         # What it held before is unknown until it announces it again.
-        for id in self.book.of_gateway(gateway):
-            self._forget(id)
+        self._forget_all_of(gateway)
         self.gateways[gateway] = hello.work_address
         effects.append(TellGateway(gateway, self._fleet))
         self._announce_gateways(effects)
@@ -194,8 +205,6 @@ class Manager:
                 self._ended(id, phase, output_tokens)
             case Returned(id, produced_tokens):
                 self._returned(id, produced_tokens)
-            case AnnounceDone():
-                self._publisher.announced(self._now_s)
 
     def _arrived(self, request: RequestMeta, estimated: bool, effects: list[Effect]) -> None:
         if request.id in self.book:
@@ -207,8 +216,7 @@ class Manager:
             return
         self.counts["arrived"] += 1
         self.estimators.arrived(request)
-        size = self._group_size(GroupKey.of(request))
-        group, new = self._grouper.place(request, size_max=size)
+        group, new = self._group_for(request)
         held = self.book.add(request, group)
         if new:
             self.groups[group.id] = group
@@ -217,8 +225,38 @@ class Manager:
             self._place()
         else:
             self._reach(group, request, effects)
-        if not estimated:  # of thousands announced again it would take most of the time, for nobody
+        # Of thousands announced again it would take most of the time, for nobody; of a line nobody asks.
+        if not estimated and not request.batch:
             effects += self._estimate(held)
+
+    def _group_for(self, request: RequestMeta) -> tuple[RequestGroup, bool]:
+        """The group that a new request joins, and whether that is new."""
+        if request.batch:
+            group = self.bulks.arrived(
+                request, self.agents, self._start_in_s, epoch=self.epoch, now_s=self._now_s
+            )
+            if group is not None:
+                group.add(request)
+                return group, False
+        return self._grouper.place(request, size_max=self._group_size(GroupKey.of(request)))
+
+    def _start_in_s(self, agent: Agent) -> dict[GroupId, float]:
+        return self.timeline.start_in_s(agent, self.groups, self._now_s)
+
+    def _lines_changed(self, changed: list[RequestGroup]) -> None:
+        """More or fewer lines wait that are no requests yet."""
+        for group in changed:
+            home = self.agents.get(group.home) if group.home is not None else None
+            if home is not None:
+                self.timeline.stale(home.id)
+                self._leave_queue(group, home)
+            if group.empty:
+                self._close_if_empty(group)
+            elif group.id not in self.groups:
+                self.groups[group.id] = group
+                self._unplaced[group.id] = None
+        if changed:
+            self.planner.changed()
 
     def _reach(self, group: RequestGroup, request: RequestMeta, effects: list[Effect]) -> None:
         """Let the agent of a placed group know of a new member, if its window has room."""
@@ -247,6 +285,8 @@ class Manager:
         if held is None:
             return
         held.group.pull(id, agent)
+        if held.request.batch and held.agent is None:
+            self.bulks.pulled(held.request, self._now_s)
         self._leave_window(held, id)
         self.book.pulled(held, agent, self.agents)
 
@@ -257,13 +297,19 @@ class Manager:
             return
         home.window.discard(id)
         self.timeline.pulled(home, held.group, self._now_s)
-        if held.group.waiting == 0 and held.group.id in home.queue:
-            home.queue.remove(held.group.id)
-            self.timeline.stale(home.id)
-            self.planner.changed()
-        soon = sum(self.groups[group].waiting for group in home.queue[:8])
+        self._leave_queue(held.group, home)
+        soon = sum(
+            self.groups[group].released for group in home.queue[:8] if group not in home.held_back
+        )
         if len(home.window) < min(soon, self.config.window_requests // 2):
             self._publisher.lacks(home.id)
+
+    def _leave_queue(self, group: RequestGroup, home: Agent) -> None:
+        """A group of which nothing waits any more stands in no queue."""
+        if group.waiting == 0 and group.id in home.queue:
+            home.queue.remove(group.id)
+            self.timeline.stale(home.id)
+            self.planner.changed()
 
     def _first_token(self, id: RequestId, ttft_s: float) -> None:
         held = self.book.get(id)
@@ -278,6 +324,8 @@ class Manager:
         if held is None:
             return
         self.counts["returned"] += 1
+        if held.request.batch and held.agent is not None:
+            self.bulks.returned(held.request)
         self.book.released(held, self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
         held.seen = self.estimators.produced(held.request, produced_tokens, held.seen)
@@ -298,10 +346,18 @@ class Manager:
         self.counts["ended"] += 1
         if phase is Phase.FINISHED:
             self.estimators.finished(held.request, output_tokens, held.seen)
-        self._forget(id)
+        self._forget(id, phase)
 
-    def _forget(self, id: RequestId) -> None:
-        """A request is over; its group too, if it was the last."""
+    def _forget_all_of(self, gateway: GatewayId) -> None:
+        """What a gateway has announced is unknown from now on."""
+        self._lines_changed(self.bulks.renew(gateway))
+        for id in self.book.of_gateway(gateway):
+            self._forget(id)
+
+    def _forget(self, id: RequestId, phase: Phase | None = None) -> None:
+        """A request is over, or unknown if no `phase` is given; its group too, if it was the last."""
+        known = self.book.get(id)
+        agent = None if known is None else known.agent
         held = self.book.remove(id, self.agents)
         if held is None:
             return
@@ -313,6 +369,8 @@ class Manager:
         if group.drop(id):
             self._leave_window(held, id)
         self._close_if_empty(group)
+        if held.request.batch:
+            self.bulks.ended(held.request, phase, held=agent is not None)
 
     def _close_if_empty(self, group: RequestGroup) -> None:
         if group.empty:
@@ -388,8 +446,8 @@ class Manager:
             self._announce_fleet(effects)
         for gateway in self._absent.expire(self._now_s):
             self.gateways.pop(gateway, None)
-            for id in self.book.of_gateway(gateway):
-                self._forget(id)
+            self._forget_all_of(gateway)
+            self.bulks.announced(gateway)
             self._announce_gateways(effects)
 
     # ------------------------------------------------------------------ planning
@@ -455,6 +513,8 @@ class Manager:
             effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)
 
     def _group_size(self, key: GroupKey) -> int:
+        if key.batch is not None:
+            return self.bulks.size(key.model, self._roster)
         waiting = self.book.waiting
         return self._sizes.most(key, self._roster, waiting=waiting, now_s=self._now_s)
 
@@ -462,5 +522,6 @@ class Manager:
         """Halve groups that are large for what waits now, so that idle instances get a part."""
         for half, home in split_large(self.groups, self.agents, self._grouper, self._group_size):
             self.book.regroup(half)
+            self.bulks.split(half)
             self._publisher.lacks(home.id)
             self.timeline.stale(home.id)

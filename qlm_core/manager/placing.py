@@ -135,7 +135,8 @@ def split_large(
     size_of: Callable[[GroupKey], int],
 ) -> Iterator[tuple[RequestGroup, Agent]]:
     """Halve the groups in queues that are twice as large as they should be; gives each new half, and where it stands."""
-    for group in [one for one in waiting_groups(groups.values()) if one.fresh > 1]:
+    large = [one for one in waiting_groups(groups.values()) if one.fresh + one.unreleased > 1]
+    for group in large:
         home = agents.get(group.home) if group.home is not None else None
         if home is None or group.waiting < 2 * size_of(group.key):
             continue

@@ -37,14 +37,16 @@ class Book:
     """All requests that have not ended, by id.
 
     Attributes:
-        waiting: how many of them no agent holds.
+        waiting: how many of them no agent holds, lines of batches aside.
+        waiting_lines: how many of those no agent holds.
     """
 
-    __slots__ = ("_held", "waiting")
+    __slots__ = ("_held", "waiting", "waiting_lines")
 
     def __init__(self) -> None:
         self._held: dict[RequestId, Held] = {}
         self.waiting = 0
+        self.waiting_lines = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -56,7 +58,7 @@ class Book:
         """Enter a request that has joined `group`."""
         held = Held(request, group)
         self._held[request.id] = held
-        self.waiting += 1
+        self._count(request, 1)
         return held
 
     def get(self, id: RequestId) -> Held | None:
@@ -73,7 +75,7 @@ class Book:
     def pulled(self, held: Held, agent: AgentId, agents: Mapping[AgentId, Agent]) -> None:
         """An agent holds a request, which may be news of an agent that is not known."""
         if held.agent is None:
-            self.waiting -= 1
+            self._count(held.request, -1)
         held.agent = agent
         holder = agents.get(agent)
         if holder is not None:
@@ -87,14 +89,14 @@ class Book:
         if holder is not None:
             holder.held.pop(held.request.id, None)
         held.agent = None
-        self.waiting += 1
+        self._count(held.request, 1)
 
     def remove(self, id: RequestId, agents: Mapping[AgentId, Agent]) -> Held | None:
         """Strike a request out, and from what its agent holds."""
         held = self._held.pop(id, None)
         if held is not None:
             self.released(held, agents)
-            self.waiting -= 1
+            self._count(held.request, -1)
         return held
 
     def regroup(self, group: RequestGroup) -> None:
@@ -109,3 +111,9 @@ class Book:
     def held_by(self, agent: AgentId) -> list[RequestId]:
         """Requests that an agent holds."""
         return [id for id, held in self._held.items() if held.agent == agent]
+
+    def _count(self, request: RequestMeta, more: int) -> None:
+        if request.batch:
+            self.waiting_lines += more
+        else:
+            self.waiting += more

@@ -10,6 +10,8 @@ What the arrays mean is said in `qlm_core.planning.problem`; this module says ho
 * An instance with free room absorbs requests at once: its `busy_s` is negative by that many requests. Since planners
   want non-negative times, all times are shifted by the largest such credit.
 * Instances with the same profiles, tiers and speed share a queue class, so bounds are priced once per class.
+* Lines of a batch that are no requests yet take their time like others, but weigh no more than those that could run next: a
+  million of them must not drown out what a few requests lose.
 * A change of model costs the swap itself and half a residence time of the leaving batch, which drains meanwhile. From a base
   to an adapter of it, or between two of them, it costs no more than loading the adapter.
 """
@@ -99,7 +101,7 @@ def take_snapshot(
     homes = [place.get(group.home, -1) if group.home is not None else -1 for group in groups]
     problem = Problem(
         group_model=np.array([model_number[group.key.model] for group in groups], np.int64),
-        group_requests=sheet.waiting,
+        group_requests=sheet.counted,
         group_weight=_weights(groups, weights, now_s=now_s),
         due_s=sheet.due_s + shift_s,
         duration_s=sheet.duration_s,
@@ -120,7 +122,7 @@ def take_snapshot(
         kappa=objective.swap,
         eps=objective.completion,
         home=np.array(homes, np.int64),
-        move_cost=_move_costs(groups, sheet.waiting, objective),
+        move_cost=_move_costs(groups, sheet.counted, objective),
     )
     return Snapshot(
         problem, tuple(group.id for group in groups), tuple(agent.id for agent in agents), shift_s
@@ -238,6 +240,7 @@ class _GroupSheet:
         early_ramp_s = np.array([one.early_ramp_s for one in kinds])
         variations = np.array([one.variation for one in kinds])
         self.waiting = np.array([group.waiting for group in groups], np.int64)
+        self.counted = np.array([group.counted for group in groups], np.int64)
         last_due_s = np.array([group.last_due_s for group in groups])
         first_due_s = np.array([_first_due_s(group) for group in groups])
         span_s = last_due_s - first_due_s

@@ -187,6 +187,14 @@ class Timeline:
         starts = self._of(agent, groups, now_s)
         return {id: start.in_s(now_s) for id, start in starts.of.items()}
 
+    def room_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
+        """Seconds until outputs ahead have made room for each group of a queue; negative while there is room for so much more.
+
+        The agent need not be as the fleet has it.
+        """
+        starts = self._pass(agent, groups, now_s)
+        return {id: start.paced - now_s for id, start in starts.of.items()}
+
     def _rate(self, agent: Agent, model: ModelName, key: GroupKey | None, now_s: float) -> Rate:
         profile = self._estimators.profile(agent.profiles[model])
         return self._estimators.rate(profile, key, now_s=now_s)

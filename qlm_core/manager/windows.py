@@ -2,7 +2,8 @@
 
 An agent holds the order of its first groups and a window of request references: the first
 `size` waiting requests in queue order, and all of any group that has been sent entirely. So a message is
-bounded, arrivals for the front reach the agent at once, and a hundred thousand waiting requests stay here.
+bounded, arrivals for the front reach the agent at once, and a hundred thousand waiting requests stay here. Lines of a batch that
+are no requests yet cannot be told; what stands behind them and needs another model is not told before they are over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.fleet import Agent
 from qlm_core.messages import QueueUpdate
-from qlm_core.model import GroupId, QueuedGroup, RequestId, RequestMeta, RequestRef
+from qlm_core.model import GroupId, ModelName, QueuedGroup, RequestId, RequestMeta, RequestRef
 
 # Groups whose order an agent is told, where its window reaches into fewer.
 _ORDER_GROUPS_MIN = 4096
@@ -46,6 +47,7 @@ def match_window(
         QueuedGroup(group.id, group.key.model, group.key.slo_class)
         for group in (groups[id] for id in agent.queue[: max(size, _ORDER_GROUPS_MIN)])
     )
+    agent.held_back = _held_back(agent, groups)
     wanted = _front(agent, groups, size)
     dropped = [id for id in agent.window if id not in wanted]
     remove = (*agent.window.revoked, *dropped)
@@ -70,11 +72,30 @@ def _front(agent: Agent, groups: Groups, size: int) -> dict[RequestId, tuple[Req
     """The first `size` waiting requests of the agent's queue."""
     front: dict[RequestId, tuple[RequestMeta, GroupId]] = {}
     for id in agent.queue:
+        if id in agent.held_back:
+            continue
         for request in groups[id].members():
             if len(front) >= size:
                 return front
             front[request.id] = (request, id)
     return front
+
+
+def _held_back(agent: Agent, groups: Groups) -> dict[GroupId, None]:
+    """Groups of which the agent is told nothing but their place, since lines of another base go on before them.
+
+    A moment without such a line at hand would make the agent swap, although more of them are on their way.
+    """
+    found: dict[GroupId, None] = {}
+    goes_on: ModelName | None = None
+    for id in agent.queue:
+        group = groups[id]
+        base = agent.base(group.key.model)
+        if goes_on is not None and base != goes_on:
+            found[id] = None
+        elif group.unreleased and group.coming:
+            goes_on = base
+    return found
 
 
 def append_to_window(
@@ -88,8 +109,12 @@ def append_to_window(
 ) -> QueueUpdate | None:
     """Send a request that has just joined a group of this agent, if it belongs in the window."""
     sent = agent.window.sent_of(group.id)
-    others_all_sent = sent == group.waiting - 1
-    if not others_all_sent or (sent == 0 and len(agent.window) >= size):
+    others_all_sent = sent == group.released - 1
+    if (
+        group.id in agent.held_back
+        or not others_all_sent
+        or (sent == 0 and len(agent.window) >= size)
+    ):
         return None
     agent.window.add(request.id, group.id)
     return QueueUpdate(epoch=epoch, add=(reference(request, group.id, expected),))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
-from math import ceil, expm1
+from math import ceil, expm1, log
 
 _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
 _PRIOR_REQUESTS = 2.0
+_HAZARD_MIN = 1e-7
 _REFRESH_EVERY = 64
 _REFRESH_PER_END = 0.5
 _END_WORTH = 8
@@ -106,6 +107,28 @@ class LengthModel:
             self._tokens = [count / self._unit for count in self._tokens]
             self._unit = 1.0
 
+    def lean_on(self, prior: tuple[float, ...]) -> None:
+        """Take another prior from now on."""
+        if prior != self._prior:
+            self._prior = prior
+            self._refresh()
+
+    def under(self, prior: tuple[float, ...]) -> LengthModel:
+        """What the same requests tell from another prior on. The two share what they count."""
+        other = object.__new__(LengthModel)
+        other._prior, other._growth, other._unit = prior, self._growth, self._unit
+        other._ended, other._tokens, other.ended = self._ended, self._tokens, self.ended
+        other._refresh()
+        return other
+
+    def likelihood(self, hazards: tuple[float, ...]) -> float:
+        """Logarithm of how likely what was seen is under other hazards."""
+        seen = 0.0
+        for ended, tokens, hazard in zip(self._ended, self._tokens, hazards, strict=True):
+            if tokens:
+                seen += ended * log(hazard) - tokens * hazard
+        return seen / self._unit
+
     @property
     def hazards(self) -> tuple[float, ...]:
         """Ends per token in each bin; to start a narrower model from.
@@ -171,3 +194,12 @@ class LengthModel:
 def exponential_prior(mean_tokens: float) -> tuple[float, ...]:
     """The hazards of an exponential distribution with that mean, the same at every length."""
     return (-expm1(-1.0 / mean_tokens),) * _BINS
+
+
+def stretched(hazards: tuple[float, ...], factor: float) -> tuple[float, ...]:
+    """The hazards of lengths that are so many times as long."""
+    found = []
+    for middle in _MIDDLES:
+        bin = _bin_of(max(1, min(_BINNED_TOKENS - 1, round(middle / factor))))
+        found.append(min(1.0, max(_HAZARD_MIN, hazards[bin] / factor)))
+    return tuple(found)

@@ -60,30 +60,45 @@ class SpeedFactor:
 
 
 class ArrivalRate:
-    """How often requests of one kind arrive, and for how long they have."""
+    """How often requests of one kind arrive, of late and over a longer time, and for how long they have."""
 
-    __slots__ = ("_count", "_first_s", "_last_s")
+    __slots__ = ("_count", "_first_s", "_last_s", "_long_count")
 
     _MEMORY_S = 30.0
+    _LONG_MEMORY_S = 1800.0
     _YOUNGEST_S = 1.0
     _GRACE_S = 10.0
 
     def __init__(self, now_s: float) -> None:
         self._first_s = self._last_s = now_s
         self._count = 0.0
+        self._long_count = 0.0
 
     def observe(self, now_s: float) -> None:
         """One has arrived; not always later than the last, since gateways announce anew what waits."""
         last_s = max(self._last_s, now_s)
         self._count *= exp((self._last_s - last_s) / self._MEMORY_S)
         self._count += exp((now_s - last_s) / self._MEMORY_S)
+        self._long_count *= exp((self._last_s - last_s) / self._LONG_MEMORY_S)
+        self._long_count += exp((now_s - last_s) / self._LONG_MEMORY_S)
         self._first_s, self._last_s = min(self._first_s, now_s), last_s
 
     def per_s(self, now_s: float) -> float:
         """Requests per second of late."""
-        count = self._count * exp((self._last_s - now_s) / self._MEMORY_S)
+        return self._mean(self._count, self._MEMORY_S, now_s)
+
+    def long_per_s(self, now_s: float) -> float:
+        """Requests per second over half an hour or so: what may be expected of as long a time."""
+        return self._mean(self._long_count, self._LONG_MEMORY_S, now_s)
+
+    def seen(self, now_s: float) -> float:
+        """How many arrivals that is known from."""
+        return self._long_count * exp((self._last_s - now_s) / self._LONG_MEMORY_S)
+
+    def _mean(self, count: float, memory_s: float, now_s: float) -> float:
+        count *= exp((self._last_s - now_s) / memory_s)
         seen_for_s = max(self._YOUNGEST_S, now_s - self._first_s)
-        return -count / (self._MEMORY_S * expm1(-seen_for_s / self._MEMORY_S))
+        return -count / (memory_s * expm1(-seen_for_s / memory_s))
 
     def age_s(self, now_s: float) -> float:
         """For how long they may be expected to go on: since the first one, and a little, for a stream that is new."""

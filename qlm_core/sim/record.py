@@ -11,6 +11,7 @@ from math import nan
 
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
+from qlm_core.sim.batches import BatchRun
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class RunRecord:
         cut: requests that were longer than their model's smallest instance holds.
         preemptions: by engines themselves, when their KV cache was full.
         steps: entries of the agenda that happened.
+        batches: what became of each, in the order of the scenario. Their lines are requests of their class.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +52,7 @@ class RunRecord:
     solves: int = 0
     cut: int = 0
     steps: int = 0
+    batches: list[BatchRun] = field(default_factory=list)
 
     def arrived(self, arrival_s: float, slo_class: int) -> int:
         """Enter a request; returns its number."""

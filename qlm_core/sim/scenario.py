@@ -27,6 +27,7 @@ from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.profile import ADAPTER_LOAD_S, EngineProfile
 from qlm_core.profile_catalog import base_model, find_profile, shipped_profiles
+from qlm_core.sim.batches import BatchConfig, check_batch
 from qlm_core.sim.lengths import LengthsName
 from qlm_core.sim.workload import (
     REQUESTS_MAX,
@@ -97,7 +98,8 @@ class WorkloadConfig(Section, frozen=True, kw_only=True):
 
     requests: how many in all. model: of W_A, vicuna-13b unless stated. A rate that is left out equals the first class's,
     and 0 is none of these requests. `batch_1_models` and `batch_2_models` are shares by name (W_B and W_C). `mega_rps` is
-    the rate of mega prompts in W_C. cv: of the gaps, 1 unless stated; each stream has its own.
+    the rate of mega prompts in W_C. cv: of the gaps, 1 unless stated; each stream has its own. `batches` come beside any of
+    these, or alone.
     """
 
     kind: WorkloadKind
@@ -111,6 +113,7 @@ class WorkloadConfig(Section, frozen=True, kw_only=True):
     batch_2_models: dict[str, float] | None = None
     cv: float | None = None
     streams: tuple[StreamConfig, ...] = ()
+    batches: tuple[BatchConfig, ...] = ()
 
 
 class SimulationConfig(Section, frozen=True, kw_only=True):
@@ -120,6 +123,7 @@ class SimulationConfig(Section, frozen=True, kw_only=True):
     solve_work: moves that the planner tries for one plan. solve_s: simulated time that it takes.
     report_interval_s: how often a busy agent reports.
     abort_s: how long an engine goes on with what was aborted: until it has noticed that a connection is closed.
+    waiting_lines_max: of each model so many released lines of batches wait for an engine at a time.
     """
 
     link_s: float = 0.001
@@ -127,6 +131,7 @@ class SimulationConfig(Section, frozen=True, kw_only=True):
     solve_s: float = 0.2
     report_interval_s: float = 1.0
     abort_s: float = 0.0
+    waiting_lines_max: int = 256
 
 
 class Scenario(Section, frozen=True, kw_only=True):
@@ -189,7 +194,8 @@ def scenario_from_mapping(data: object, where: str) -> Scenario:
     try:
         _check(scenario)
         instances(scenario.fleet, scenario.profiles, scenario.adapters)
-        if scenario.workload.kind != "streams" or scenario.workload.streams:
+        work = scenario.workload
+        if work.kind != "streams" or work.streams or work.batches:
             next(requests(scenario, seed=0), None)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -307,6 +313,7 @@ def requests(scenario: Scenario, *, seed: int) -> Iterator[WorkloadRequest]:
         arrivals = generate(streams, seed=seed, requests=work.requests)
     except ConfigError as error:
         raise ConfigError(f"workload.{error}") from None
+    _check_batches(scenario)
     for index, stream in enumerate(streams):
         where = f"workload.streams[{index}]" if work.streams else "workload"
         if stream.rate_rps:
@@ -328,6 +335,15 @@ def _check_served(stream: Stream, scenario: Scenario, where: str) -> None:
             )
 
 
+def _check_batches(scenario: Scenario) -> None:
+    served = {model: None for part in scenario.fleet for model in part.models}
+    for index, one in enumerate(scenario.workload.batches):
+        try:
+            check_batch(one, scenario.slo_classes, served)
+        except ConfigError as error:
+            raise ConfigError(f"workload.batches[{index}].{error}") from None
+
+
 def _check_keys(work: WorkloadConfig) -> None:
     """Refuse what only another kind of workload reads, since it would be ignored."""
     for key in work.__struct_fields__:
@@ -339,7 +355,7 @@ def _check_keys(work: WorkloadConfig) -> None:
 
 def _streams(work: WorkloadConfig) -> tuple[Stream, ...]:
     if work.kind == "streams":
-        if not work.streams:
+        if not work.streams and not work.batches:
             raise ConfigError("streams: empty. Give at least one stream, or a workload's `kind`.")
         return tuple(_stream(one, f"streams[{index}]") for index, one in enumerate(work.streams))
     streams = _of_the_paper(work)

@@ -12,6 +12,7 @@ come by each report, and the rest at the end; and an executor with nothing to do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import inf
 
 from qlm_core.executor import Event, Granted
@@ -31,19 +32,23 @@ from qlm_core.ledger import Event as LedgerEvent
 from qlm_core.manager import events as manager
 from qlm_core.messages import (
     AnnounceDone,
+    BulkEstimate,
+    BulkWaiting,
     EstimateGiven,
     GatewayHello,
     Payload,
     QueueUpdate,
     Refused,
+    Returned,
     Revoked,
     ShedOrder,
 )
-from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta
+from qlm_core.model import AgentId, BatchId, GatewayId, ModelName, RequestId, RequestMeta, Slo
 from qlm_core.planning import Limits
 from qlm_core.planning.compiled import compiled_kernels
 from qlm_core.planning.search import search
 from qlm_core.sim.agenda import Agenda
+from qlm_core.sim.batches import BatchDesk
 from qlm_core.sim.host import Host, Surroundings
 from qlm_core.sim.instance import Instance
 from qlm_core.sim.policies import Brain, Context, Foreseen, Policy
@@ -111,6 +116,15 @@ class World:
         )
         self._brain_wake_s = inf
         self._arriving = True
+        self._desk = BatchDesk(
+            scenario.workload.batches,
+            seed=seed,
+            agenda=self._agenda,
+            waiting_max=scenario.simulation.waiting_lines_max,
+            submit=self._submit_line,
+            tell=self._tell_bulk,
+        )
+        self.record.batches = self._desk.runs
 
     def _surroundings(self) -> Surroundings:
         scenario, policy = self._scenario, self._policy
@@ -134,9 +148,10 @@ class World:
     def run(self) -> RunRecord:
         """Run until every request has ended, or nothing ends any more."""
         self._connect()
+        self._desk.begin()
         self._next_arrival()
         agenda, record = self._agenda, self.record
-        while len(agenda) and (self._arriving or len(self._ledger)):
+        while len(agenda) and (self._arriving or len(self._ledger) or self._desk.open):
             agenda.step()
             if not self._arriving and agenda.now_s - self._last_news_s > STALLED_S:
                 break
@@ -152,7 +167,8 @@ class World:
     @property
     def _last_news_s(self) -> float:
         """When a request came or ended last."""
-        return max(self.record.last_end_s, self.record.arrival_s[-1])
+        come_s = max([run.submitted_s for run in self.record.batches], default=0.0)
+        return max(come_s, self.record.last_end_s, *self.record.arrival_s[-1:])
 
     def _connect(self) -> None:
         self.tell_solver(manager.GatewayJoined(GatewayHello(GATEWAY, "gateway")))
@@ -203,6 +219,21 @@ class World:
             arrival_s=arrival_s,
         )
 
+    def _submit_line(self, line: WorkloadRequest, batch: BatchId, slo: Slo) -> RequestId:
+        """Make a line of a batch a request; its targets count from when the batch came."""
+        fit = self._fitted(line)
+        number = self.record.arrived(self._agenda.now_s, self._numbers[line.slo_class])
+        meta = replace(self._meta(number, fit, line.arrival_s), batch=batch, slo=slo)
+        self._requests[meta.id] = fit
+        self._note("release", meta.id, batch)
+        # The desk is to know its line before anything can happen to it.
+        submitted = Submitted(request=meta, watched=True, expires_s=inf)
+        self._agenda.after(0.0, self.tell_ledger, submitted)
+        return meta.id
+
+    def _tell_bulk(self, fact: BulkWaiting) -> None:
+        self._agenda.after(self._link_s, self.tell_solver, manager.GatewaySaid(GATEWAY, fact))
+
     def _note(self, what: str, *details: object) -> None:
         if self._trace is not None:
             self._trace(" ".join([f"{self._agenda.now_s:.9f}", what, *map(str, details)]))
@@ -214,6 +245,10 @@ class World:
         for event in events:
             for effect in self._ledger.handle(event, now_s=self._agenda.now_s):
                 match effect:
+                    case Tell(Returned(id, _) as fact):
+                        self._desk.returned(id)
+                        said = manager.GatewaySaid(GATEWAY, fact)
+                        self._agenda.after(self._link_s, self.tell_solver, said)
                     case Tell(fact):
                         said = manager.GatewaySaid(GATEWAY, fact)
                         self._agenda.after(self._link_s, self.tell_solver, said)
@@ -221,6 +256,7 @@ class World:
                         model = ModelName(self._requests[id].model)
                         job = Payload(id, attempt, model, False, b"", produced_tokens=produced)
                         self._send(agent, Granted(GATEWAY, job))
+                        self._desk.taken(id)
                     case Refuse(agent, id, reason):
                         self._send(agent, Refused(id, reason))
                     case Revoke(agent, id, attempt):
@@ -229,6 +265,7 @@ class World:
                         self._note("end", id, record.phase.value, record.output_tokens)
                         self.record.end(int(id[1:]), record, self._agenda.now_s)
                         self._requests.pop(id, None)
+                        self._desk.ended(id)
                     case _:
                         pass
 
@@ -248,6 +285,8 @@ class World:
                 case manager.TellGateway(_, ShedOrder(id, reason, after_s)):
                     shed = ShedOrdered(id, reason, after_s)
                     self._agenda.after(self._link_s, self.tell_ledger, shed)
+                case manager.TellGateway(_, BulkEstimate() as finish):
+                    self._agenda.after(self._link_s, self._desk.told, finish)
                 case manager.StartSolve():
                     self._solve(effect)
                 case _:
