@@ -92,6 +92,7 @@ class Bulks:
     __slots__ = (
         "_announcing",
         "_bulks",
+        "_ends",
         "_estimators",
         "_max",
         "_numbers",
@@ -105,6 +106,7 @@ class Bulks:
         self._max = batches_max
         self._bulks: dict[BulkKey, Bulk] = {}
         self._announcing: dict[GatewayId, None] = {}
+        self._ends: dict[AgentId | None, list[tuple[RequestMeta, int, int]]] = {}
         self._numbers = 0
         self.new: list[Bulk] = []
         self.over: list[Bulk] = []
@@ -234,6 +236,22 @@ class Bulks:
         bulk = self._bulks.get(((request.gateway, request.batch), request.model))
         if bulk is not None:
             bulk.held -= 1
+
+    def finished(
+        self, request: RequestMeta, output_tokens: int, seen: int, agent: AgentId | None
+    ) -> None:
+        """A line has come to its end.
+
+        That is learned when its agent has reported next, as how far the others have come is: learned at once, it would make
+        outputs look short of which those alone are known that have ended.
+        """
+        self._ends.setdefault(agent, []).append((request, output_tokens, seen))
+
+    def reported(self, agent: AgentId | None) -> None:
+        """An agent has said how far all that it runs has come."""
+        for request, output_tokens, seen in self._ends.pop(agent, ()):
+            if ((request.gateway, request.batch), request.model) in self._bulks:
+                self._estimators.finished(request, output_tokens, seen)
 
     def ended(self, request: RequestMeta, phase: Phase | None, *, held: bool) -> None:
         """A line, held by an agent or not, is a request no more; without a phase it is only forgotten."""

@@ -96,7 +96,6 @@ class Estimators:
         "_apart",
         "_arrivals",
         "_bases",
-        "_batch_lengths",
         "_batches",
         "_calibration",
         "_config",
@@ -116,9 +115,8 @@ class Estimators:
         self._arrivals: dict[ModelName, dict[GroupKey, ArrivalRate]] = {}
         self._model_lengths: dict[ModelName, LengthModel] = {}
         self._lengths: dict[tuple[ModelName, str], LengthModel] = {}
-        self._batch_lengths: dict[tuple[ModelName, str], LengthModel] = {}
         self._batches: dict[tuple[ModelName, BatchKey], BatchLengths] = {}
-        self._apart = BatchesApart()
+        self._apart: dict[tuple[ModelName, str], BatchesApart] = {}
         self._model_prompts: dict[ModelName, RecentMean] = {}
         self._prompts: dict[GroupKey, RecentMean] = {}
         self._kinds: dict[tuple[object, ...], GroupKey] = {}
@@ -177,8 +175,9 @@ class Estimators:
         assert key.batch is not None
         found = self._batches.get((key.model, key.batch))
         if found is None:
-            prior = self._of_batches(key).hazards
-            found = BatchLengths(prior, self._apart, history=self._config.history)
+            usual = self.lengths(key.model, key.slo_class).hazards
+            apart = self._apart.setdefault((key.model, key.slo_class), BatchesApart())
+            found = BatchLengths(usual, apart, history=self._config.history)
             self._batches[key.model, key.batch] = found
         return found
 
@@ -193,17 +192,7 @@ class Estimators:
         general = self._model_length(request.model)
         if not request.batch:
             return general, self.lengths(request.model, request.slo_class)
-        key = GroupKey.of(request)
-        return general, self._of_batches(key), self.batch(key).lengths
-
-    def _of_batches(self, key: GroupKey) -> LengthModel:
-        """Output lengths of the batches of one model and class."""
-        found = self._batch_lengths.get((key.model, key.slo_class))
-        if found is None:
-            prior = self.lengths(key.model, key.slo_class).hazards
-            found = LengthModel(prior=prior, history=self._config.history)
-            self._batch_lengths[key.model, key.slo_class] = found
-        return found
+        return general, self.batch(GroupKey.of(request)).lengths
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
         """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed."""
@@ -435,7 +424,7 @@ class Estimators:
         if key.batch is None:
             return self.lengths(key.model, key.slo_class)
         known = self._batches.get((key.model, key.batch))
-        return self._of_batches(key) if known is None else known.lengths
+        return self.lengths(key.model, key.slo_class) if known is None else known.lengths
 
     def _limit(self, key: GroupKey) -> int:
         """The most output tokens of a group's members."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
 
 from qlm_core.manager.bulks import Bulk
-from qlm_core.manager.finishing import Outlook
+from qlm_core.manager.reckoning import Outlook
 from qlm_core.model import ModelName
 
 _MODELS_SHOWN_MAX = 5
@@ -23,21 +23,16 @@ def unserved(models: Sequence[ModelName]) -> str:
 
 def explained(
     parts: Sequence[Bulk],
-    outlooks: Mapping[ModelName, Outlook | None],
-    last: Outlook,
+    outlooks: Sequence[Outlook],
     p50_s: float,
     p90_s: float,
     left_s: float,
     *,
     feasible: bool,
 ) -> str:
-    """A few sentences.
-
-    Args:
-        last: the outlook of the model whose lines end last.
-        left_s: of the completion window; negative once that is over.
-    """
-    said = [_progress(parts, outlooks, last)]
+    """A few sentences; `left_s` of the completion window are left, less than nothing once that is over."""
+    last = max(outlooks, key=lambda one: one.p90_s)
+    said = [_progress(parts, last)]
     if last.behind_s > _WORTH_SAYING_S:
         said.append(f"What stands before it in the queues takes {duration(last.behind_s)}.")
     if last.taken > _WORTH_SAYING:
@@ -55,9 +50,7 @@ def explained(
     return " ".join(said)
 
 
-def _progress(
-    parts: Sequence[Bulk], outlooks: Mapping[ModelName, Outlook | None], last: Outlook
-) -> str:
+def _progress(parts: Sequence[Bulk], last: Outlook) -> str:
     left = sum(one.left for one in parts)
     lines = "1 line" if left == 1 else f"{left} lines"
     where = "1 instance" if last.instances == 1 else f"{last.instances} instances"
@@ -65,8 +58,7 @@ def _progress(
         return f"{lines} left, all of them at engines."
     text = f"{lines} left"
     if len(parts) > 1:
-        slowest = next(model for model, one in outlooks.items() if one is last)
-        text += f" of {len(parts)} models, {slowest} the last of them"
+        text += f" of {len(parts)} models, {last.model} the last of them"
     return f"{text}; {where} start {last.lines_per_s:.3g} lines/s together."
 
 

@@ -7,20 +7,20 @@ apart for each stage of a batch: before any line has ended, and with the first t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 
 from qlm_core.grouping import BatchKey, RequestGroup
 from qlm_core.manager.bulks import Bulk, Bulks
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import TellGateway
 from qlm_core.manager.finish_words import explained, unserved
-from qlm_core.manager.finishing import Forecaster, Outlook, Work
+from qlm_core.manager.finishing import Forecaster
 from qlm_core.manager.fleet import Agent
+from qlm_core.manager.reckoning import Outlook, Work
 from qlm_core.manager.timeline import Timeline
 from qlm_core.messages import BulkEstimate
-from qlm_core.model import AgentId, GroupId
-from qlm_core.rwt.calibration import Calibration, Coverage
-from qlm_core.rwt.waits import Wait
+from qlm_core.model import AgentId, GroupId, ModelName
+from qlm_core.rwt.foretold import Record, Slowness
 
 FIRST_LOOK_S = 0.05
 """The parts of a batch of several models are told one after the other."""
@@ -29,8 +29,18 @@ LOOK_S_MIN, LOOK_S_MAX = 1.0, 60.0
 LOOK_SHARE = 0.02
 """A finish time is looked at again after such a share of the time that is left."""
 
+BEGUN_LINES = 10
+"""How many lines have ended before it is seen how fast they do."""
+
+PACE_LINES, PACE_STEP = 50.0, 0.3
+"""How many lines of a batch tell as much as nothing, and how far one batch moves what is taken to be usual."""
+
 NOTABLE_S, NOTABLE_SHARE = 1.0, 0.05
 LOOKS_AT_ONCE = 16
+
+Quantiles = tuple[float, float]
+FIRST_RECORDS = ((0.35, 1.05), (0.2, 1.1), (0.1, 1.0), (0.0, 1.0))
+"""How far finish times were off in each stage on simulated beds, which counts until enough batches have ended here."""
 
 STAGES = (0.0, 1 / 3, 2 / 3, 1.0)
 """Up to so much of a batch is done in each."""
@@ -42,30 +52,57 @@ class Known:
     Attributes:
         order: the last word. at_s: when it was given.
         next_s: when it is looked at again.
-        waits: by stage, what was said when that began.
+        stages: when each began, with p50 and p90 as foretold then, and as told.
         cut: whether lines did not end by themselves.
+        due_s: when the window is over.
     """
 
-    __slots__ = ("at_s", "cut", "next_s", "order", "waits")
+    __slots__ = ("at_s", "cut", "due_s", "next_s", "order", "paces", "stages")
 
     def __init__(self, next_s: float) -> None:
         self.order: BulkEstimate | None = None
         self.at_s = 0.0
         self.cut = False
+        self.due_s = inf
+        self.paces: dict[ModelName, _Pace] = {}
         self.next_s = next_s
-        self.waits: dict[int, Wait] = {}
+        self.stages: dict[int, tuple[float, Quantiles, Quantiles]] = {}
+
+
+class _Pace:
+    """How fast the lines of one model end.
+
+    Attributes:
+        last: when that was noted last, lines that had ended, and lines a second that should end from then on.
+    """
+
+    __slots__ = ("last", "slowness")
+
+    def __init__(self, slowness: Slowness) -> None:
+        self.slowness = slowness
+        self.last: tuple[float, int, float] | None = None
+
+    def note(self, bulk: Bulk, outlook: Outlook | None, now_s: float) -> None:
+        """Compare what ended since the last time with what should have, and note what should from now on."""
+        if self.last is not None:
+            at_s, ended, per_s = self.last
+            due = per_s * (now_s - at_s) * self.slowness.value
+            self.slowness.observe(done=bulk.ended - ended, due=due)
+        steady = outlook is not None and outlook.going and bulk.ended >= BEGUN_LINES
+        self.last = (now_s, bulk.ended, outlook.lines_per_s) if steady and outlook else None
 
 
 class Finishes:
     """Finish times of all batches."""
 
-    __slots__ = ("_bulks", "_calibrations", "_forecaster", "_known", "_next_s")
+    __slots__ = ("_bulks", "_estimators", "_known", "_next_s", "_records", "_usual")
 
     def __init__(self, estimators: Estimators, bulks: Bulks):
         self._bulks = bulks
-        self._forecaster = Forecaster(estimators)
+        self._estimators = estimators
+        self._usual: dict[ModelName, float] = {}
         self._known: dict[BatchKey, Known] = {}
-        self._calibrations = tuple(Calibration(first=(0.0, 0.0, 0.0)) for _ in STAGES)
+        self._records = tuple(Record(shift=shift, width=width) for shift, width in FIRST_RECORDS)
         self._next_s = inf
 
     @property
@@ -74,9 +111,9 @@ class Finishes:
         return self._next_s
 
     @property
-    def coverage(self) -> tuple[Coverage, ...]:
-        """How often the quantiles held, by stage."""
-        return tuple(one.counts for one in self._calibrations)
+    def records(self) -> tuple[Record, ...]:
+        """How well finish times were foretold, by stage."""
+        return self._records
 
     def of(self, batch: BatchKey) -> BulkEstimate | None:
         """What was said last of a batch."""
@@ -102,11 +139,15 @@ class Finishes:
 
     def _learn(self, known: Known, now_s: float) -> None:
         """A batch is over: see how well its finish was foretold. Of one that was cut short that will never be known."""
-        for stage, wait in known.waits.items():
-            if known.cut:
-                self._calibrations[stage].forget(wait)
-            else:
-                self._calibrations[stage].observe(wait, now_s - wait.told_at_s)
+        for stage, (at_s, foretold, told) in known.stages.items():
+            # Of one that ran out of time it is known that it would have taken longer.
+            if not known.cut or (now_s >= known.due_s and now_s - at_s > told[0]):
+                self._records[stage].observe(foretold, told, now_s - at_s)
+        for model, pace in known.paces.items():
+            # As much of it as it is known from so many lines more than nothing.
+            share = pace.slowness.known / (pace.slowness.known + PACE_LINES)
+            before = self._usual.get(model, 0.0)
+            self._usual[model] = before + PACE_STEP * share * (log(pace.slowness.value) - before)
 
     def due(
         self,
@@ -125,21 +166,16 @@ class Finishes:
         late = [(known.next_s, key) for key, known in self._known.items() if known.next_s <= now_s]
         if late:
             parts = self._bulks.by_batch()
+            fleet = Forecaster(self._estimators, timeline, agents.values(), groups, now_s=now_s)
             for _, key in sorted(late)[:LOOKS_AT_ONCE]:
-                order = self._look(key, parts.get(key, []), agents, groups, timeline, now_s)
+                order = self._look(key, parts.get(key, []), fleet, now_s)
                 if order is not None:
                     orders.append(TellGateway(key[0], order))
         self._next_s = min([known.next_s for known in self._known.values()], default=inf)
         return orders
 
     def _look(
-        self,
-        batch: BatchKey,
-        parts: Sequence[Bulk],
-        agents: Mapping[AgentId, Agent],
-        groups: Mapping[GroupId, RequestGroup],
-        timeline: Timeline,
-        now_s: float,
+        self, batch: BatchKey, parts: Sequence[Bulk], fleet: Forecaster, now_s: float
     ) -> BulkEstimate | None:
         """Look at one batch; returns what is to be said, None if nothing has changed."""
         known = self._known[batch]
@@ -147,25 +183,25 @@ class Finishes:
             # All its lines are between two words of its gateway.
             known.next_s = now_s + LOOK_S_MIN
             return None
-        fleet = list(agents.values())
-        outlooks = {
-            one.key.model: self._forecaster.outlook(
-                self._work(one), fleet, groups, timeline, now_s=now_s
-            )
-            for one in parts
-        }
-        found = [one for one in outlooks.values() if one is not None]
-        left_s = min(one.due_s for one in parts) - now_s
-        if len(found) < len(parts):
-            missing = [model for model, one in outlooks.items() if one is None]
+        found = []
+        missing = []
+        for one in parts:
+            pace = self._pace(known, one)
+            outlook = fleet.outlook(self._work(one, pace.slowness.value))
+            pace.note(one, outlook, now_s)
+            if outlook is None:
+                missing.append(one.key.model)
+            else:
+                found.append(outlook)
+        if missing:
             known.next_s = now_s + LOOK_S_MIN
             order = BulkEstimate(batch[1], False, None, None, unserved(missing))
         else:
-            last = max(found, key=lambda one: one.wait.quantiles_s[1])
-            wait = self._calibrated(known, parts, found, now_s)
-            p50_s, p90_s = wait
+            known.due_s = min(one.due_s for one in parts)
+            left_s = known.due_s - now_s
+            p50_s, p90_s = self._calibrated(known, parts, found, now_s)
             feasible = verdict_s(p50_s, p90_s) <= left_s
-            words = explained(parts, outlooks, last, p50_s, p90_s, left_s, feasible=feasible)
+            words = explained(parts, found, p50_s, p90_s, left_s, feasible=feasible)
             order = BulkEstimate(batch[1], feasible, p50_s, p90_s, words)
             known.next_s = now_s + min(LOOK_S_MAX, max(LOOK_S_MIN, LOOK_SHARE * p50_s))
         if not _notable(known.order, order, now_s - known.at_s):
@@ -173,25 +209,26 @@ class Finishes:
         known.order, known.at_s = order, now_s
         return order
 
+    def _pace(self, known: Known, bulk: Bulk) -> _Pace:
+        model = bulk.key.model
+        found = known.paces.get(model)
+        if found is None:
+            usual = self._usual.get(model, 0.0)
+            found = known.paces[model] = _Pace(Slowness(exp(usual)))
+        return found
+
     def _calibrated(
         self, known: Known, parts: Sequence[Bulk], found: Sequence[Outlook], now_s: float
-    ) -> tuple[float, float]:
-        quantiles = [
-            max(level) for level in zip(*[one.wait.quantiles_s for one in found], strict=True)
-        ]
-        p50_s, p90_s, p99_s = quantiles
-        wait = Wait(p50_s, (p50_s, p90_s, p99_s))
+    ) -> Quantiles:
+        foretold = max([one.p50_s for one in found]), max([one.p90_s for one in found])
         done = sum(one.ended for one in parts)
         share = done / max(1, done + sum(one.left for one in parts))
         stage = next(number for number, most in enumerate(STAGES) if share <= most)
-        if stage not in known.waits:
-            known.waits[stage] = wait
-            told = self._calibrations[stage].give(wait, now_s=now_s)
-        else:
-            told = self._calibrations[stage].estimate(wait)
-        return told.p50_s, told.p90_s
+        told = self._records[stage].told(*foretold)
+        known.stages.setdefault(stage, (now_s, foretold, told))
+        return told
 
-    def _work(self, bulk: Bulk) -> Work:
+    def _work(self, bulk: Bulk, slowness: float) -> Work:
         together = self._bulks.released_by_turns(bulk)
         before = [one for one in together if (one.due_s, one.number) < (bulk.due_s, bulk.number)]
         return Work(
@@ -199,7 +236,8 @@ class Finishes:
             waiting=bulk.waiting,
             running=bulk.held,
             together=tuple(one.key for one in together),
-            before=tuple((one.key, one.waiting) for one in before),
+            before=tuple((one.key, one.waiting) for one in before if one.waiting),
+            slowness=slowness,
         )
 
 

@@ -344,7 +344,9 @@ class Manager:
         if held is None:
             return
         self.counts["ended"] += 1
-        if phase is Phase.FINISHED:
+        if phase is Phase.FINISHED and held.request.batch:
+            self.bulks.finished(held.request, output_tokens, held.seen, held.agent)
+        elif phase is Phase.FINISHED:
             self.estimators.finished(held.request, output_tokens, held.seen)
         self._forget(id, phase)
 
@@ -412,6 +414,7 @@ class Manager:
                 self._empty_queue(agent)
         self.timeline.stale(id)
         self.book.produced(state.running, self.estimators)
+        self.bulks.reported(id)
         if state.awake_model is not None and state.awake_model in agent.profiles:
             self.estimators.reported(agent.gpu, agent.profiles[state.awake_model], state)
 
@@ -440,6 +443,7 @@ class Manager:
             if agent.connected:
                 effects.append(PartAgent(agent.id, SILENT))
             self._publisher.forget(agent.id)
+            self.bulks.reported(agent.id)
             self.timeline.stale(agent.id)
         if gone:
             self._fleet_changed()

@@ -1,54 +1,75 @@
 """What is known of the lines of one batch: their prompts, their limit, and how long their outputs are.
 
 Lines of a batch are alike, and like nothing else: of one, all outputs are a word, of another, pages. So lengths are learned for
-each batch, as those of earlier batches stretched by a factor that nobody knows. How likely each factor is follows from how far
-batches lay apart until now and from all that the lines have produced, ended or not. That tells how far a mean can be trusted: no
-number of lines helps before some have run.
+each batch, from a distribution on whose scale nobody knows. How likely each scale is follows from how far batches lay apart until now
+and from all that the lines have produced, ended or not. That tells how far a mean can be trusted: no number of lines helps before
+some have run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import exp, log, sqrt
 
-from qlm_core.rwt.lengths import LengthModel, stretched
+from qlm_core.rwt.lengths import LengthModel, weibull_prior
 from qlm_core.rwt.rates import RecentMean
 
-_APART = 1.1
+_APART = 1.3
 _APART_BATCHES = 4
 _APART_MIN = 0.3
 _APART_MAX = 3.0
-_STEP = 0.4
-_STEPS = 8
-"""Factors lie from exp(-3.2) to exp(3.2)."""
 
-_TEMPER = 0.3
-"""A likelihood of many lines is worth so much less: lengths are no stretched copy of others'."""
+_SCALES = tuple(4.0 * exp(0.4 * step) for step in range(23))
+"""Means that lengths may have, in tokens: up to some ten thousand."""
+
+_SHAPES = (0.8, 1.2, 2.2)
+"""Of Weibull distributions: conversations lie near the first, answers of a given form near the last."""
+
+_SCALE_LINES = 2.5
+"""Scale and shape are known from so many lines at most: where some ended says little of how long others may be."""
 
 _UNLIKELY = 0.004
+_UNLIMITED = 1 << 20
+
+
+@lru_cache(maxsize=len(_SCALES) * len(_SHAPES))
+def _prior(mean_tokens: float, shape: float) -> tuple[float, ...]:
+    return weibull_prior(mean_tokens, shape)
 
 
 class BatchesApart:
-    """How far the mean output of a batch lies from what was expected before it began: a standard deviation of its logarithm."""
+    """How far the mean outputs of batches lie from what is usual for their class, as logarithms: on average, and apart.
 
-    __slots__ = ("_squares", "_weight")
+    What is usual counts as much as some batches that were just so.
+    """
+
+    __slots__ = ("_batches", "_squares", "_sum")
 
     def __init__(self) -> None:
-        self._weight = float(_APART_BATCHES)
+        self._batches = _APART_BATCHES
+        self._sum = 0.0
         self._squares = _APART_BATCHES * _APART**2
 
-    def observe(self, *, expected_tokens: float, mean_tokens: float) -> None:
+    def observe(self, *, usual_tokens: float, mean_tokens: float) -> None:
         """Learn from a batch that is over."""
-        apart = log(max(1.0, mean_tokens) / max(1.0, expected_tokens))
-        self._squares += min(_APART_MAX, abs(apart)) ** 2
-        self._weight += 1.0
+        apart = log(max(1.0, mean_tokens) / max(1.0, usual_tokens))
+        apart = min(_APART_MAX, max(-_APART_MAX, apart))
+        self._batches += 1
+        self._sum += apart
+        self._squares += apart**2
 
     @property
-    def value(self) -> float:
-        """The standard deviation."""
-        return max(_APART_MIN, sqrt(self._squares / self._weight))
+    def mean(self) -> float:
+        """By how much the next one lies apart, on average."""
+        return self._sum / self._batches
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of that."""
+        return max(_APART_MIN, sqrt(self._squares / self._batches - self.mean**2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +84,8 @@ class BatchLengths:
     """The lines of one batch and model.
 
     Args:
-        prior: hazards of earlier batches.
-        apart: how far batches lie apart.
+        usual: hazards of the class.
+        apart: how far its batches lie apart.
 
     Attributes:
         prompt_tokens: mean of those that wait, or of those that came where nothing was said.
@@ -74,21 +95,22 @@ class BatchLengths:
 
     __slots__ = (
         "_apart",
-        "_expected_tokens",
-        "_prior",
+        "_mean_tokens",
         "_prompts",
+        "_usual",
         "lengths",
         "limit_tokens",
         "prompt_tokens",
     )
 
-    def __init__(self, prior: tuple[float, ...], apart: BatchesApart, *, history: int):
+    def __init__(self, usual: tuple[float, ...], apart: BatchesApart, *, history: int):
+        self._usual = LengthModel(prior=usual, history=history)
+        self._mean_tokens = exp(apart.mean) * self._usual.moments(_UNLIMITED)[0]
+        prior = weibull_prior(self._mean_tokens, _SHAPES[1])
         self.lengths = LengthModel(prior=prior, history=history)
         self.prompt_tokens = 0.0
         self.limit_tokens = 1
-        self._prior = prior
         self._apart = apart
-        self._expected_tokens = 0.0
         self._prompts: RecentMean | None = RecentMean(prior=0.0, history=history)
 
     def told(self, *, prompt_tokens: float, limit_tokens: int) -> None:
@@ -106,13 +128,12 @@ class BatchLengths:
 
     def _limit(self, tokens: int) -> None:
         self.limit_tokens = max(1, tokens)
-        if not self.lengths.ended:
-            self._expected_tokens = self.mean_tokens
 
     def over(self) -> None:
         """The batch is over: learn how far it was from what was expected of it."""
         if self.lengths.ended >= _APART_BATCHES:
-            self._apart.observe(expected_tokens=self._expected_tokens, mean_tokens=self.mean_tokens)
+            usual_tokens = self._usual.moments(self.limit_tokens)[0]
+            self._apart.observe(usual_tokens=usual_tokens, mean_tokens=self.mean_tokens)
 
     @property
     def mean_tokens(self) -> float:
@@ -120,29 +141,36 @@ class BatchLengths:
         return self.lengths.moments(self.limit_tokens)[0]
 
     def guesses(self) -> list[Guess]:
-        """What lengths may be, shortest first; the likeliest is what they are taken for from now on."""
-        apart = self._apart.value
-        factors = [_STEP * step for step in range(-_STEPS, _STEPS + 1)]
-        priors = [stretched(self._prior, exp(factor)) for factor in factors]
+        """What lengths may be; the likeliest scale is what they are taken for from now on."""
+        apart, usual = self._apart.deviation, log(self._mean_tokens)
+        counts = min(1.0, _SCALE_LINES / max(1.0, self.lengths.ended))
+        priors = [(scale, _prior(scale, shape)) for scale in _SCALES for shape in _SHAPES]
         worth = [
-            -0.5 * (factor / apart) ** 2 + _TEMPER * self.lengths.likelihood(prior)
-            for factor, prior in zip(factors, priors, strict=True)
+            -0.5 * ((log(scale) - usual) / apart) ** 2 + counts * self.lengths.likelihood(prior)
+            for scale, prior in priors
         ]
         most = max(worth)
         weights = [exp(one - most) for one in worth]
         total = sum(weights)
         found = [
             Guess(self.lengths.under(prior), weight / total)
-            for prior, weight in zip(priors, weights, strict=True)
+            for (_, prior), weight in zip(priors, weights, strict=True)
             if weight > _UNLIKELY * total
         ]
-        self.lengths.lean_on(priors[_middle([weight / total for weight in weights])])
+        means = [one.lengths.moments(self.limit_tokens)[0] for one in found]
+        middle = weighted_middle(
+            [(mean, one.probability) for mean, one in zip(means, found, strict=True)]
+        )
+        self.lengths.lean_on(found[middle].lengths.prior)
         return found
 
 
-def _middle(weights: Sequence[float]) -> int:
-    """Where half of the weight is reached."""
-    return next(place for place, sum_ in enumerate(accumulate(weights)) if sum_ >= 0.5)
+def weighted_middle(values: Sequence[tuple[float, float]]) -> int:
+    """The place of the value below which half of the weight is, of (value, weight)."""
+    places = sorted(range(len(values)), key=lambda place: values[place])
+    half = 0.5 * sum(weight for _, weight in values)
+    sums = accumulate(values[place][1] for place in places)
+    return next(place for place, sum_ in zip(places, sums, strict=True) if sum_ >= half)
 
 
 def weighted_quantile(values: Sequence[tuple[float, float]], share: float) -> float:

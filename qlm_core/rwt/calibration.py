@@ -81,15 +81,11 @@ class Calibration:
     """Learns by what factor each quantile of one class's waits has to be moved, from realised waits.
 
     There is a factor for each order of magnitude of the wait, since short ones err otherwise than long ones.
-
-    Args:
-        first: logarithms of the factors at first.
     """
 
     __slots__ = (
         "_covered",
         "_deadlines",
-        "_first",
         "_flight",
         "_given",
         "_lucky",
@@ -112,8 +108,7 @@ class Calibration:
     # So many short waits at most are kept until their p50 is over; those that are due first count at once then.
     _LUCKY = 10_000
 
-    def __init__(self, first: _Levels = _FIRST) -> None:
-        self._first = first
+    def __init__(self) -> None:
         self._magnitudes: dict[int, _Shift] = {}
         self._undecided = [0] * _QUANTILES
         self._flight = [0.0] * _QUANTILES
@@ -204,7 +199,7 @@ class Calibration:
         if found is None:
             known = self._magnitudes
             nearest = min(known, key=lambda other: (abs(other - magnitude), other), default=None)
-            first = self._FIRST_SHORT if magnitude <= self._SHORT else self._first
+            first = self._FIRST_SHORT if magnitude <= self._SHORT else self._FIRST
             if nearest is None:
                 found = _Shift(first, None, 0.0)
             else:

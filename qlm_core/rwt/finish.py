@@ -8,8 +8,8 @@ as nine of ten times it will not; squares of what that does to the logarithm of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import exp, hypot, inf, log
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, hypot, inf, log, log1p
 from typing import NamedTuple
 
 from qlm_core.rwt.lengths import LengthModel
@@ -19,7 +19,8 @@ LEAST_S = 0.05
 TAKEN_MAX = 0.97
 """Of an instance's time, by requests that go first: with more than that, nothing would ever end."""
 
-_TURNS = 24
+_LOG_COARSE = log(1.3)
+_TURNS = 14
 
 
 class Server(NamedTuple):
@@ -60,32 +61,77 @@ def last_start_s(lines: float, servers: Sequence[Server]) -> float:
     return max(0.0, at_s + (lines - started) / rate)
 
 
+def coarse(produced_tokens: int) -> int:
+    """About as many tokens: outputs that are nearly alike are counted together."""
+    return round(1.3 ** round(log(produced_tokens) / _LOG_COARSE))
+
+
 def longest_left(lengths: LengthModel, limit_tokens: int, running: float, share: float) -> float:
     """Output tokens after which all of so many outputs in progress have ended with that probability.
 
     Met at a random moment, an output is a long one more often than not: what is left of it exceeds x with probability
     E[(L - x)+] / E[L].
     """
-    if running <= 0.0:
+    if running < 0.5:
         return 0.0
     mean = lengths.moments(limit_tokens)[0]
-    exceeded = min(1.0, -log(share) / max(1.0, running))
-    least, most = 0.0, float(limit_tokens)
+    exceeded = min(1.0, -log(share) / max(1.0, running)) * mean
+
+    def is_short(tokens: float) -> bool:
+        whole = round(tokens)
+        return mean - (lengths.moments(whole)[0] if whole else 0.0) > exceeded
+
+    return _least(is_short, limit_tokens)
+
+
+def longest_of(
+    lengths: LengthModel, limit_tokens: int, outputs: Mapping[int, int], share: float
+) -> float:
+    """The same of outputs of which it is known how far they are: so many by tokens produced, with 0 for those that begin."""
+    if not outputs:
+        return 0.0
+    bound = log(share)
+    known = [
+        (produced, count, max(1e-12, lengths.beyond(produced, limit_tokens)))
+        for produced, count in outputs.items()
+    ]
+
+    def is_short(tokens: float) -> bool:
+        total = 0.0
+        for produced, count, alive in known:
+            longer = lengths.beyond(produced + tokens, limit_tokens) / alive
+            if longer >= 1.0:
+                return True
+            total += count * log1p(-longer)
+        return total < bound
+
+    return _least(is_short, limit_tokens)
+
+
+def alive(
+    lengths: LengthModel, limit_tokens: int, outputs: Mapping[int, int], tokens: float
+) -> float:
+    """How many of these go on after so many more tokens."""
+    return sum(
+        [
+            count
+            * lengths.beyond(produced + tokens, limit_tokens)
+            / max(1e-12, lengths.beyond(produced, limit_tokens))
+            for produced, count in outputs.items()
+        ]
+    )
+
+
+def _least(is_short: Callable[[float], bool], most: float) -> float:
+    """The least number of tokens that is not short."""
+    least, most = 0.0, float(most)
     for _ in range(_TURNS):
         middle = 0.5 * (least + most)
-        beyond = mean - (lengths.moments(max(1, round(middle)))[0] if middle >= 1.0 else middle)
-        if beyond > exceeded * mean:
+        if is_short(middle):
             least = middle
         else:
             most = middle
     return most
-
-
-def longest_of(lengths: LengthModel, limit_tokens: int, fresh: float, share: float) -> float:
-    """The same of so many that begin."""
-    if fresh <= 0.0:
-        return 0.0
-    return lengths.quantile(share ** (1.0 / max(1.0, fresh)), limit_tokens)
 
 
 def spread(middle_s: float, varied_s: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
-from math import ceil, expm1, log
+from math import ceil, expm1, gamma, log
 
 _BIN_GROWTH = 1.15
 _BINNED_TOKENS = 1 << 16
@@ -107,6 +107,11 @@ class LengthModel:
             self._tokens = [count / self._unit for count in self._tokens]
             self._unit = 1.0
 
+    @property
+    def prior(self) -> tuple[float, ...]:
+        """Hazard in each bin before anything was seen, per token."""
+        return self._prior
+
     def lean_on(self, prior: tuple[float, ...]) -> None:
         """Take another prior from now on."""
         if prior != self._prior:
@@ -172,6 +177,16 @@ class LengthModel:
         """Output tokens to expect of a fresh request, at least 1."""
         return max(1, ceil(self.moments(max_tokens)[0]))
 
+    def beyond(self, tokens: float, max_tokens: int) -> float:
+        """Share of fresh requests, cut at `max_tokens`, that are longer than so many tokens."""
+        if tokens >= max_tokens:
+            return 0.0
+        self._below(0)
+        index = min(_BINS - 1, _bin_of(int(tokens) + 1))
+        part = (tokens + 1 - _STARTS[index]) / _WIDTHS[index]
+        low, high = self._mass[index], self._mass[index + 1]
+        return 1.0 - low - min(1.0, max(0.0, part)) * (high - low)
+
     def quantile(self, share: float, max_tokens: int) -> float:
         """Output tokens that this share of fresh requests, cut at `max_tokens`, does not exceed."""
         self._below(0)
@@ -196,10 +211,11 @@ def exponential_prior(mean_tokens: float) -> tuple[float, ...]:
     return (-expm1(-1.0 / mean_tokens),) * _BINS
 
 
-def stretched(hazards: tuple[float, ...], factor: float) -> tuple[float, ...]:
-    """The hazards of lengths that are so many times as long."""
-    found = []
-    for middle in _MIDDLES:
-        bin = _bin_of(max(1, min(_BINNED_TOKENS - 1, round(middle / factor))))
-        found.append(min(1.0, max(_HAZARD_MIN, hazards[bin] / factor)))
-    return tuple(found)
+def weibull_prior(mean_tokens: float, shape: float) -> tuple[float, ...]:
+    """The hazards of a Weibull distribution with that mean: below a shape of 1 long outputs go on for longer than short ones."""
+    scale = max(1.0, mean_tokens) / gamma(1.0 + 1.0 / shape)
+    sums = [((start - 1) / scale) ** shape for start in _STARTS]
+    return tuple(
+        min(1.0, max(_HAZARD_MIN, -expm1(-(after - before) / width)))
+        for (before, after), width in zip(pairwise(sums), _WIDTHS, strict=True)
+    )

@@ -1,8 +1,8 @@
 """Random beds with batches: requests that cannot wait beside files of lines, drawn from a seed, so that nobody can tune to them.
 
-What a batch asks for is drawn from what users have, lengths that nobody has told included: outputs of one batch may be a tenth,
-and those of the next ten times as long as was usual. Its window is between far too short and ample. Streams go on for as long
-as a batch is open.
+What a batch asks for is drawn from what users have, lengths that nobody has told included: outputs of most batches are half to
+twice as long as was usual, those of some a fifth or twenty times. A window is between far too short and ample. Streams go on
+for as long as a batch is open.
 """
 
 from __future__ import annotations
@@ -25,15 +25,24 @@ _LINES = (20, 900)
 _WORK_S = (15.0, 300.0)
 """What a batch would take if it had the fleet for itself."""
 
-_FIRST_S, _SPAN_S = 60.0, 600.0
-"""When the first batch comes at the earliest, and the last at the latest."""
+_FIRST_S = (60.0, 180.0)
+"""When the first batch comes."""
+
+_GAP, _GAP_S_MIN = 2.0, 30.0
+"""Mean time from one batch to the next, over what the first may take, and what it takes at least."""
 
 _LOAD = (0.05, 0.6)
 _LOAD_SWAPPING = (0.05, 0.3)
 """The same where instances are shared by models, and swaps take their time as well."""
 
-_OUTPUT_SCALE = (0.3, 3.0)
-_WINDOW = (0.3, 12.0)
+_RATE_RPS_MAX = 6.0
+"""Of all streams: more would only take longer to simulate."""
+
+_OUTPUT_SCALE = (0.5, 2.0)
+_AS_USUAL = 0.6
+"""How often a batch asks for what the bed's requests ask for, to its scale; the others ask for anything."""
+
+_WINDOW = (0.1, 50.0)
 """Completion windows over what the batch would take if it had the fleet for itself."""
 
 _USES: tuple[tuple[LengthsName, int], ...] = (
@@ -66,6 +75,7 @@ def draw_batch_bed(seed: int, index: int) -> DrawnBatchBed:
     fleet, models = _draw_fleet(rng)
     swaps = any(len(part["models"]) > 1 for part in fleet)
     load, kind = rng.uniform(*(_LOAD_SWAPPING if swaps else _LOAD)), rng.choice(_ARRIVALS)
+    usual = rng.choice(_USES[:4])
     run_seed = 1_000 * seed + index
     return DrawnBatchBed(
         seed=seed,
@@ -78,13 +88,14 @@ def draw_batch_bed(seed: int, index: int) -> DrawnBatchBed:
             "slo_classes": {
                 "interactive": {"ttft_s": _readable(_by_log(rng, 1.0, 20.0)), "weight": 4.0},
                 "lax": {"ttft_s": _readable(_by_log(rng, 120.0, 3600.0)), "weight": 2.0},
-                "batch": {"ttft_s": 86_400.0, "weight": 1.0},
+                "batch": {"ttft_s": 86_400.0, "e2e_s": 86_400.0, "weight": 1.0},
             },
             "solver": {"replan": {"min_interval_s": 0.5}},
+            "simulation": {"report_interval_s": 0.25},
             "workload": {
                 "kind": "streams",
-                "streams": _draw_streams(rng, fleet, models, kind, load),
-                "batches": _draw_batches(rng, fleet, models),
+                "streams": _draw_streams(rng, fleet, models, kind, load, usual),
+                "batches": _draw_batches(rng, fleet, models, load, usual),
             },
         },
     )
@@ -140,17 +151,22 @@ def _fleet_s(
 
 
 def _draw_streams(
-    rng: Random, fleet: list[dict[str, Any]], models: list[str], kind: str, load: float
+    rng: Random,
+    fleet: list[dict[str, Any]],
+    models: list[str],
+    kind: str,
+    load: float,
+    usual: tuple[LengthsName, int],
 ) -> list[dict[str, Any]]:
     # A model with requests that cannot wait has instances of its own; batches of another model come in between.
     models = models if all(len(part["models"]) == 1 for part in fleet) else models[:1]
     streams: list[dict[str, Any]] = []
     classes = [("interactive", 0.7), ("lax", 0.3)] if rng.random() < 0.4 else [("interactive", 1.0)]
     for name, share in classes:
-        lengths, most = rng.choice(_USES[:4])
+        lengths, most = usual
         for model in models:
             work_s = _fleet_s(fleet, model, lengths, 1.0, most)
-            rate_rps = load * share / work_s / len(models)
+            rate_rps = share * min(load / work_s, _RATE_RPS_MAX) / len(models)
             for begin_s, end_s, factor in _spans(rng, kind):
                 streams.append(
                     {
@@ -178,11 +194,16 @@ def _spans(rng: Random, kind: str) -> list[tuple[float, float, float]]:
 
 
 def _draw_batches(
-    rng: Random, fleet: list[dict[str, Any]], models: list[str]
+    rng: Random,
+    fleet: list[dict[str, Any]],
+    models: list[str],
+    load: float,
+    usual: tuple[LengthsName, int],
 ) -> list[dict[str, Any]]:
     batches = []
+    at_s = rng.uniform(*_FIRST_S)
     for _ in range(rng.randint(*_BATCHES)):
-        lengths, most = rng.choice(_USES)
+        lengths, most = usual if rng.random() < _AS_USUAL else rng.choice(_USES)
         scale = _readable(_by_log(rng, *_OUTPUT_SCALE))
         own = rng.sample(models, rng.randint(1, len(models)))
         line_s = sum(_fleet_s(fleet, one, lengths, scale, most) for one in own) / len(own)
@@ -195,11 +216,12 @@ def _draw_batches(
                 "lengths": lengths,
                 "output_scale": scale,
                 "max_tokens": most,
-                "submitted_s": round(rng.uniform(_FIRST_S, _SPAN_S), 1),
+                "submitted_s": round(at_s, 1),
                 "window_s": _readable(lines * line_s * _by_log(rng, *_WINDOW)),
             }
         )
-    return sorted(batches, key=lambda one: one["submitted_s"])
+        at_s += rng.expovariate(1.0 / _GAP) * max(_GAP_S_MIN, lines * line_s / (1.0 - load))
+    return batches
 
 
 def _by_log(rng: Random, least: float, most: float) -> float:

@@ -1,8 +1,8 @@
 """Batches as a kind of workload: what a file of so many lines asks for, and the gateway that releases its lines.
 
 A batch comes as a whole and is told to the solver as a whole. As in the service, of each model so many lines are released as
-wait for an engine at a time, of the batch that is due first, and whenever an agent takes one the next follows. Nothing is
-dropped when a window is over: a run is to show when a batch would have ended.
+wait for an engine at a time, of the batch that is due first, and whenever an agent takes one the next follows. What is left when
+a window is over is dropped.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class BatchRun:
     """One batch of a run.
 
     Attributes:
-        ended_s: when its last line ended; infinite while one has not.
+        ended: lines that are over. dropped: those of them that were when the window was.
+        ended_s: when the last line ended by itself; infinite if none is to.
         told: in order of time.
     """
 
@@ -118,6 +119,7 @@ class BatchRun:
     submitted_s: float
     window_s: float
     ended: int = 0
+    dropped: int = 0
     ended_s: float = inf
     told: list[FinishTold] = field(default_factory=list)
 
@@ -153,7 +155,7 @@ class BatchDesk:
         batches: in the order in which they are numbered.
         waiting_max: of each model so many released lines wait for an engine at a time.
         slo_of: the targets of a line of a class with that window.
-        submit: makes a line a request and returns its id.
+        submit: makes a line a request and returns its id. cancel: has nobody want its answer any more.
         tell: tells the solver of a bulk.
     """
 
@@ -165,6 +167,7 @@ class BatchDesk:
         agenda: Agenda,
         waiting_max: int,
         submit: Callable[[WorkloadRequest, BatchId, Slo], RequestId],
+        cancel: Callable[[RequestId], None],
         tell: Callable[[BulkWaiting], None],
     ):
         self._batches = batches
@@ -172,6 +175,7 @@ class BatchDesk:
         self._agenda = agenda
         self._waiting_max = waiting_max
         self._submit = submit
+        self._cancel = cancel
         self._tell = tell
         self.runs = [BatchRun(one.lines, one.submitted_s, one.window_s) for one in batches]
         self._parts: dict[str, list[_Part]] = {}
@@ -205,7 +209,8 @@ class BatchDesk:
         number, _, _ = self._of_line.pop(id)
         run = self.runs[number]
         run.ended += 1
-        if run.ended == run.lines:
+        run.dropped += self._over(number)
+        if run.ended == run.lines and not run.dropped:
             run.ended_s = self._agenda.now_s
         return True
 
@@ -223,9 +228,28 @@ class BatchDesk:
             )
         )
 
+    # ------------------------------------------------------------------ the window
+
+    def _over(self, number: int) -> bool:
+        run = self.runs[number]
+        return self._agenda.now_s >= run.submitted_s + run.window_s
+
+    def _expire(self, number: int) -> None:
+        """Drop what is left of a batch."""
+        run = self.runs[number]
+        for model, parts in self._parts.items():
+            for part in [one for one in parts if one.batch == number]:
+                run.ended += part.left
+                run.dropped += part.left
+                parts.remove(part)
+                self._tell_left(number, model)
+        for id in [id for id, (of, _, _) in self._of_line.items() if of == number]:
+            self._cancel(id)
+
     # ------------------------------------------------------------------ release
 
     def _come(self, number: int) -> None:
+        self._agenda.after(self._batches[number].window_s, self._expire, number)
         parts: dict[str, _Part] = {}
         for line in draw_lines(self._batches[number], seed=f"{self._seed}/batch/{number}"):
             part = parts.setdefault(line.model, _Part(number))

@@ -18,6 +18,7 @@ from math import inf
 from qlm_core.executor import Event, Granted
 from qlm_core.ledger import (
     AgentConnected,
+    CancelAsked,
     EndRequest,
     EstimateCame,
     Grant,
@@ -43,7 +44,16 @@ from qlm_core.messages import (
     Revoked,
     ShedOrder,
 )
-from qlm_core.model import AgentId, BatchId, GatewayId, ModelName, RequestId, RequestMeta, Slo
+from qlm_core.model import (
+    AgentId,
+    BatchId,
+    GatewayId,
+    ModelName,
+    Phase,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
 from qlm_core.planning import Limits
 from qlm_core.planning.compiled import compiled_kernels
 from qlm_core.planning.search import search
@@ -122,6 +132,7 @@ class World:
             agenda=self._agenda,
             waiting_max=scenario.simulation.waiting_lines_max,
             submit=self._submit_line,
+            cancel=self._cancel_line,
             tell=self._tell_bulk,
         )
         self.record.batches = self._desk.runs
@@ -231,6 +242,9 @@ class World:
         self._agenda.after(0.0, self.tell_ledger, submitted)
         return meta.id
 
+    def _cancel_line(self, id: RequestId) -> None:
+        self._agenda.after(0.0, self.tell_ledger, CancelAsked(id))
+
     def _tell_bulk(self, fact: BulkWaiting) -> None:
         self._agenda.after(self._link_s, self.tell_solver, manager.GatewaySaid(GATEWAY, fact))
 
@@ -264,7 +278,9 @@ class World:
                     case EndRequest(id, record, _):
                         self._note("end", id, record.phase.value, record.output_tokens)
                         self.record.end(int(id[1:]), record, self._agenda.now_s)
-                        self._requests.pop(id, None)
+                        # One that was cancelled may be on its way to an agent.
+                        if record.phase is not Phase.CANCELLED:
+                            self._requests.pop(id, None)
                         self._desk.ended(id)
                     case _:
                         pass
