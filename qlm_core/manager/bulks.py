@@ -9,13 +9,14 @@ A bulk lasts until none of its lines is left or open. What was learned of it out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, inf
 
 from qlm_core.grouping import BatchKey, Grouper, GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent, Roster
+from qlm_core.manager.timeline import Timeline
 from qlm_core.messages import BulkWaiting
 from qlm_core.model import AgentId, GatewayId, GroupId, ModelName, Phase, RequestMeta, Slo
 
@@ -29,7 +30,6 @@ SOON_S = 20.0
 _PLACES_LIFE_S = 1.0
 
 BulkKey = tuple[BatchKey, ModelName]
-StartInS = Callable[[Agent], Mapping[GroupId, float]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,9 +40,8 @@ class Bulk:
         due_s: when the completion window is over.
         groups: where lines are planned that are no requests yet.
         open: lines that are requests.
-        held: those of them that agents hold.
+        at_hand: those of them that no agent holds.
         ended: lines that ended while this solver knew of them.
-        begun_s: when an agent held a line for the first time; infinite before.
         number: in the order in which bulks came.
         cut: whether lines were taken out before they had ended by themselves.
     """
@@ -54,9 +53,8 @@ class Bulk:
     due_s: float
     groups: dict[GroupId, RequestGroup] = field(default_factory=dict)
     open: int = 0
-    held: int = 0
+    at_hand: int = 0
     ended: int = 0
-    begun_s: float = inf
     cut: bool = False
     places: list[RequestGroup] = field(default_factory=list)
     places_until_s: float = -inf
@@ -70,7 +68,12 @@ class Bulk:
     @property
     def waiting(self) -> int:
         """Lines that no agent holds."""
-        return self.unreleased + self.open - self.held
+        return self.unreleased + self.at_hand
+
+    @property
+    def held(self) -> int:
+        """Lines that an agent holds."""
+        return self.open - self.at_hand
 
     @property
     def left(self) -> int:
@@ -82,6 +85,7 @@ class Bulks:
     """All bulks, by batch and model.
 
     Args:
+        groups, agents: the Manager's; only looked at here.
         batches_max: bulks beyond so many are not planned with before their lines are released.
 
     Attributes:
@@ -90,19 +94,32 @@ class Bulks:
     """
 
     __slots__ = (
+        "_agents",
         "_announcing",
         "_bulks",
         "_ends",
         "_estimators",
+        "_groups",
         "_max",
         "_numbers",
+        "_timeline",
         "new",
         "over",
         "refused",
     )
 
-    def __init__(self, estimators: Estimators, *, batches_max: int):
+    def __init__(
+        self,
+        estimators: Estimators,
+        timeline: Timeline,
+        groups: Mapping[GroupId, RequestGroup],
+        agents: Mapping[AgentId, Agent],
+        batches_max: int,
+    ):
         self._estimators = estimators
+        self._timeline = timeline
+        self._groups = groups
+        self._agents = agents
         self._max = batches_max
         self._bulks: dict[BulkKey, Bulk] = {}
         self._announcing: dict[GatewayId, None] = {}
@@ -195,16 +212,8 @@ class Bulks:
 
     # ------------------------------------------------------------------ lines that are requests
 
-    def arrived(
-        self,
-        request: RequestMeta,
-        agents: Mapping[AgentId, Agent],
-        start_in_s: StartInS,
-        *,
-        epoch: int,
-        now_s: float,
-    ) -> RequestGroup | None:
-        """A line is a request now; returns the group that it joins, None where the bulk has no line left to be released."""
+    def arrived(self, request: RequestMeta, *, epoch: int, now_s: float) -> RequestGroup | None:
+        """A line is a request now; returns the group that it has joined, None where the bulk has none left to be released."""
         key = (request.gateway, request.batch), request.model
         bulk = self._bulks.get(key)
         if bulk is None:
@@ -214,7 +223,7 @@ class Bulks:
         bulk.open += 1
         stale = now_s >= bulk.places_until_s or epoch != bulk.places_epoch
         if stale or not any(group.unreleased for group in bulk.places):
-            bulk.places = _first_wanted(bulk, agents, start_in_s)
+            bulk.places = self._first_wanted(bulk, now_s)
             bulk.places_until_s, bulk.places_epoch = now_s + _PLACES_LIFE_S, epoch
         wanting = [group for group in bulk.places if group.unreleased]
         group = min(wanting, key=lambda one: one.released, default=None)
@@ -222,29 +231,26 @@ class Bulks:
             group.unreleased -= 1
             if not group.unreleased:
                 del bulk.groups[group.id]
+            group.add(request)
         return group
 
-    def pulled(self, request: RequestMeta, now_s: float) -> None:
-        """An agent holds a line."""
+    def count(self, request: RequestMeta, more: int) -> None:
+        """A line waits for an agent (1), or does not any more (-1)."""
         bulk = self._bulks.get(((request.gateway, request.batch), request.model))
         if bulk is not None:
-            bulk.held += 1
-            bulk.begun_s = min(bulk.begun_s, now_s)
-
-    def returned(self, request: RequestMeta) -> None:
-        """A line that an agent held waits again."""
-        bulk = self._bulks.get(((request.gateway, request.batch), request.model))
-        if bulk is not None:
-            bulk.held -= 1
+            bulk.at_hand += more
 
     def finished(
         self, request: RequestMeta, output_tokens: int, seen: int, agent: AgentId | None
     ) -> None:
-        """A line has come to its end.
+        """Learn that a request has come to its end.
 
-        That is learned when its agent has reported next, as how far the others have come is: learned at once, it would make
-        outputs look short of which those alone are known that have ended.
+        Of a line that is learned when its agent has reported next, as how far the others have come is: learned at once, it
+        would make outputs look short of which those alone are known that have ended.
         """
+        if not request.batch:
+            self._estimators.finished(request, output_tokens, seen)
+            return
         self._ends.setdefault(agent, []).append((request, output_tokens, seen))
 
     def reported(self, agent: AgentId | None) -> None:
@@ -253,16 +259,32 @@ class Bulks:
             if ((request.gateway, request.batch), request.model) in self._bulks:
                 self._estimators.finished(request, output_tokens, seen)
 
-    def ended(self, request: RequestMeta, phase: Phase | None, *, held: bool) -> None:
-        """A line, held by an agent or not, is a request no more; without a phase it is only forgotten."""
+    def ended(self, request: RequestMeta, phase: Phase | None) -> None:
+        """A line is a request no more; without a phase it is only forgotten."""
         key = (request.gateway, request.batch), request.model
         bulk = self._bulks.get(key)
         if bulk is not None:
             bulk.open -= 1
-            bulk.held -= held
             bulk.ended += phase is not None
             bulk.cut |= phase in (Phase.CANCELLED, Phase.SHED)
             self._close_if_over(key, bulk)
+
+    def _first_wanted(self, bulk: Bulk, now_s: float) -> list[RequestGroup]:
+        """Of each queue the first group of a bulk that has lines left, if it starts about when the first of them does."""
+        firsts: list[tuple[float, RequestGroup]] = []
+        for home in {group.home: None for group in bulk.groups.values()}:
+            agent = self._agents.get(home) if home is not None else None
+            if agent is None:
+                continue
+            first = next((id for id in agent.queue if id in bulk.groups), None)
+            if first is not None:
+                starts = self._timeline.start_in_s(agent, self._groups, now_s)
+                firsts.append((starts.get(first, inf), bulk.groups[first]))
+        if not firsts:
+            # Nobody serves them yet.
+            return list(bulk.groups.values())
+        soonest_s = max(0.0, min(start_s for start_s, _ in firsts))
+        return [group for start_s, group in firsts if start_s <= soonest_s + SOON_S]
 
     # ------------------------------------------------------------------ gateways
 
@@ -299,25 +321,6 @@ class Bulks:
             self._estimators.batch_over(model, batch)
 
 
-def _first_wanted(
-    bulk: Bulk, agents: Mapping[AgentId, Agent], start_in_s: StartInS
-) -> list[RequestGroup]:
-    """Of each queue the first group of a bulk that has lines left, if it starts about when the first of them does."""
-    firsts: list[tuple[float, RequestGroup]] = []
-    for home in {group.home: None for group in bulk.groups.values()}:
-        agent = agents.get(home) if home is not None else None
-        first = (
-            None if agent is None else next((id for id in agent.queue if id in bulk.groups), None)
-        )
-        if agent is not None and first is not None:
-            firsts.append((start_in_s(agent).get(first, inf), bulk.groups[first]))
-    if not firsts:
-        # Nobody serves them yet.
-        return list(bulk.groups.values())
-    soonest_s = max(0.0, min(start_s for start_s, _ in firsts))
-    return [group for start_s, group in firsts if start_s <= soonest_s + SOON_S]
-
-
 def _shrink(bulk: Bulk, less: int) -> list[RequestGroup]:
     """Take so many lines out of a bulk, from its largest groups on; returns the groups that have changed."""
     changed = []
@@ -331,8 +334,3 @@ def _shrink(bulk: Bulk, less: int) -> list[RequestGroup]:
         if not group.unreleased:
             del bulk.groups[group.id]
     return changed
-
-
-def emptied(groups: Iterable[RequestGroup]) -> list[RequestGroup]:
-    """Those in which nothing waits any more."""
-    return [group for group in groups if not group.waiting]

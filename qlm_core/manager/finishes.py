@@ -7,7 +7,7 @@ apart for each stage of a batch: before any line has ended, and with the first t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, inf, log, sqrt
+from math import exp, inf, log
 
 from qlm_core.grouping import BatchKey, RequestGroup
 from qlm_core.manager.bulks import Bulk, Bulks
@@ -39,7 +39,8 @@ NOTABLE_S, NOTABLE_SHARE = 1.0, 0.05
 LOOKS_AT_ONCE = 16
 
 Quantiles = tuple[float, float]
-FIRST_RECORDS = ((0.35, 1.05), (0.2, 1.1), (0.1, 1.0), (0.0, 1.0))
+VERDICT = 0.15
+FIRST_RECORDS = ((0.35, 0.95), (0.2, 0.95), (0.1, 1.0), (0.0, 1.0))
 """How far finish times were off in each stage on simulated beds, which counts until enough batches have ended here."""
 
 STAGES = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -242,8 +243,8 @@ class Finishes:
 
 
 def verdict_s(p50_s: float, p90_s: float) -> float:
-    """The finish time by which a batch is called feasible or not: between p50 and p90, where either error is as rare."""
-    return sqrt(p50_s * p90_s)
+    """The finish time by which a batch is called feasible or not: a little after p50, where both errors together are rarest."""
+    return p50_s * (p90_s / p50_s) ** VERDICT if p50_s else 0.0
 
 
 def _notable(before: BulkEstimate | None, now: BulkEstimate, elapsed_s: float) -> bool:

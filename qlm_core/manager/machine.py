@@ -51,6 +51,7 @@ from qlm_core.manager.publishing import SETTLE_S, Publisher
 from qlm_core.manager.requests import Book, Held
 from qlm_core.manager.sizing import GroupSizes
 from qlm_core.manager.timeline import Timeline
+from qlm_core.manager.waits import learn_wait, tell_wait
 from qlm_core.messages import (
     AgentHello,
     AnnounceDone,
@@ -93,7 +94,6 @@ class Manager:
     def __init__(self, config: SolverConfig, classes: tuple[SloClass, ...], *, now_s: float):
         self.config = config
         self.estimators = Estimators(config.rwt)
-        self.book = Book()
         self.groups: dict[GroupId, RequestGroup] = {}
         self.agents: dict[AgentId, Agent] = {}
         self.gateways: dict[GatewayId, str] = {}
@@ -115,7 +115,9 @@ class Manager:
             expected=self.estimators.expected_output,
             now_s=now_s,
         )
-        self.bulks = Bulks(self.estimators, batches_max=config.limits.batches_max)
+        most = config.limits.batches_max
+        self.bulks = Bulks(self.estimators, self.timeline, self.groups, self.agents, most)
+        self.book = Book(self.bulks)
         self.finishes = Finishes(self.estimators, self.bulks)
         self._sizes = GroupSizes(self.estimators, config.grouping)
         self._roster = Roster(())
@@ -200,7 +202,9 @@ class Manager:
             case Pulled(id, agent):
                 self._pulled(id, agent)
             case FirstToken(id, ttft_s):
-                self._first_token(id, ttft_s)
+                held = self.book.get(id)
+                if held is not None:
+                    learn_wait(held, self.estimators, ttft_s=ttft_s)
             case Ended(id, phase, _, output_tokens):
                 self._ended(id, phase, output_tokens)
             case Returned(id, produced_tokens):
@@ -216,32 +220,17 @@ class Manager:
             return
         self.counts["arrived"] += 1
         self.estimators.arrived(request)
-        group, new = self._group_for(request)
+        now_s = self._now_s
+        line = self.bulks.arrived(request, epoch=self.epoch, now_s=now_s) if request.batch else None
+        size = 0 if line is not None else self._group_size(GroupKey.of(request))
+        group, new = (line, False) if line else self._grouper.place(request, size_max=size)
         held = self.book.add(request, group)
         if new:
             self.groups[group.id] = group
-        if group.home is None:
-            self._unplaced[group.id] = None
-            self._place()
-        else:
-            self._reach(group, request, effects)
+        self._reach(group, request, effects)
         # Of thousands announced again it would take most of the time, for nobody; of a line nobody asks.
         if not estimated and not request.batch:
             effects += self._estimate(held)
-
-    def _group_for(self, request: RequestMeta) -> tuple[RequestGroup, bool]:
-        """The group that a new request joins, and whether that is new."""
-        if request.batch:
-            group = self.bulks.arrived(
-                request, self.agents, self._start_in_s, epoch=self.epoch, now_s=self._now_s
-            )
-            if group is not None:
-                group.add(request)
-                return group, False
-        return self._grouper.place(request, size_max=self._group_size(GroupKey.of(request)))
-
-    def _start_in_s(self, agent: Agent) -> dict[GroupId, float]:
-        return self.timeline.start_in_s(agent, self.groups, self._now_s)
 
     def _lines_changed(self, changed: list[RequestGroup]) -> None:
         """More or fewer lines wait that are no requests yet."""
@@ -250,9 +239,8 @@ class Manager:
             if home is not None:
                 self.timeline.stale(home.id)
                 self._leave_queue(group, home)
-            if group.empty:
-                self._close_if_empty(group)
-            elif group.id not in self.groups:
+            self._close_if_empty(group)
+            if group.id not in self.groups and not group.empty:
                 self.groups[group.id] = group
                 self._unplaced[group.id] = None
         if changed:
@@ -268,25 +256,20 @@ class Manager:
         effects += self._publisher.reach(agent, group, request, self.epoch)
 
     def _estimate(self, held: Held) -> list[Effect]:
-        """What the gateway is told of a new request's wait: an estimate, and to shed it where that is too long."""
-        request, now_s = held.request, self._now_s
-        wait = self.timeline.wait(request, held.group, self.agents, self.groups, now_s)
-        if wait is None:
-            return []
-        held.wait = wait
-        estimate = self.estimators.give(request, wait, now_s=now_s)
-        self.planner.predicted(request, estimate, now_s=now_s)
-        orders = self._lateness.at_arrival(request, estimate, now_s=now_s)
-        self.counts["shed"] += len(orders) - 1
-        return [TellGateway(request.gateway, order) for order in orders]
+        now_s, known = self._now_s, self.estimators
+        estimate, orders = tell_wait(
+            held, self.timeline, known, self._lateness, self.agents, self.groups, now_s=now_s
+        )
+        if estimate is not None:
+            self.planner.predicted(held.request, estimate, now_s=now_s)
+            self.counts["shed"] += len(orders) - 1
+        return [TellGateway(held.request.gateway, order) for order in orders]
 
     def _pulled(self, id: RequestId, agent: AgentId) -> None:
         held = self.book.get(id)
         if held is None:
             return
         held.group.pull(id, agent)
-        if held.request.batch and held.agent is None:
-            self.bulks.pulled(held.request, self._now_s)
         self._leave_window(held, id)
         self.book.pulled(held, agent, self.agents)
 
@@ -311,21 +294,11 @@ class Manager:
             self.timeline.stale(home.id)
             self.planner.changed()
 
-    def _first_token(self, id: RequestId, ttft_s: float) -> None:
-        held = self.book.get(id)
-        if held is None or held.wait is None:
-            return
-        realised_s = held.request.arrival_s + ttft_s - held.wait.told_at_s
-        self.estimators.realised(held.request, held.wait, max(0.0, realised_s))
-        held.wait = None
-
     def _returned(self, id: RequestId, produced_tokens: int) -> None:
         held = self.book.get(id)
         if held is None:
             return
         self.counts["returned"] += 1
-        if held.request.batch and held.agent is not None:
-            self.bulks.returned(held.request)
         self.book.released(held, self.agents)
         held.request = replace(held.request, produced_tokens=produced_tokens)
         held.seen = self.estimators.produced(held.request, produced_tokens, held.seen)
@@ -344,10 +317,8 @@ class Manager:
         if held is None:
             return
         self.counts["ended"] += 1
-        if phase is Phase.FINISHED and held.request.batch:
+        if phase is Phase.FINISHED:
             self.bulks.finished(held.request, output_tokens, held.seen, held.agent)
-        elif phase is Phase.FINISHED:
-            self.estimators.finished(held.request, output_tokens, held.seen)
         self._forget(id, phase)
 
     def _forget_all_of(self, gateway: GatewayId) -> None:
@@ -358,8 +329,6 @@ class Manager:
 
     def _forget(self, id: RequestId, phase: Phase | None = None) -> None:
         """A request is over, or unknown if no `phase` is given; its group too, if it was the last."""
-        known = self.book.get(id)
-        agent = None if known is None else known.agent
         held = self.book.remove(id, self.agents)
         if held is None:
             return
@@ -372,7 +341,7 @@ class Manager:
             self._leave_window(held, id)
         self._close_if_empty(group)
         if held.request.batch:
-            self.bulks.ended(held.request, phase, held=agent is not None)
+            self.bulks.ended(held.request, phase)
 
     def _close_if_empty(self, group: RequestGroup) -> None:
         if group.empty:

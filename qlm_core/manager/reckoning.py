@@ -1,8 +1,8 @@
 """When the lines of one model will have ended, from what the fleet has to do: the arithmetic of an outlook.
 
-Three things may be last: outputs that run, outputs that are held and have not begun, and lines that wait. Of what waits, the last one
-starts when all instances that work on it have made room for so many (`rwt.finish.last_start_s`); after it comes the longest of the
-outputs that run then. While the last outputs run, their batch shrinks and their pace grows.
+Three things may be last: outputs that run, outputs that are held and have not begun, and lines that wait. Of what waits, the last
+one starts when all instances that work on it have made room for so many (`rwt.finish.last_start_s`); after it comes the longest
+of the outputs that run then. While the last outputs run, their batch shrinks and their pace grows.
 """
 
 from __future__ import annotations

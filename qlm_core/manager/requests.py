@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from qlm_core.grouping import RequestGroup
+from qlm_core.manager.bulks import Bulks
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
 from qlm_core.model import AgentId, GatewayId, RequestId, RequestMeta, RunningRequest
@@ -36,17 +37,19 @@ class Held:
 class Book:
     """All requests that have not ended, by id.
 
+    Args:
+        bulks: is told which lines of batches wait.
+
     Attributes:
         waiting: how many of them no agent holds, lines of batches aside.
-        waiting_lines: how many of those no agent holds.
     """
 
-    __slots__ = ("_held", "waiting", "waiting_lines")
+    __slots__ = ("_bulks", "_held", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, bulks: Bulks) -> None:
+        self._bulks = bulks
         self._held: dict[RequestId, Held] = {}
         self.waiting = 0
-        self.waiting_lines = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -92,11 +95,14 @@ class Book:
         self._count(held.request, 1)
 
     def remove(self, id: RequestId, agents: Mapping[AgentId, Agent]) -> Held | None:
-        """Strike a request out, and from what its agent holds."""
+        """Strike a request out, and from what its agent holds; the record still names the agent."""
         held = self._held.pop(id, None)
-        if held is not None:
-            self.released(held, agents)
+        if held is None:
+            return None
+        if held.agent is None:
             self._count(held.request, -1)
+        elif held.agent in agents:
+            agents[held.agent].held.pop(id, None)
         return held
 
     def regroup(self, group: RequestGroup) -> None:
@@ -114,6 +120,6 @@ class Book:
 
     def _count(self, request: RequestMeta, more: int) -> None:
         if request.batch:
-            self.waiting_lines += more
+            self._bulks.count(request, more)
         else:
             self.waiting += more

@@ -1,9 +1,9 @@
 """What is known of the lines of one batch: their prompts, their limit, and how long their outputs are.
 
 Lines of a batch are alike, and like nothing else: of one, all outputs are a word, of another, pages. So lengths are learned for
-each batch, from a distribution on whose scale nobody knows. How likely each scale is follows from how far batches lay apart until now
-and from all that the lines have produced, ended or not. That tells how far a mean can be trusted: no number of lines helps before
-some have run.
+each batch, from a distribution on whose scale nobody knows. How likely each scale is follows from how far batches lay apart until
+now and from all that the lines have produced, ended or not. That tells how far a mean can be trusted: no number of lines helps
+before some have run.
 """
 
 from __future__ import annotations
