@@ -28,6 +28,7 @@ SOON_S = 20.0
 """Released lines wait where lines are wanted within so much of the first place that wants any."""
 
 _PLACES_LIFE_S = 1.0
+_WHOLE = 0.95
 
 BulkKey = tuple[BatchKey, ModelName]
 
@@ -43,7 +44,8 @@ class Bulk:
         at_hand: those of them that no agent holds.
         ended: lines that ended while this solver knew of them.
         number: in the order in which bulks came.
-        cut: whether lines were taken out before they had ended by themselves.
+        lines: how many there were, as far as this solver knows.
+        stopped: whether lines were cancelled or shed.
     """
 
     key: GroupKey
@@ -55,10 +57,16 @@ class Bulk:
     open: int = 0
     at_hand: int = 0
     ended: int = 0
-    cut: bool = False
+    lines: int = 0
+    stopped: bool = False
     places: list[RequestGroup] = field(default_factory=list)
     places_until_s: float = -inf
     places_epoch: int = -1
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is over before all its lines have ended by themselves; a few may never have become requests."""
+        return self.stopped or self.ended < _WHOLE * self.lines
 
     @property
     def unreleased(self) -> int:
@@ -175,7 +183,7 @@ class Bulks:
                 prompt_tokens=fact.prompt_tokens_mean, limit_tokens=fact.max_output_tokens
             )
         more = fact.lines - bulk.unreleased
-        bulk.cut |= not fact.lines and more < 0
+        bulk.lines = max(bulk.lines, bulk.ended + bulk.open + fact.lines)
         changed = self._grow(bulk, more, grouper, roster) if more > 0 else _shrink(bulk, -more)
         self._close_if_over(key, bulk)
         return changed
@@ -266,7 +274,7 @@ class Bulks:
         if bulk is not None:
             bulk.open -= 1
             bulk.ended += phase is not None
-            bulk.cut |= phase in (Phase.CANCELLED, Phase.SHED)
+            bulk.stopped |= phase in (Phase.CANCELLED, Phase.SHED)
             self._close_if_over(key, bulk)
 
     def _first_wanted(self, bulk: Bulk, now_s: float) -> list[RequestGroup]:
