@@ -18,6 +18,7 @@ ModelName = NewType("ModelName", str)
 GatewayId = NewType("GatewayId", str)
 AgentId = NewType("AgentId", str)
 GroupId = NewType("GroupId", int)
+BatchId = NewType("BatchId", str)
 
 REST_S = 3600.0
 """When the rest of an output is due of which nothing more is promised, counted from the request's arrival.
