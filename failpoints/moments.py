@@ -7,6 +7,13 @@ MOMENTS = {
     "gateway.store.migrating": "an older store is half brought up to date, in one transaction",
     "gateway.store.before_commit": "new requests and ends are written, their commit is not",
     "gateway.store.after_commit": "they are committed, and nobody was told",
+    # Files.
+    "gateway.files.writing": "a part of a file that is being uploaded is about to be written",
+    "gateway.files.received": "a whole file is written under a temporary name and synced, it is not renamed",
+    "gateway.files.renamed": "it has its name, its row is not stored",
+    "gateway.files.stored": "its row is stored, its client does not know",
+    "gateway.files.adopted": "what a batch wrote has its name as a file, its row is not stored",
+    "gateway.files.deleting": "the row of a deleted file is gone, its bytes are not",
     # A request's life in the gateway.
     "gateway.driver.restored": "a started gateway has taken up what its store holds; it does not listen yet",
     "gateway.driver.request_stored": "a request is stored, and neither in the ledger nor acknowledged",

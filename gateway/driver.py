@@ -24,7 +24,7 @@ from gateway.intake import Draft
 from gateway.keeping import Keeper
 from gateway.live import Backlog, Live
 from gateway.metrics import Gauge, Metrics
-from gateway.store import Kept, Store, StoredEnd, StoredRequest
+from gateway.store import Kept, StoredEnd, StoredRequest
 from gateway.tenants import Tenants
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
@@ -54,6 +54,7 @@ class Driver:
     """All open requests of one gateway.
 
     Args:
+        keeper: of the store, not opened yet.
         tell: passes a fact to the solver, or drops it while there is none.
         admission: says who may come in.
         unread: counts output that clients have not read.
@@ -65,7 +66,7 @@ class Driver:
     def __init__(
         self,
         config: GatewayConfig,
-        store: Store,
+        keeper: Keeper,
         metrics: Metrics,
         *,
         tell: Callable[[GatewayFact], None],
@@ -78,8 +79,7 @@ class Driver:
         self._backlog = Backlog(
             limits.stream_backlog_chunks_max, limits.stream_backlog_bytes_max, unread
         )
-        self._store = store
-        self._keeper = Keeper(config, store)
+        self._keeper = keeper
         self._metrics = metrics
         self._tell = tell
         self._loop = asyncio.get_running_loop()

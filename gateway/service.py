@@ -16,7 +16,9 @@ from gateway.budget import Budget
 from gateway.connections import Connections
 from gateway.desk import Desk
 from gateway.driver import Driver
+from gateway.files import FileStore
 from gateway.intake import Intake
+from gateway.keeping import Keeper
 from gateway.keys import ApiKeys
 from gateway.listeners import (
     CLIENT_SERVICE,
@@ -77,6 +79,9 @@ class Gateway:
 
     Args:
         room: for how many connections there is; as the configuration says unless given.
+
+    Attributes:
+        store, files, driver: what it keeps, and its open requests.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -96,10 +101,12 @@ class Gateway:
             doors=self._doors,
             rng=random.Random(section.id),
         )
-        store = make_store(section.store)
+        self.store = make_store(section.store)
+        keeper = Keeper(section, self.store)
+        self.files = FileStore(section, self.store, time_s=keeper.time_s)
         self.driver = Driver(
             section,
-            store,
+            keeper,
             self._metrics,
             tell=self._solver.tell,
             admission=self._admission,
@@ -112,7 +119,7 @@ class Gateway:
             solver=self._solver,
             metrics=self._metrics,
             keys=ApiKeys(section),
-            sight=Sight(self.driver, store),
+            sight=Sight(self.driver, self.store),
             rejections=rejections,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -141,6 +148,7 @@ class Gateway:
             )
             self._servers = (clients, agents)
             await self.driver.start()
+            await self.files.open()
             for server in self._servers:
                 await server.start()
         except BaseException:
@@ -154,6 +162,7 @@ class Gateway:
         self._tasks.append(asyncio.create_task(self._http.serve([sock])))
         await self._http.listening.wait()
         self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))
+        self._tasks.append(asyncio.create_task(self.files.run()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         host, _ = parse_address(section.http_listen, "gateway.http_listen")
         addresses = Addresses(f"{host}:{sock.getsockname()[1]}", at, self._agents_address)
@@ -180,6 +189,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._solver.close()
+        await self.files.close()
         await self.driver.close()
         log.info("gateway stopped")
 
@@ -201,6 +211,7 @@ class Gateway:
 
     def _gauges(self) -> Iterator[Gauge]:
         yield from self.driver.gauges()
+        yield from self.files.gauges()
         held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
         if self._http is not None:
             connections, uploads = self._http.connections, self._http.uploads

@@ -118,6 +118,23 @@ class SetAside(QlmError):
         )
 
 
+class NoRoom(QlmError):
+    """There is no room for what a client wants kept, and trying again soon would not help."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}. {remedy}")
+
+
+class FileLost(QlmError):
+    """A file that is listed and whose bytes are not where they were put."""
+
+    def __init__(self, id: str):
+        super().__init__(
+            f"id: the bytes of {id[:64]!r} are not on the gateway's disk any more. Upload the file again; "
+            "the gateway's operator may put a copy back into gateway.store.files."
+        )
+
+
 class Unavailable(QlmError):
     """A peer that is needed for this cannot be reached now."""
 

@@ -10,7 +10,7 @@ added.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -19,6 +19,9 @@ from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 from qlm_core.outcome import ShedReason
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
 
 # Requests that were shed for these reasons are answered with when to come back.
 _COME_BACK = (
@@ -135,6 +138,10 @@ class Store(Protocol):
     @property
     def rows_aside(self) -> int:
         """How many rows are set aside, as far as is known by now."""
+
+    @property
+    def database(self) -> Database:
+        """The tables of what is kept beside requests, between `open` and `close`. Raises StoreError elsewhen."""
 
     async def open(self) -> Opened:
         """Make the store ready. Raises QlmError when it cannot be opened, or when another process has it open."""

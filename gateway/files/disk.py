@@ -1,0 +1,97 @@
+"""The disk below files: threads that wait for it, a file that grows, and what is told of a disk that is full or broken."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from qlm_core.errors import NoRoom, QlmError, Unavailable
+
+log = logging.getLogger(__name__)
+
+# So many operations at a time wait for a disk that is slow, beside the gateway's other threads.
+_THREADS = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Result = TypeVar("Result")
+
+
+class Disk:
+    """Threads in which a disk is waited for."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="qlm-files")
+
+    async def do(self, work: Callable[[], Result]) -> Result:
+        """The result of something that blocks. Raises NoRoom or Unavailable for an OSError, and what else it raises."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except OSError as error:
+            log.error("the disk of files fails", extra={"error": str(error)})
+            raise _of_disk(error) from None
+
+    def close(self) -> None:
+        """Wait for what was begun. Blocks."""
+        self._threads.shutdown()
+
+
+class Growing:
+    """A file that is being written.
+
+    Args:
+        disk_free_bytes_min: so much of the disk is left free.
+    """
+
+    def __init__(self, path: Path, disk_free_bytes_min: int) -> None:
+        self.path = path
+        self._least = disk_free_bytes_min
+        self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        self._closed = False
+
+    def write(self, parts: list[bytes]) -> None:
+        """Append. Raises OSError, NoRoom."""
+        disk = os.fstatvfs(self._file)
+        if disk.f_bavail * disk.f_frsize - sum(map(len, parts)) < self._least:
+            raise _full()
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+
+    def finish(self) -> None:
+        """Sync and close. Raises OSError."""
+        os.fsync(self._file)
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._file)
+
+    def discard(self) -> None:
+        """Leave nothing."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _of_disk(error: OSError) -> QlmError:
+    """What to tell a client."""
+    if error.errno in _FULL:
+        return _full()
+    return Unavailable(
+        f"the gateway's disk fails: {error.strerror or 'its log says why'}; try again later"
+    )
+
+
+def _full() -> NoRoom:
+    return NoRoom(
+        "file: the gateway's disk is full",
+        "Delete files that are not needed any more, or tell its operator to make room.",
+    )
