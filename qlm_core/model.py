@@ -18,6 +18,7 @@ ModelName = NewType("ModelName", str)
 GatewayId = NewType("GatewayId", str)
 AgentId = NewType("AgentId", str)
 GroupId = NewType("GroupId", int)
+BatchId = NewType("BatchId", str)
 
 REST_S = 3600.0
 """When the rest of an output is due of which nothing more is promised, counted from the request's arrival.
@@ -76,6 +77,7 @@ class RequestMeta:
         max_output_tokens: the client's limit on output, or the model's where the client gave none.
         produced_tokens: output tokens of earlier attempts, already with the client; a resumed
             attempt continues after them.
+        batch: the batch that it is a line of; empty for a request by itself.
     """
 
     id: RequestId
@@ -88,6 +90,7 @@ class RequestMeta:
     arrival_s: float
     tenant: str = ""
     produced_tokens: int = 0
+    batch: BatchId = BatchId("")
 
     @property
     def owes_nothing(self) -> bool:
