@@ -13,6 +13,7 @@ from enum import Enum
 
 from qlm_core.model import (
     AgentId,
+    BatchId,
     Estimate,
     GatewayId,
     InstanceState,
@@ -22,6 +23,7 @@ from qlm_core.model import (
     RequestId,
     RequestMeta,
     RequestRef,
+    Slo,
 )
 from qlm_core.outcome import PullRefusal, ShedReason
 from qlm_core.profile import EngineProfile
@@ -89,11 +91,47 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkWaiting:
+    """So many lines of a batch wait at its gateway that are no requests yet: its bulk, of one model.
+
+    A line that is released is told as any other request, by `Arrived`, whose metadata names the batch. The bulk is told anew
+    after the arrivals whenever lines were released, and in each announcement; the last word counts.
+
+    Attributes:
+        slo: of each line, counted from `arrival_s`; its end is that of the completion window.
+        lines: 0 once none is left, or the batch is cancelled.
+        prompt_tokens_mean: of these lines.
+        max_output_tokens: the limit on output of a line; the mean where they differ.
+        arrival_s: when the batch was accepted, on the holder's clock.
+    """
+
+    batch: BatchId
+    model: ModelName
+    slo_class: str
+    slo: Slo
+    lines: int
+    prompt_tokens_mean: float
+    max_output_tokens: int
+    arrival_s: float
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AnnounceDone:
     """Everything that the gateway holds has been announced."""
 
 
-GatewayFact = GatewayHello | Arrived | Pulled | Returned | FirstToken | Ended | AnnounceDone | Alive
+GatewayFact = (
+    GatewayHello
+    | Arrived
+    | Pulled
+    | Returned
+    | FirstToken
+    | Ended
+    | BulkWaiting
+    | AnnounceDone
+    | Alive
+)
 
 # --------------------------------------------------------------------------- solver → gateway
 
@@ -116,6 +154,24 @@ class ShedOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkEstimate:
+    """When the last line of a batch will have ended; told when it is known, and again when it has changed.
+
+    Attributes:
+        feasible: whether that is expected within the completion window.
+        finish_p50_s: seconds from now until then; None while nobody serves a model of the batch.
+        finish_p90_s: the same that holds nine times in ten.
+        explanation: in words, what the batch waits behind, what limits it, and what would help.
+    """
+
+    batch: BatchId
+    feasible: bool
+    finish_p50_s: float | None
+    finish_p90_s: float | None
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """The models that there are agents for, and whether an engine of any of them is up."""
 
@@ -123,7 +179,40 @@ class Fleet:
     up: bool = True
 
 
-GatewayOrder = EstimateGiven | ShedOrder | Fleet | Alive
+GatewayOrder = EstimateGiven | ShedOrder | BulkEstimate | Fleet | Alive
+
+# --------------------------------------------------------------------------- gateway ↔ solver, on the side
+
+
+@dataclass(frozen=True, slots=True)
+class BulkShape:
+    """What would be submitted of one model; the fields are those of `BulkWaiting`."""
+
+    model: ModelName
+    lines: int
+    prompt_tokens_mean: float
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchQuestion:
+    """Asks when a batch would be done that is not submitted, or one request: a batch of one line."""
+
+    parts: tuple[BulkShape, ...]
+    slo_class: str
+    slo: Slo
+
+
+@dataclass(frozen=True, slots=True)
+class BatchForecast:
+    """The answer; `wait` is that of its first line, the rest is as in `BulkEstimate`."""
+
+    wait: Estimate
+    feasible: bool
+    finish_p50_s: float | None
+    finish_p90_s: float | None
+    explanation: str
+
 
 # --------------------------------------------------------------------------- agent ↔ solver
 

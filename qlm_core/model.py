@@ -77,6 +77,7 @@ class RequestMeta:
         max_output_tokens: the client's limit on output, or the model's where the client gave none.
         produced_tokens: output tokens of earlier attempts, already with the client; a resumed
             attempt continues after them.
+        batch: the batch that it is a line of; empty for a request by itself.
     """
 
     id: RequestId
@@ -89,6 +90,7 @@ class RequestMeta:
     arrival_s: float
     tenant: str = ""
     produced_tokens: int = 0
+    batch: BatchId = BatchId("")
 
     @property
     def owes_nothing(self) -> bool:

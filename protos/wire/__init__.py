@@ -13,6 +13,12 @@ from protos.wire.agent_session import (
     agent_order_to_wire,
 )
 from protos.wire.bounds import SECONDS_MAX, WireError
+from protos.wire.bulk import (
+    batch_forecast_from_wire,
+    batch_forecast_to_wire,
+    batch_question_from_wire,
+    batch_question_to_wire,
+)
 from protos.wire.gateway_session import (
     fact_bytes,
     facts_from_wire,
@@ -45,6 +51,10 @@ __all__ = [
     "agent_message_to_wire",
     "agent_order_from_wire",
     "agent_order_to_wire",
+    "batch_forecast_from_wire",
+    "batch_forecast_to_wire",
+    "batch_question_from_wire",
+    "batch_question_to_wire",
     "estimate_from_wire",
     "estimate_to_wire",
     "fact_bytes",

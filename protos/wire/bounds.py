@@ -25,6 +25,10 @@ TEXT_CHARS_MAX = 16_384
 STATUS_MAX = 999
 MODELS_MAX = 10_000
 PEERS_MAX = 10_000
+LINES_MAX = 100_000_000
+"""Of one batch and model: no file holds as many, and their tokens are counted without an overflow."""
+
+BATCH_MODELS_MAX = 1_000
 ITEMS_MAX = 1_000_000
 _SHOWN_CHARS = 64
 
@@ -79,6 +83,18 @@ def rate(field: str, value: float) -> float:
     """How much of something, on average or in a second. Raises WireError."""
     if not 0.0 <= value <= RATE_MAX:
         raise WireError(f"{field}: {value:g} is not from 0 to {RATE_MAX:g}")
+    return value
+
+
+def lines(field: str, value: int) -> int:
+    """How many lines of a batch. Raises WireError."""
+    return count(field, value, LINES_MAX)
+
+
+def mean(field: str, value: float) -> float:
+    """The mean of counts. Raises WireError."""
+    if not 0.0 <= value <= COUNT_MAX:
+        raise WireError(f"{field}: {value:g} is not from 0 to {COUNT_MAX}")
     return value
 
 
@@ -137,6 +153,16 @@ def few(field: str, items: Sized, most: int) -> None:
 def fit_count(value: int) -> int:
     """The nearest number that passes `count`."""
     return min(max(value, 0), COUNT_MAX)
+
+
+def fit_lines(value: int) -> int:
+    """The nearest number that passes `lines`."""
+    return min(max(value, 0), LINES_MAX)
+
+
+def fit_mean(value: float) -> float:
+    """The nearest that passes `mean`; 0 for what is no number."""
+    return min(max(0.0, value), float(COUNT_MAX))
 
 
 def fit_seconds(value: float) -> float:

@@ -8,6 +8,12 @@ from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import types_pb2 as types_pb
 from protos.wire import bounds as bd
 from protos.wire.bounds import WireError
+from protos.wire.bulk import (
+    bulk_estimate_from_wire,
+    bulk_estimate_to_wire,
+    bulk_from_wire,
+    bulk_to_wire,
+)
 from protos.wire.values import (
     estimate_from_wire,
     estimate_to_wire,
@@ -22,9 +28,16 @@ from qlm_core.outcome import ShedReason
 
 # What has a form of its own on the wire.
 _SaidFact = (
-    m.GatewayHello | m.Arrived | m.Pulled | m.Returned | m.FirstToken | m.Ended | m.AnnounceDone
+    m.GatewayHello
+    | m.Arrived
+    | m.Pulled
+    | m.Returned
+    | m.FirstToken
+    | m.Ended
+    | m.BulkWaiting
+    | m.AnnounceDone
 )
-_SaidOrder = m.EstimateGiven | m.ShedOrder | m.Fleet
+_SaidOrder = m.EstimateGiven | m.ShedOrder | m.BulkEstimate | m.Fleet
 # More than a fact or an order takes in a message beside its names, each of whose characters may take four bytes.
 _FACT_BYTES = 384
 _CHAR_BYTES = 4
@@ -35,7 +48,10 @@ def fact_bytes(fact: m.GatewayFact) -> int:
     if isinstance(fact, m.Arrived):
         request = fact.request
         names = len(request.model) + len(request.slo_class) + len(request.tenant)
-        return _FACT_BYTES + _CHAR_BYTES * (len(request.id) + names)
+        return _FACT_BYTES + _CHAR_BYTES * (len(request.id) + names + len(request.batch))
+    if isinstance(fact, m.BulkWaiting):
+        names = len(fact.model) + len(fact.slo_class) + len(fact.tenant)
+        return _FACT_BYTES + _CHAR_BYTES * (len(fact.batch) + names)
     return _FACT_BYTES
 
 
@@ -43,6 +59,8 @@ def order_bytes(order: m.GatewayOrder) -> int:
     """At most this many bytes of a message."""
     if isinstance(order, m.Fleet):
         return _FACT_BYTES + sum(8 + _CHAR_BYTES * len(model) for model in order.models)
+    if isinstance(order, m.BulkEstimate):
+        return _FACT_BYTES + _CHAR_BYTES * (len(order.batch) + len(order.explanation))
     return _FACT_BYTES
 
 
@@ -76,6 +94,8 @@ def _fact_to_wire(fact: _SaidFact, now_s: float) -> gateway_pb.GatewayFact:
                 id=id, produced_tokens=bd.fit_count(produced_tokens)
             )
             return gateway_pb.GatewayFact(returned=returned)
+        case m.BulkWaiting():
+            return gateway_pb.GatewayFact(bulk_waiting=bulk_to_wire(fact, now_s))
         case m.GatewayHello(gateway, work_address):
             return gateway_pb.GatewayFact(
                 hello=gateway_pb.GatewayHello(gateway_id=gateway, work_address=work_address)
@@ -125,6 +145,8 @@ def _fact_from_wire(
                 RequestId(bd.name("returned.id", fact.returned.id)),
                 bd.count("returned.produced_tokens", fact.returned.produced_tokens),
             )
+        case "bulk_waiting":
+            return bulk_from_wire(fact.bulk_waiting, now_s)
         case "hello":
             return m.GatewayHello(
                 GatewayId(bd.name("hello.gateway_id", fact.hello.gateway_id)),
@@ -153,6 +175,8 @@ def _gateway_order_to_wire(order: _SaidOrder) -> gateway_pb.GatewayOrder:
                 id=id, reason=reason.value, retry_after_s=bd.fit_seconds(retry_after_s)
             )
             return gateway_pb.GatewayOrder(shed=shed)
+        case m.BulkEstimate():
+            return gateway_pb.GatewayOrder(bulk_estimate=bulk_estimate_to_wire(order))
         case m.Fleet(models, up):
             return gateway_pb.GatewayOrder(fleet=gateway_pb.Fleet(models=models, down=not up))
 
@@ -175,6 +199,8 @@ def gateway_orders_from_wire(
                 id = RequestId(bd.name("shed.id", shed.id))
                 retry_after_s = bd.seconds("shed.retry_after_s", shed.retry_after_s)
                 yield m.ShedOrder(id, _shed_reason(shed.reason), retry_after_s)
+            case "bulk_estimate":
+                yield bulk_estimate_from_wire(order.bulk_estimate)
             case "fleet":
                 bd.few("fleet.models", order.fleet.models, bd.MODELS_MAX)
                 models = tuple(

@@ -8,7 +8,16 @@ from sys import intern
 from protos.qlm.v1 import types_pb2 as types_pb
 from protos.wire import bounds as bd
 from protos.wire.bounds import WireError
-from qlm_core.model import Estimate, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
+from qlm_core.model import (
+    BatchId,
+    Estimate,
+    GatewayId,
+    ModelName,
+    Phase,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
 
 _PHASE_TO_WIRE = {phase: types_pb.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 _PHASE_FROM_WIRE: dict[int, Phase] = {number: phase for phase, number in _PHASE_TO_WIRE.items()}
@@ -81,6 +90,7 @@ def meta_to_wire(request: RequestMeta, now_s: float) -> types_pb.RequestMeta:
         produced_tokens=bd.fit_count(request.produced_tokens),
         tenant=request.tenant,
         waited_s=bd.fit_seconds(now_s - request.arrival_s),
+        batch_id=request.batch,
     )
 
 
@@ -91,19 +101,21 @@ def meta_from_wire(request: types_pb.RequestMeta, gateway: GatewayId, now_s: flo
         gateway=gateway,
         model=ModelName(intern(bd.name("request.model", request.model))),
         slo_class=intern(bd.label("request.slo_class", request.slo_class)),
-        slo=_checked(slo_from_wire(request.slo)),
+        slo=checked_slo(slo_from_wire(request.slo), "request.slo"),
         prompt_tokens=bd.count("request.prompt_tokens", request.prompt_tokens),
         max_output_tokens=bd.count("request.max_output_tokens", request.max_output_tokens),
         arrival_s=now_s - bd.seconds("request.waited_s", request.waited_s),
         tenant=bd.label("request.tenant", request.tenant),
         produced_tokens=bd.count("request.produced_tokens", request.produced_tokens),
+        batch=BatchId(intern(bd.label("request.batch_id", request.batch_id))),
     )
 
 
-def _checked(slo: Slo) -> Slo:
-    bd.target("request.slo.ttft_s", slo.ttft_s)
+def checked_slo(slo: Slo, field: str) -> Slo:
+    """Targets within bounds. Raises WireError."""
+    bd.target(f"{field}.ttft_s", slo.ttft_s)
     if slo.tpot_s is not None:
-        bd.target("request.slo.tpot_s", slo.tpot_s)
+        bd.target(f"{field}.tpot_s", slo.tpot_s)
     if slo.e2e_s is not None:
-        bd.target("request.slo.e2e_s", slo.e2e_s)
+        bd.target(f"{field}.e2e_s", slo.e2e_s)
     return slo

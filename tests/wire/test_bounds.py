@@ -20,6 +20,7 @@ from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.wire import bounds
 from qlm_core import messages as m
 from qlm_core.model import (
+    BatchId,
     Estimate,
     GatewayId,
     GroupId,
@@ -37,6 +38,7 @@ from tests.manager.conftest import profile
 LONG = "x" * (bounds.NAME_CHARS_MAX + 1)
 SLO = {"ttft_s": 1.0}
 META = {"id": "r", "model": "m", "slo": SLO}
+BULK = {"batch_id": "b", "model": "m", "slo": SLO}
 
 wild = st.integers(-(2**70), 2**70)
 odd = st.floats() | st.sampled_from([nan, inf, -inf, 1e300, -1e300, 5e-324])
@@ -61,6 +63,22 @@ facts = st.one_of(
     st.builds(m.FirstToken, ids, odd),
     st.builds(m.Ended, ids, st.sampled_from(Phase), wild, wild),
     st.builds(m.Returned, ids, wild),
+    st.builds(
+        m.BulkWaiting,
+        batch=st.just(BatchId("b")),
+        model=st.just(ModelName("m")),
+        slo_class=st.just("c"),
+        slo=st.just(Slo(ttft_s=1.0)),
+        lines=wild,
+        prompt_tokens_mean=odd,
+        max_output_tokens=wild,
+        arrival_s=odd,
+    ),
+)
+finishes = st.builds(
+    lambda spans, words: m.BulkEstimate(BatchId("b"), True, *sorted(spans), words),
+    st.lists(st.floats(allow_nan=False), min_size=2, max_size=2),
+    words,
 )
 estimates = st.lists(st.floats(allow_nan=False), min_size=4, max_size=4).map(
     lambda some: Estimate(
@@ -109,14 +127,15 @@ work = st.one_of(
 )
 
 
-@given(st.lists(facts, max_size=3), st.lists(estimates, max_size=3))
+@given(st.lists(facts, max_size=3), st.lists(estimates, max_size=3), st.lists(finishes, max_size=2))
 def test_whatever_was_counted_between_gateway_and_solver_arrives(
-    said: list[m.GatewayFact], guesses: list[Estimate]
+    said: list[m.GatewayFact], guesses: list[Estimate], ends: list[m.BulkEstimate]
 ) -> None:
     sent = wire.facts_to_wire(said, 0.0)
     assert len(list(wire.facts_from_wire(sent, GatewayId("g"), 0.0))) == len(said)
-    orders = wire.gateway_orders_to_wire(m.EstimateGiven(RequestId("r"), one) for one in guesses)
-    assert len(list(wire.gateway_orders_from_wire(orders))) == len(guesses)
+    waits = [m.EstimateGiven(RequestId("r"), one) for one in guesses]
+    orders = wire.gateway_orders_to_wire([*waits, *ends])
+    assert len(list(wire.gateway_orders_from_wire(orders))) == len(guesses) + len(ends)
 
 
 @given(states, st.lists(refs, max_size=3), odd)
@@ -151,6 +170,10 @@ def read(message: Message) -> None:
             list(wire.work_from_wire(message))
         case work_pb.WorkResponse():
             list(wire.work_orders_from_wire(message))
+        case gateway_pb.EstimateBatchRequest():
+            wire.batch_question_from_wire(message)
+        case gateway_pb.EstimateBatchResponse():
+            wire.batch_forecast_from_wire(message)
 
 
 def fact(**said: Any) -> Message:
@@ -159,6 +182,15 @@ def fact(**said: Any) -> Message:
 
 def order(**said: Any) -> Message:
     return ParseDict({"orders": [said]}, gateway_pb.GatewaySessionResponse())
+
+
+def question(**said: Any) -> Message:
+    part = {"model": "m", "lines": 1}
+    return ParseDict({"parts": [part], "slo": SLO} | said, gateway_pb.EstimateBatchRequest())
+
+
+def forecast(**said: Any) -> Message:
+    return ParseDict(said, gateway_pb.EstimateBatchResponse())
 
 
 def report(**said: Any) -> Message:
@@ -206,6 +238,29 @@ REFUSED = {
     "returned.produced_tokens": fact(returned={"id": "r", "produced_tokens": 2**31}),
     "hello.gateway_id": fact(hello={"work_address": "h:1"}),
     "hello.work_address": fact(hello={"gateway_id": "g", "work_address": "h:²"}),
+    "request.batch_id": fact(arrived=META | {"batch_id": LONG}),
+    "bulk_waiting.batch_id": fact(bulk_waiting=BULK | {"batch_id": ""}),
+    "bulk_waiting.model": fact(bulk_waiting=BULK | {"model": ""}),
+    "bulk_waiting.tenant": fact(bulk_waiting=BULK | {"tenant": LONG}),
+    "bulk_waiting.lines": fact(bulk_waiting=BULK | {"lines": bounds.LINES_MAX + 1}),
+    "bulk_waiting.slo.ttft_s": fact(bulk_waiting=BULK | {"slo": {}}),
+    "bulk_waiting.prompt_tokens_mean: nan": fact(bulk_waiting=BULK | {"prompt_tokens_mean": "NaN"}),
+    "bulk_waiting.max_output_tokens": fact(bulk_waiting=BULK | {"max_output_tokens": 2**31}),
+    "bulk_waiting.waited_s: -1": fact(bulk_waiting=BULK | {"waited_s": -1.0}),
+    "bulk_estimate.batch_id": order(bulk_estimate={}),
+    "finish: its quantiles": order(
+        bulk_estimate={"batch_id": "b", "finish": {"finish_p50_s": 2.0, "finish_p90_s": 1.0}}
+    ),
+    "finish.explanation": order(
+        bulk_estimate={"batch_id": "b", "finish": {"explanation": "x" * 16_385}}
+    ),
+    "parts: empty": question(parts=[]),
+    "parts: 1001": question(parts=[{"model": "m"}] * (bounds.BATCH_MODELS_MAX + 1)),
+    "parts.model": question(parts=[{}]),
+    "parts.lines": question(parts=[{"model": "m", "lines": 2**31}]),
+    "parts.prompt_tokens_mean": question(parts=[{"model": "m", "prompt_tokens_mean": -1.0}]),
+    "slo.ttft_s": question(slo={}),
+    "finish: its quantiles nan": forecast(finish={"finish_p50_s": "NaN", "finish_p90_s": 1.0}),
     "estimate: its quantiles": order(estimate={"id": "r", "estimate": {"p50_s": 1.0}}),
     "estimate.mean_s": order(estimate={"id": "r", "estimate": {"mean_s": "NaN"}}),
     "fleet.models": order(fleet={"models": ["m", ""]}),

@@ -17,6 +17,7 @@ from protos.wire import bounds
 from qlm_core import messages as m
 from qlm_core.model import (
     AgentId,
+    BatchId,
     Estimate,
     GatewayId,
     GroupId,
@@ -66,7 +67,23 @@ metas = st.builds(
     arrival_s=st.just(0.0),
     tenant=text,
     produced_tokens=count,
+    batch=text.map(BatchId),
 )
+lines = st.integers(0, bounds.LINES_MAX)
+means = st.floats(0, bounds.COUNT_MAX)
+bulks = st.builds(
+    m.BulkWaiting,
+    batch=name.map(BatchId),
+    model=name.map(ModelName),
+    slo_class=text,
+    slo=slos,
+    lines=lines,
+    prompt_tokens_mean=means,
+    max_output_tokens=count,
+    arrival_s=st.just(0.0),
+    tenant=text,
+)
+finishes = st.just((None, None)) | st.lists(seconds, min_size=2, max_size=2).map(sorted).map(tuple)
 facts = st.one_of(
     st.builds(m.GatewayHello, st.just(GatewayId("g")), addresses),
     st.builds(m.Arrived, metas, st.booleans()),
@@ -74,11 +91,19 @@ facts = st.one_of(
     st.builds(m.Returned, ids, count),
     st.builds(m.FirstToken, ids, seconds),
     st.builds(m.Ended, ids, st.sampled_from(Phase), count, count),
+    bulks,
     st.just(m.AnnounceDone()),
 )
 gateway_orders = st.one_of(
     st.builds(m.EstimateGiven, ids, estimates),
     st.builds(m.ShedOrder, ids, st.sampled_from(ShedReason)),
+    st.builds(
+        lambda batch, feasible, finish, words: m.BulkEstimate(batch, feasible, *finish, words),
+        name.map(BatchId),
+        st.booleans(),
+        finishes,
+        text,
+    ),
     st.builds(m.Fleet, st.lists(name.map(ModelName), max_size=3).map(tuple), st.booleans()),
 )
 states = st.builds(
@@ -203,6 +228,33 @@ def test_gateway_orders_survive(orders: list[m.GatewayOrder]) -> None:
     )
     assert list(wire.gateway_orders_from_wire(sent)) == orders
     assert sent.ByteSize() <= sum(wire.order_bytes(order) for order in orders)
+
+
+@given(
+    st.builds(
+        m.BatchQuestion,
+        st.lists(
+            st.builds(m.BulkShape, name.map(ModelName), lines, means, count), min_size=1, max_size=3
+        ).map(tuple),
+        text,
+        slos,
+    )
+)
+def test_questions_about_batches_survive(question: m.BatchQuestion) -> None:
+    sent = wire.batch_question_to_wire(question).SerializeToString()
+    asked = wire.batch_question_from_wire(gateway_pb.EstimateBatchRequest.FromString(sent))
+    assert asked == question
+
+
+@given(estimates, st.booleans(), finishes, text)
+def test_answers_about_batches_survive(
+    wait: Estimate, feasible: bool, finish: tuple[float | None, float | None], words: str
+) -> None:
+    answer = m.BatchForecast(wait, feasible, *finish, words)
+    sent = wire.batch_forecast_to_wire(answer).SerializeToString()
+    assert (
+        wire.batch_forecast_from_wire(gateway_pb.EstimateBatchResponse.FromString(sent)) == answer
+    )
 
 
 @given(hellos | states)

@@ -54,6 +54,7 @@ class GatewayFact(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     ANNOUNCE_DONE_FIELD_NUMBER: _builtins.int
+    BULK_WAITING_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
     estimated: _builtins.bool
     """Of an arrival: the gateway has an estimate of it from before and needs no other."""
@@ -73,6 +74,8 @@ class GatewayFact(_message.Message):
     def announce_done(self) -> Global___AnnounceDone:
         """Everything that the gateway holds has been announced."""
 
+    @_builtins.property
+    def bulk_waiting(self) -> Global___BulkWaiting: ...
     def __init__(
         self,
         *,
@@ -83,13 +86,14 @@ class GatewayFact(_message.Message):
         ended: Global___RequestEnded | None = ...,
         first_token: Global___FirstToken | None = ...,
         announce_done: Global___AnnounceDone | None = ...,
+        bulk_waiting: Global___BulkWaiting | None = ...,
         estimated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "ended", b"ended", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "bulk_waiting", b"bulk_waiting", "ended", b"ended", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "ended", b"ended", "estimated", b"estimated", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_done", b"announce_done", "arrived", b"arrived", "bulk_waiting", b"bulk_waiting", "ended", b"ended", "estimated", b"estimated", "first_token", b"first_token", "hello", b"hello", "kind", b"kind", "pulled", b"pulled", "returned", b"returned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "arrived", "pulled", "returned", "ended", "first_token", "announce_done"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "arrived", "pulled", "returned", "ended", "first_token", "announce_done", "bulk_waiting"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -119,6 +123,60 @@ class GatewayHello(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayHello: _TypeAlias = GatewayHello  # noqa: Y015
+
+@_typing.final
+class BulkWaiting(_message.Message):
+    """So many lines of a batch wait at the gateway that are no requests yet, of one model. What was said before of the same batch
+    and model is void. A line that is released is told as an arrival that names the batch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SLO_CLASS_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    model: _builtins.str
+    slo_class: _builtins.str
+    lines: _builtins.int
+    """0 once none is left, or the batch is cancelled."""
+    prompt_tokens_mean: _builtins.float
+    """Of these lines."""
+    max_output_tokens: _builtins.int
+    """The limit on output of a line; the mean where they differ."""
+    waited_s: _builtins.float
+    """Seconds since the batch was accepted at the moment of sending."""
+    tenant: _builtins.str
+    @_builtins.property
+    def slo(self) -> _types_pb2.Slo:
+        """Of each line, counted from the acceptance of the batch."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        slo_class: _builtins.str = ...,
+        slo: _types_pb2.Slo | None = ...,
+        lines: _builtins.int = ...,
+        prompt_tokens_mean: _builtins.float = ...,
+        max_output_tokens: _builtins.int = ...,
+        waited_s: _builtins.float = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slo", b"slo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "lines", b"lines", "max_output_tokens", b"max_output_tokens", "model", b"model", "prompt_tokens_mean", b"prompt_tokens_mean", "slo", b"slo", "slo_class", b"slo_class", "tenant", b"tenant", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkWaiting: _TypeAlias = BulkWaiting  # noqa: Y015
 
 @_typing.final
 class AnnounceDone(_message.Message):
@@ -270,24 +328,28 @@ class GatewayOrder(_message.Message):
     ESTIMATE_FIELD_NUMBER: _builtins.int
     SHED_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
+    BULK_ESTIMATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def estimate(self) -> Global___EstimateGiven: ...
     @_builtins.property
     def shed(self) -> Global___Shed: ...
     @_builtins.property
     def fleet(self) -> Global___Fleet: ...
+    @_builtins.property
+    def bulk_estimate(self) -> Global___BulkEstimate: ...
     def __init__(
         self,
         *,
         estimate: Global___EstimateGiven | None = ...,
         shed: Global___Shed | None = ...,
         fleet: Global___Fleet | None = ...,
+        bulk_estimate: Global___BulkEstimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "fleet", b"fleet", "kind", b"kind", "shed", b"shed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bulk_estimate", b"bulk_estimate", "estimate", b"estimate", "fleet", b"fleet", "kind", b"kind", "shed", b"shed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "fleet", b"fleet", "kind", b"kind", "shed", b"shed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk_estimate", b"bulk_estimate", "estimate", b"estimate", "fleet", b"fleet", "kind", b"kind", "shed", b"shed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["estimate", "shed", "fleet"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["estimate", "shed", "fleet", "bulk_estimate"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -346,6 +408,71 @@ class Shed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Shed: _TypeAlias = Shed  # noqa: Y015
+
+@_typing.final
+class BulkEstimate(_message.Message):
+    """When the last line of a batch will have ended; sent when it is known and when it has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    @_builtins.property
+    def finish(self) -> Global___FinishEstimate: ...
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        finish: Global___FinishEstimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "finish", b"finish"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkEstimate: _TypeAlias = BulkEstimate  # noqa: Y015
+
+@_typing.final
+class FinishEstimate(_message.Message):
+    """When a batch, or one request, will be done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEASIBLE_FIELD_NUMBER: _builtins.int
+    FINISH_P50_S_FIELD_NUMBER: _builtins.int
+    FINISH_P90_S_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    feasible: _builtins.bool
+    """Whether that is expected within its window."""
+    finish_p50_s: _builtins.float
+    """Seconds from now; unset while nobody serves one of its models."""
+    finish_p90_s: _builtins.float
+    explanation: _builtins.str
+    """In words: what it waits behind, what limits it, what would help."""
+    def __init__(
+        self,
+        *,
+        feasible: _builtins.bool = ...,
+        finish_p50_s: _builtins.float | None = ...,
+        finish_p90_s: _builtins.float | None = ...,
+        explanation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish_p50_s", b"_finish_p50_s", "_finish_p90_s", b"_finish_p90_s", "finish_p50_s", b"finish_p50_s", "finish_p90_s", b"finish_p90_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish_p50_s", b"_finish_p50_s", "_finish_p90_s", b"_finish_p90_s", "explanation", b"explanation", "feasible", b"feasible", "finish_p50_s", b"finish_p50_s", "finish_p90_s", b"finish_p90_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__finish_p50_s: _TypeAlias = _typing.Literal["finish_p50_s"]  # noqa: Y015
+    _WhichOneofArgType__finish_p50_s: _TypeAlias = _typing.Literal["_finish_p50_s", b"_finish_p50_s"]  # noqa: Y015
+    _WhichOneofReturnType__finish_p90_s: _TypeAlias = _typing.Literal["finish_p90_s"]  # noqa: Y015
+    _WhichOneofArgType__finish_p90_s: _TypeAlias = _typing.Literal["_finish_p90_s", b"_finish_p90_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finish_p50_s) -> _WhichOneofReturnType__finish_p50_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finish_p90_s) -> _WhichOneofReturnType__finish_p90_s | None: ...
+
+Global___FinishEstimate: _TypeAlias = FinishEstimate  # noqa: Y015
 
 @_typing.final
 class Fleet(_message.Message):
@@ -496,3 +623,95 @@ class EstimateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EstimateResponse: _TypeAlias = EstimateResponse  # noqa: Y015
+
+@_typing.final
+class EstimateBatchRequest(_message.Message):
+    """Asks for EstimateBatch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    SLO_CLASS_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
+    slo_class: _builtins.str
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkShape]:
+        """One for each model."""
+
+    @_builtins.property
+    def slo(self) -> _types_pb2.Slo:
+        """Of each line; its end is that of the completion window."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___BulkShape] | None = ...,
+        slo_class: _builtins.str = ...,
+        slo: _types_pb2.Slo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slo", b"slo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "slo", b"slo", "slo_class", b"slo_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateBatchRequest: _TypeAlias = EstimateBatchRequest  # noqa: Y015
+
+@_typing.final
+class BulkShape(_message.Message):
+    """What would be submitted of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    lines: _builtins.int
+    prompt_tokens_mean: _builtins.float
+    max_output_tokens: _builtins.int
+    """The limit on output of a line; the mean where they differ."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        lines: _builtins.int = ...,
+        prompt_tokens_mean: _builtins.float = ...,
+        max_output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "max_output_tokens", b"max_output_tokens", "model", b"model", "prompt_tokens_mean", b"prompt_tokens_mean"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkShape: _TypeAlias = BulkShape  # noqa: Y015
+
+@_typing.final
+class EstimateBatchResponse(_message.Message):
+    """The estimate of what is not submitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAIT_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wait(self) -> _types_pb2.WaitEstimate:
+        """Until the first token of its first line."""
+
+    @_builtins.property
+    def finish(self) -> Global___FinishEstimate: ...
+    def __init__(
+        self,
+        *,
+        wait: _types_pb2.WaitEstimate | None = ...,
+        finish: Global___FinishEstimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateBatchResponse: _TypeAlias = EstimateBatchResponse  # noqa: Y015

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/qlm/v1/types.proto\x12\x06qlm.v1\"S\n\x03Slo\x12\x0e\n\x06ttft_s\x18\x01 \x01(\x01\x12\x13\n\x06tpot_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x65\x32\x65_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_tpot_sB\x08\n\x06_e2e_s\"\xc2\x01\n\x0bRequestMeta\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tslo_class\x18\x03 \x01(\t\x12\x18\n\x03slo\x18\x04 \x01(\x0b\x32\x0b.qlm.v1.Slo\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x10\n\x08waited_s\x18\t \x01(\x01\"K\n\x0cWaitEstimate\x12\x0e\n\x06mean_s\x18\x01 \x01(\x01\x12\r\n\x05p50_s\x18\x02 \x01(\x01\x12\r\n\x05p90_s\x18\x03 \x01(\x01\x12\r\n\x05p99_s\x18\x04 \x01(\x01\"5\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r*\xa1\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_WAITING\x10\x01\x12\x10\n\x0cPHASE_PULLED\x10\x02\x12\x11\n\rPHASE_RUNNING\x10\x03\x12\x12\n\x0ePHASE_FINISHED\x10\x04\x12\x13\n\x0fPHASE_CANCELLED\x10\x05\x12\x0e\n\nPHASE_SHED\x10\x06\x12\x10\n\x0cPHASE_FAILED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/qlm/v1/types.proto\x12\x06qlm.v1\"S\n\x03Slo\x12\x0e\n\x06ttft_s\x18\x01 \x01(\x01\x12\x13\n\x06tpot_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x65\x32\x65_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_tpot_sB\x08\n\x06_e2e_s\"\xd4\x01\n\x0bRequestMeta\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tslo_class\x18\x03 \x01(\t\x12\x18\n\x03slo\x18\x04 \x01(\x0b\x32\x0b.qlm.v1.Slo\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x10\n\x08waited_s\x18\t \x01(\x01\x12\x10\n\x08\x62\x61tch_id\x18\n \x01(\t\"K\n\x0cWaitEstimate\x12\x0e\n\x06mean_s\x18\x01 \x01(\x01\x12\r\n\x05p50_s\x18\x02 \x01(\x01\x12\r\n\x05p90_s\x18\x03 \x01(\x01\x12\r\n\x05p99_s\x18\x04 \x01(\x01\"5\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r*\xa1\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_WAITING\x10\x01\x12\x10\n\x0cPHASE_PULLED\x10\x02\x12\x11\n\rPHASE_RUNNING\x10\x03\x12\x12\n\x0ePHASE_FINISHED\x10\x04\x12\x13\n\x0fPHASE_CANCELLED\x10\x05\x12\x0e\n\nPHASE_SHED\x10\x06\x12\x10\n\x0cPHASE_FAILED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.qlm.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=452
-  _globals['_PHASE']._serialized_end=613
+  _globals['_PHASE']._serialized_start=470
+  _globals['_PHASE']._serialized_end=631
   _globals['_SLO']._serialized_start=37
   _globals['_SLO']._serialized_end=120
   _globals['_REQUESTMETA']._serialized_start=123
-  _globals['_REQUESTMETA']._serialized_end=317
-  _globals['_WAITESTIMATE']._serialized_start=319
-  _globals['_WAITESTIMATE']._serialized_end=394
-  _globals['_USAGE']._serialized_start=396
-  _globals['_USAGE']._serialized_end=449
+  _globals['_REQUESTMETA']._serialized_end=335
+  _globals['_WAITESTIMATE']._serialized_start=337
+  _globals['_WAITESTIMATE']._serialized_end=412
+  _globals['_USAGE']._serialized_start=414
+  _globals['_USAGE']._serialized_end=467
 # @@protoc_insertion_point(module_scope)

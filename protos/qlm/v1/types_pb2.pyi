@@ -117,6 +117,7 @@ class RequestMeta(_message.Message):
     PRODUCED_TOKENS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     WAITED_S_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique over the life of the store; chosen by the gateway."""
     model: _builtins.str
@@ -128,6 +129,8 @@ class RequestMeta(_message.Message):
     tenant: _builtins.str
     waited_s: _builtins.float
     """Seconds since arrival at the moment of sending."""
+    batch_id: _builtins.str
+    """The batch that it is a line of; empty for a request by itself."""
     @_builtins.property
     def slo(self) -> Global___Slo: ...
     def __init__(
@@ -142,10 +145,11 @@ class RequestMeta(_message.Message):
         produced_tokens: _builtins.int = ...,
         tenant: _builtins.str = ...,
         waited_s: _builtins.float = ...,
+        batch_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slo", b"slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "max_output_tokens", b"max_output_tokens", "model", b"model", "produced_tokens", b"produced_tokens", "prompt_tokens", b"prompt_tokens", "slo", b"slo", "slo_class", b"slo_class", "tenant", b"tenant", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "id", b"id", "max_output_tokens", b"max_output_tokens", "model", b"model", "produced_tokens", b"produced_tokens", "prompt_tokens", b"prompt_tokens", "slo", b"slo", "slo_class", b"slo_class", "tenant", b"tenant", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
