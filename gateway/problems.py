@@ -12,6 +12,7 @@ import msgspec
 from gateway.keys import Forbidden
 from qlm_core.errors import (
     CONTEXT_CODE,
+    Conflict,
     InvalidRequest,
     KeyReused,
     NotFound,
@@ -32,6 +33,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """An error as HTTP says it: a status and OpenAI's error object.
 
     Attributes:
+        code: "" where OpenAI's API has none.
         retry_after_s: when to come back, where that helps.
         should_retry: what OpenAI's clients are told to do, where their own rule for the status would be wrong.
         dropped: the reason in the header of the dropped.
@@ -54,7 +56,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             "message": self.message,
             "type": self.type,
             "param": self.param,
-            "code": self.code,
+            "code": self.code or None,
         }
         return _encode({"error": error})
 
@@ -95,6 +97,14 @@ def problem_of(error: Exception) -> Problem:
                 type="invalid_request_error",
                 code="idempotency_key_reused",
                 param="idempotency-key",
+                should_retry=False,
+            )
+        case Conflict():
+            return Problem(
+                status=409,
+                message=message,
+                type="invalid_request_error",
+                code="",
                 should_retry=False,
             )
         case QueueFull() | TooLate():

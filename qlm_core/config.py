@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from qlm_core.config_access import AuthConfig, ServerTlsConfig, TenantConfig, TlsConfig
+from qlm_core.config_batches import BatchesConfig
 from qlm_core.config_doors import check_doors
 from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
@@ -212,6 +213,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     store: StoreConfig = StoreConfig()
     files: FilesConfig = FilesConfig()
+    batches: BatchesConfig = BatchesConfig()
     limits: GatewayLimits = GatewayLimits()
 
 

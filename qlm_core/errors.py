@@ -104,6 +104,10 @@ class KeyReused(QlmError):
         )
 
 
+class Conflict(QlmError):
+    """What is asked for is not possible in the state that something is in, and trying again would not help."""
+
+
 class NotFound(QlmError):
     """No such request is known."""
 

@@ -17,7 +17,7 @@ import msgspec
 from gateway.store.clock import Seen
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
-from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
+from qlm_core.model import BatchId, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 from qlm_core.outcome import ShedReason
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
             the name that it had when only idempotency keys were owned.
         fingerprint: a digest of what was asked for; "" where nobody noted it.
         created_unix_s: when it came by the wall clock, whole Unix seconds, as answers tell it; 0 where nobody noted it.
+        batch: the batch that it is a line of; "" for a request by itself. Lines are stored with their batch.
     """
 
     id: RequestId
@@ -68,6 +69,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = msgspec.field(default="", name="key_owner")
     fingerprint: str = ""
     created_unix_s: int = 0
+    batch: BatchId = BatchId("")
 
     @property
     def created(self) -> int:
@@ -86,6 +88,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
             max_output_tokens=self.max_output_tokens,
             arrival_s=arrival_s,
             tenant=self.tenant,
+            batch=self.batch,
         )
 
     @property

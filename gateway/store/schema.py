@@ -46,6 +46,27 @@ CREATE TABLE IF NOT EXISTS files (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS files_owned ON files (owner, id);
 CREATE INDEX IF NOT EXISTS files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    idempotency_key TEXT UNIQUE,
+    head BLOB NOT NULL,
+    ended_at REAL
+);
+CREATE INDEX IF NOT EXISTS batches_owned ON batches (owner, number);
+CREATE INDEX IF NOT EXISTS batches_open ON batches (number) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS batches_ended ON batches (ended_at) WHERE ended_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS batch_indexes (batch INTEGER PRIMARY KEY, lines BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batch_records (
+    place INTEGER PRIMARY KEY,
+    failed INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    reasoning_tokens INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS batch_results (place INTEGER PRIMARY KEY, line BLOB NOT NULL);
 """
 
 _OLDEST_COLUMNS = ("id", "idempotency_key", "arrived_at", "head", "body", "ended_at", "ended")
@@ -73,7 +94,7 @@ _MIGRATIONS = {
         WHERE latest IS NOT NULL
         """,
     ),
-    # Files came, in tables of their own, which are made below wherever they are missing.
+    # Files and batches came, in tables of their own, which are made below wherever they are missing.
     3: (),
 }
 

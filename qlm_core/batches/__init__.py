@@ -25,9 +25,10 @@ from qlm_core.batches.events import (
     Woken,
     Written,
 )
-from qlm_core.batches.states import TRANSITIONS, BatchStatus, Step, Unrun, Usage
+from qlm_core.batches.states import NO_USAGE, TRANSITIONS, BatchStatus, Step, Unrun, Usage
 
 __all__ = [
+    "NO_USAGE",
     "TRANSITIONS",
     "Accepted",
     "BatchStatus",

@@ -143,7 +143,7 @@ class Book:
             return []
         batch.fill(event.models, event.model_of)
         self._queue(batch)
-        changed: list[Effect] = [Changed(batch.id)]
+        changed: list[Effect] = [_changed(batch)]
         if batch.due_s <= self._now_s:
             return changed + self._stop(batch, Step.EXPIRE, Unrun.EXPIRED)
         return changed + self._fill()
@@ -158,13 +158,13 @@ class Book:
         batch = self._batches.get(event.batch)
         if batch is None:
             return []
-        validating = batch.status is BatchStatus.VALIDATING
-        effects = self._stop(batch, Step.CANCEL, Unrun.CANCELLED)
-        if validating:
-            batch.move(Step.FINISH)
-            # Nobody knows how many lines there are, and none was run: nothing is written.
-            return [Changed(batch.id), StopValidating(batch.id), self._close(batch)]
-        return effects
+        if batch.status is not BatchStatus.VALIDATING:
+            return self._stop(batch, Step.CANCEL, Unrun.CANCELLED)
+        batch.move(Step.CANCEL)
+        changed = _changed(batch)
+        batch.move(Step.FINISH)
+        # Nobody knows how many lines there are, and none was run: nothing is written.
+        return [changed, StopValidating(batch.id), self._close(batch)]
 
     def _written(self, event: ev.Written) -> list[Effect]:
         batch = self._batches.get(event.batch)
@@ -224,7 +224,7 @@ class Book:
         """What follows if no line is left to be run, or none is out of a batch that is stopped."""
         effects: list[Effect] = []
         if batch.ended == batch.total and batch.move(Step.DRAIN):
-            effects.append(Changed(batch.id))
+            effects.append(_changed(batch))
         return effects + self._write(batch)
 
     # ---------------------------------------------------------------- after a restart
@@ -275,13 +275,12 @@ class Book:
         finalizing = batch.status is BatchStatus.FINALIZING
         if not batch.move(step):
             return []
-        effects: list[Effect] = [Changed(batch.id)]
         if finalizing:
-            # Nothing is out or waits, and what is being written is right whoever asked for it.
-            return effects
-        effects += [Drop(batch.id, line) for line in batch.stop(unrun)]
+            # Nothing waits, what is out was dropped, and what is being written is right whoever asked for it.
+            return [_changed(batch)]
+        out = batch.stop(unrun)
         self._unqueue(batch)
-        return effects + self._write(batch)
+        return [_changed(batch), *(Drop(batch.id, line) for line in out), *self._write(batch)]
 
     def _write(self, batch: Batch) -> list[Effect]:
         """Have the files written as soon as nothing is out."""
@@ -360,3 +359,7 @@ class Book:
                         best = rank, batch, part
                     break
         return None if best is None else best[1:]
+
+
+def _changed(batch: Batch) -> Changed:
+    return Changed(batch.id, batch.status, batch.unrun)

@@ -53,9 +53,15 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The state of a batch has changed and is to be stored."""
+    """The state of a batch has changed and is to be stored.
+
+    Attributes:
+        unrun: why some of its lines will have no record, once that is decided.
+    """
 
     batch: BatchId
+    status: BatchStatus
+    unrun: Unrun | None
 
 
 @dataclass(frozen=True, slots=True)

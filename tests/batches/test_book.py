@@ -46,6 +46,10 @@ def released(effects: list[bt.Effect]) -> list[tuple[BatchId, int]]:
     return [(one.batch, one.line) for one in effects if isinstance(one, bt.Release)]
 
 
+def changed(status: BatchStatus, unrun: Unrun | None = None) -> bt.Changed:
+    return bt.Changed(A, status, unrun)
+
+
 def dropped(effects: list[bt.Effect]) -> list[int]:
     return [one.line for one in effects if isinstance(one, bt.Drop)]
 
@@ -55,7 +59,7 @@ def test_nothing_is_released_before_the_whole_file_is_sound() -> None:
     assert desk.send(bt.Opened(A, "t", DUE_S)) == [bt.Validate(A)]
     assert desk.status(A) is BatchStatus.VALIDATING
     effects = desk.send(bt.Accepted(A, (TINY,), [0] * 3))
-    assert effects[0] == bt.Changed(A)
+    assert effects[0] == changed(BatchStatus.IN_PROGRESS)
     assert released(effects) == [(A, 0), (A, 1), (A, 2)]
     assert desk.status(A) is BatchStatus.IN_PROGRESS
 
@@ -86,7 +90,7 @@ def test_a_batch_is_completed_when_every_line_has_its_record_and_the_files_are_w
     assert desk.send(bt.LineEnded(A, 2, failed=False, usage=used)) == []
     assert desk.send(bt.LineEnded(A, 0, failed=True)) == []
     effects = desk.send(bt.LineEnded(A, 1, failed=False, usage=used))
-    assert effects == [bt.Changed(A), bt.Write(A, None)]
+    assert effects == [changed(BatchStatus.FINALIZING), bt.Write(A, None)]
     assert desk.status(A) is BatchStatus.FINALIZING
     assert desk.send(bt.Written(A)) == [
         bt.Close(A, BatchStatus.COMPLETED, 2, 1, used + used),
@@ -146,7 +150,11 @@ def test_when_the_window_is_over_what_is_out_is_dropped_and_the_rest_never_run()
     assert desk.book.wakeup_s == DUE_S
     desk.now_s = DUE_S
     effects = desk.send(bt.Woken())
-    assert effects == [bt.Changed(A), bt.Drop(A, 1), bt.Drop(A, 2)]
+    assert effects == [
+        changed(BatchStatus.FINALIZING, Unrun.EXPIRED),
+        bt.Drop(A, 1),
+        bt.Drop(A, 2),
+    ]
     assert desk.status(A) is BatchStatus.FINALIZING
     assert desk.book.waiting(A) == (bt.Waiting(TINY, 0, 5),)
     # One of them ended all the same, the other has no record.
@@ -161,7 +169,11 @@ def test_a_batch_whose_window_ends_while_it_is_validated_runs_nothing() -> None:
     desk.now_s = DUE_S + 1.0
     assert desk.send(bt.Woken()) == []
     effects = desk.send(bt.Accepted(A, (TINY,), [0, 0]))
-    assert effects == [bt.Changed(A), bt.Changed(A), bt.Write(A, Unrun.EXPIRED)]
+    assert effects == [
+        changed(BatchStatus.IN_PROGRESS),
+        changed(BatchStatus.FINALIZING, Unrun.EXPIRED),
+        bt.Write(A, Unrun.EXPIRED),
+    ]
     assert desk.send(bt.Written(A)) == [bt.Close(A, BatchStatus.EXPIRED, 0, 2, Usage())]
 
 
@@ -170,7 +182,8 @@ def test_cancel_drops_what_is_out_and_is_over_once_nothing_is() -> None:
     desk.running(A, 4)
     desk.send(bt.LineTaken(A, 0))
     effects = desk.send(bt.CancelAsked(A))
-    assert effects == [bt.Changed(A), bt.Drop(A, 0), bt.Drop(A, 1), bt.Drop(A, 2)]
+    assert effects[0] == changed(BatchStatus.CANCELLING, Unrun.CANCELLED)
+    assert dropped(effects[1:]) == [0, 1, 2]
     assert desk.status(A) is BatchStatus.CANCELLING
     assert desk.send(bt.CancelAsked(A)) == []
     desk.now_s = DUE_S
@@ -185,7 +198,7 @@ def test_cancel_while_it_is_validated_ends_it_at_once() -> None:
     desk = Desk()
     desk.send(bt.Opened(A, "t", DUE_S))
     assert desk.send(bt.CancelAsked(A)) == [
-        bt.Changed(A),
+        changed(BatchStatus.CANCELLING),
         bt.StopValidating(A),
         bt.Close(A, BatchStatus.CANCELLED, 0, 0, Usage()),
     ]
@@ -196,7 +209,7 @@ def test_cancel_while_files_are_written_writes_them_once() -> None:
     desk = Desk()
     desk.running(A, 1)
     assert bt.Write(A, None) in desk.send(bt.LineEnded(A, 0, failed=False))
-    assert desk.send(bt.CancelAsked(A)) == [bt.Changed(A)]
+    assert desk.send(bt.CancelAsked(A)) == [changed(BatchStatus.CANCELLING)]
     assert desk.send(bt.Written(A)) == [bt.Close(A, BatchStatus.CANCELLED, 1, 0, Usage())]
 
 
@@ -304,4 +317,4 @@ def test_a_restart_after_the_last_record_writes_the_files() -> None:
             )
         )
     )
-    assert effects == [bt.Changed(A), bt.Write(A, None)]
+    assert effects == [changed(BatchStatus.FINALIZING), bt.Write(A, None)]

@@ -87,18 +87,14 @@ class BookMachine(RuleBasedStateMachine):
                     assert not any(one == batch for one, _ in self.out), "nothing is out"
                     assert batch not in self.writing
                     self.writing[batch] = unrun
-                case bt.Changed(batch):
-                    self.note(batch)
+                case bt.Changed(batch, status, unrun):
+                    self.note(batch, status, unrun)
                 case bt.Close():
                     self.close(effect)
 
-    def note(self, batch: BatchId) -> None:
-        standing = self.book.standing(batch)
-        if standing is not None:
-            released = tuple(part.begun for part in self.book.waiting(batch))
-            self.pending.append(
-                Head(batch, standing.status, standing.unrun, standing.total > 0, released)
-            )
+    def note(self, batch: BatchId, status: BatchStatus, unrun: Unrun | None) -> None:
+        released = tuple(part.begun for part in self.book.waiting(batch))
+        self.pending.append(Head(batch, status, unrun, bool(released), released))
 
     def close(self, close: bt.Close) -> None:
         """The last word is committed before anybody hears of it, and all that came before with it."""
@@ -185,7 +181,10 @@ class BookMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def noted(self, data: st.DataObject) -> None:
         """How many lines were released is stored now and then."""
-        self.note(data.draw(st.sampled_from(list(self.stored))))
+        batch = data.draw(st.sampled_from(list(self.stored)))
+        standing = self.book.standing(batch)
+        if standing is not None:
+            self.note(batch, standing.status, standing.unrun)
 
     @precondition(lambda self: self.stored)
     @rule(data=st.data())
