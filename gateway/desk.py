@@ -10,6 +10,7 @@ from itertools import islice
 from gateway import openai
 from gateway.answer import Json, usage_of
 from gateway.driver import Driver
+from gateway.files.store import FileStore
 from gateway.intake import Intake
 from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
@@ -39,6 +40,7 @@ class Desk:
     metrics: Metrics
     keys: ApiKeys
     sight: Sight
+    files: FileStore
     rejections: Rejections
 
     def unready(self) -> str:

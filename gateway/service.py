@@ -120,6 +120,7 @@ class Gateway:
             metrics=self._metrics,
             keys=ApiKeys(section),
             sight=Sight(self.driver, self.store),
+            files=self.files,
             rejections=rejections,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -6,10 +6,11 @@ import asyncio
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from qlm_core.errors import NoRoom, QlmError, Unavailable
 
@@ -79,6 +80,27 @@ class Growing:
         """Leave nothing."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+class Reading:
+    """A file that is read, by one thread at a time. Raises OSError where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = path.open("rb")
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, first: int, size: int) -> bytes:
+        """Some bytes, from `first` on; fewer at the end, and none once it is closed."""
+        with self._lock:
+            return b"" if self._file is None else os.pread(self._file.fileno(), size, first)
+
+    def close(self) -> None:
+        """Idempotent; waits for who reads."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
 
 
 def _of_disk(error: OSError) -> QlmError:

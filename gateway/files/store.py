@@ -9,17 +9,26 @@ the log. Another tenant's file is looked for in vain, with the same answer as on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import failpoints
 from gateway.files import checks, rows
-from gateway.files.disk import Disk, Growing
+from gateway.files.disk import Disk, Growing, Reading
 from gateway.files.folder import Folder
 from gateway.files.quota import Quota
 from gateway.files.rows import Gone, Ids, StoredFile
@@ -28,7 +37,7 @@ from gateway.keys import Caller
 from gateway.metrics import Gauge
 from gateway.store import Database, Store, StoreError
 from qlm_core.config import GatewayConfig
-from qlm_core.errors import NotFound, QlmError, Unavailable
+from qlm_core.errors import FileLost, NotFound, QlmError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +173,27 @@ class FileStore:
     def path(self, file: StoredFile) -> Path:
         """The bytes exactly as they came. Whoever needs them after the file was deleted keeps it open, or links it."""
         return self._folder.of(file.id)
+
+    @asynccontextmanager
+    async def reading(
+        self, file: StoredFile
+    ) -> AsyncIterator[Callable[[int, int], Awaitable[bytes]]]:
+        """Reads bytes of a file, from a first one on so many. Raises FileLost, Unavailable."""
+
+        def opened() -> Reading | None:
+            with contextlib.suppress(FileNotFoundError):
+                return Reading(self.path(file))
+            return None
+
+        bytes_of = await self._disk.do(opened)
+        if bytes_of is None:
+            raise FileLost(file.id)
+        try:
+            if bytes_of.size != file.bytes_count:
+                raise FileLost(file.id)
+            yield lambda first, size: self._disk.do(partial(bytes_of.read, first, size))
+        finally:
+            await asyncio.shield(self._spawn(self._disk.do(bytes_of.close)))
 
     async def list(
         self,
