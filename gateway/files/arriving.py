@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway import headers as hd
 from gateway.asgi import Receive, Send
+from gateway.files.slots import Slot
 from qlm_core.errors import InvalidRequest, Unavailable
 
 # What a client has to bring within the idle limit, unless the end comes first.
@@ -30,6 +31,7 @@ class Arriving:
     Attributes:
         ended: whether all of it has come, or its client is gone.
         idle: whether its client was given up because it brought too little.
+        slot: is told how much has come.
     """
 
     def __init__(self, receive: Receive, headers: hd.Headers, *, idle_s: float, bytes_max: int):
@@ -40,6 +42,7 @@ class Arriving:
         self._waited_s = 0.0
         self._paced = 0
         self.ended = self.idle = False
+        self.slot: Slot | None = None
         announced = headers.get(b"content-length", b"0")
         self._announced = int(announced) if announced.isdigit() else 0
 
@@ -63,9 +66,21 @@ class Arriving:
             self.ended = not message.get("more_body")
             data: bytes = message["body"]
             self._came += len(data)
+            if self.slot is not None:
+                self.slot.size = self._came
             if data:
                 return data
         return b""
+
+    def too_slow(self, why: str) -> InvalidRequest:
+        """Give its client up; the error for it."""
+        self.idle = True
+        return InvalidRequest(
+            "body",
+            why,
+            "Send it faster or raise gateway.files.upload_idle_s_max.",
+            code="body_too_slow",
+        )
 
     def lingering(self, send: Send) -> Send:
         """`send`, of which the last word of an answer is followed by silence until the body has come, or for a while."""
@@ -88,12 +103,8 @@ class Arriving:
             async with asyncio.timeout(self._idle_s - self._waited_s):
                 message = await self._receive()
         except TimeoutError:
-            self.idle = True
-            raise InvalidRequest(
-                "body",
-                f"less than {PACE_BYTES} bytes of it came within {self._idle_s:g} s",
-                "Send it faster or raise gateway.files.upload_idle_s_max.",
-                code="body_too_slow",
+            raise self.too_slow(
+                f"less than {PACE_BYTES} bytes of it came within {self._idle_s:g} s"
             ) from None
         self._waited_s += loop.time() - began_s
         self._paced += len(message.get("body", b""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # So many operations at a time wait for a disk that is slow, beside the gateway's other threads.
 _THREADS = 8
+# How often it is said that a disk fails; its clients hear it each time.
+_SAID_EVERY_S = 60.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Result = TypeVar("Result")
@@ -28,13 +31,17 @@ class Disk:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="qlm-files")
+        self._said_s = -math.inf
 
     async def do(self, work: Callable[[], Result]) -> Result:
         """The result of something that blocks. Raises NoRoom or Unavailable for an OSError, and what else it raises."""
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await loop.run_in_executor(self._threads, work)
         except OSError as error:
-            log.error("the disk of files fails", extra={"error": str(error)})
+            if loop.time() - self._said_s >= _SAID_EVERY_S:
+                self._said_s = loop.time()
+                log.error("the disk of files fails", extra={"error": str(error)})
             raise _of_disk(error) from None
 
     def close(self) -> None:

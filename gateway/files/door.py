@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from gateway import headers as hd
 from gateway import openai
 from gateway.answer import Json
@@ -13,9 +15,8 @@ from gateway.files import rows
 from gateway.files.arriving import Arriving
 from gateway.files.form import FileForm
 from gateway.files.multipart import FormReader, boundary_of
-from gateway.files.rows import StoredFile
+from gateway.files.rows import Page, StoredFile
 from gateway.files.sending import send_content
-from gateway.files.store import Page
 from gateway.files.upload import WRITE_BYTES
 from gateway.files.view import file_json, page_json
 from gateway.problems import problem_of
@@ -110,8 +111,17 @@ class FilesDoor:
             raise Unavailable("the gateway is shutting down; send the request to another one")
         require_plain(call.headers)
         boundary = boundary_of(call.headers.get(b"content-type", b""))
-        with self._uploads.holding(HELD_BYTES):
-            return await FileForm(self._files, FormReader(boundary), call.caller.tenant).read(body)
+        owner = call.caller.tenant
+        try:
+            async with asyncio.timeout(None) as timeout:
+                with (
+                    self._files.slots.take(owner, timeout) as slot,
+                    self._uploads.holding(HELD_BYTES),
+                ):
+                    body.slot = slot
+                    return await FileForm(self._files, FormReader(boundary), owner).read(body)
+        except TimeoutError:
+            raise body.too_slow("others waited for its place") from None
 
 
 async def _say(call: Call, value: Json) -> None:

@@ -9,13 +9,12 @@ from gateway.files import checks
 from gateway.files.arriving import Arriving
 from gateway.files.disposition import Part
 from gateway.files.multipart import Event, FormReader, PartBegan, PartData
+from gateway.files.purposes import BATCH, UPLOADED
 from gateway.files.rows import StoredFile
 from gateway.files.store import FileStore
-from gateway.files.upload import BATCH, USER_DATA, Upload
+from gateway.files.upload import Upload
 from qlm_core.errors import InvalidRequest
 
-# What clients may upload. Other purposes of OpenAI's are for what is not served here.
-PURPOSES = (BATCH, USER_DATA)
 EXPIRES_S_MIN, EXPIRES_S_MAX = 3_600, 2_592_000
 _FILE, _PURPOSE = "file", "purpose"
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -117,11 +116,11 @@ class FileForm:
         if _PURPOSE not in self._fields:
             raise _missing(_PURPOSE)
         purpose = self._text(_PURPOSE)
-        if purpose not in PURPOSES:
+        if purpose not in UPLOADED:
             raise InvalidRequest(
                 _PURPOSE,
                 f"{purpose[:32]!r} is not served here",
-                f"Supported values are: {' and '.join(map(repr, PURPOSES))}.",
+                f"Supported values are: {' and '.join(map(repr, UPLOADED))}.",
             )
         return purpose
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gateway.answer import Json
-from gateway.files.rows import StoredFile
-from gateway.files.store import Page
+from gateway.files.rows import Page, StoredFile
 
 
 def file_json(file: StoredFile) -> Json:
