@@ -12,6 +12,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from gateway.admission import Admission
+from gateway.batches.desk import BatchDesk
+from gateway.batches.driver import Batches
 from gateway.budget import Budget
 from gateway.connections import Connections
 from gateway.desk import Desk
@@ -81,7 +83,7 @@ class Gateway:
         room: for how many connections there is; as the configuration says unless given.
 
     Attributes:
-        store, files, driver: what it keeps, and its open requests.
+        store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -112,14 +114,28 @@ class Gateway:
             admission=self._admission,
             unread=self._unread,
         )
+        intake, keys = Intake(config, self._solver.models), ApiKeys(section)
+        self.batches = Batches(
+            config,
+            store=self.store,
+            files=self.files,
+            driver=self.driver,
+            intake=intake,
+            keys=keys,
+            solver=self._solver,
+            metrics=self._metrics,
+            time_s=keeper.time_s,
+        )
         self._desk = Desk(
             config=config,
             driver=self.driver,
-            intake=Intake(config, self._solver.models),
+            intake=intake,
             solver=self._solver,
             metrics=self._metrics,
-            keys=ApiKeys(section),
+            keys=keys,
             sight=Sight(self.driver, self.store),
+            files=self.files,
+            batches=BatchDesk(self.batches),
             rejections=rejections,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -149,6 +165,7 @@ class Gateway:
             self._servers = (clients, agents)
             await self.driver.start()
             await self.files.open()
+            await self.batches.open()
             for server in self._servers:
                 await server.start()
         except BaseException:
@@ -161,7 +178,7 @@ class Gateway:
         self._http = HttpServer(self._desk, connections, None if tls is None else tls.http_server())
         self._tasks.append(asyncio.create_task(self._http.serve([sock])))
         await self._http.listening.wait()
-        self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))
+        self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle, self.batches)))
         self._tasks.append(asyncio.create_task(self.files.run()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         host, _ = parse_address(section.http_listen, "gateway.http_listen")
@@ -181,6 +198,7 @@ class Gateway:
         """Drain and release everything. Durable requests wait in the store."""
         if self._http is not None:
             await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+            self.batches.stop_releasing()
             await self.driver.drain()
             self._http.should_exit = True
         self._work.close()
@@ -189,6 +207,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._solver.close()
+        await self.batches.close()
         await self.files.close()
         await self.driver.close()
         log.info("gateway stopped")
@@ -212,6 +231,7 @@ class Gateway:
     def _gauges(self) -> Iterator[Gauge]:
         yield from self.driver.gauges()
         yield from self.files.gauges()
+        yield from self.batches.gauges()
         held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
         if self._http is not None:
             connections, uploads = self._http.connections, self._http.uploads

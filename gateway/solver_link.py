@@ -27,6 +27,7 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable, kind_and_place
 from qlm_core.messages import (
     Alive,
+    BulkEstimate,
     Ended,
     EstimateGiven,
     FirstToken,
@@ -64,6 +65,16 @@ class Handle(Protocol):
     """Takes a ledger event."""
 
     def __call__(self, event: lg.Event) -> None: ...
+
+
+class Bulks(Protocol):
+    """The batches of the gateway, as the session has to do with them."""
+
+    def announce(self) -> None:
+        """Tell a solver that has come what waits."""
+
+    def estimated(self, said: BulkEstimate) -> None:
+        """The solver says when a batch will be done."""
 
 
 class SolverLink:
@@ -119,7 +130,7 @@ class SolverLink:
         if facts.broken and self._hang_up is not None:
             self._hang_up()
 
-    async def run(self, handle: Handle) -> None:
+    async def run(self, handle: Handle, bulks: Bulks) -> None:
         """Keep a session open until cancelled."""
         backoff_s = BACKOFF_S_MIN
         while True:
@@ -128,7 +139,7 @@ class SolverLink:
             self._heard = self._silent = False
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
             try:
-                await self._session(handle)
+                await self._session(handle, bulks)
                 log.info("the solver ended the session")
             except grpc.aio.AioRpcError as error:
                 said = {"code": error.code().name, "details": error.details()}
@@ -186,10 +197,12 @@ class SolverLink:
             log.warning("no solver answers; trying on", extra=said)
             await self._channel.channel_ready()
 
-    async def _session(self, handle: Handle) -> None:
+    async def _session(self, handle: Handle, bulks: Bulks) -> None:
         facts: Outbox[GatewayFact] = Outbox(limit=self._backlog_max)
         self._facts = facts
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
+        # Before the last word of the announcement, which is the ledger's.
+        bulks.announce()
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
         messages = _messages(facts, self._facts_bytes_max)
@@ -202,7 +215,7 @@ class SolverLink:
                 pulse.heard()
                 self._heard = True
                 for order in wire.gateway_orders_from_wire(message):
-                    self._obey(order, handle)
+                    self._obey(order, handle, bulks)
         finally:
             pulse.stop()
             facts.close()
@@ -213,12 +226,14 @@ class SolverLink:
         if self._hang_up is not None:
             self._hang_up()
 
-    def _obey(self, order: GatewayOrder, handle: Handle) -> None:
+    def _obey(self, order: GatewayOrder, handle: Handle, bulks: Bulks) -> None:
         match order:
             case EstimateGiven(id, estimate):
                 handle(lg.EstimateCame(id, estimate))
             case Shed(id, reason, retry_after_s):
                 handle(lg.ShedOrdered(id, reason, retry_after_s))
+            case BulkEstimate():
+                bulks.estimated(order)
             case Fleet():
                 self._fleet = order
 

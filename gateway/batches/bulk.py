@@ -83,6 +83,8 @@ class Bulk:
         stored = batch.stored
         lines = tuple(part.lines for part in self._waiting(stored.id))
         lines = lines or (0,) * len(stored.models)
+        if not lines:
+            return
         told = self._told.get(stored.id, (0,) * len(lines))
         self._told[stored.id] = lines
         arrival_s = asyncio.get_running_loop().time() - (self._store_s() - stored.arrived_at)

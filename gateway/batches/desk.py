@@ -1,4 +1,7 @@
-"""What clients may ask of batches: create, look, list, cancel. Another tenant's batch is looked for in vain, as one that never was."""
+"""What clients may ask of batches: create, look, list, cancel.
+
+Another tenant's batch is looked for in vain, with the same answer as one that never was.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ files have ids that were noted before they were written. So a batch goes on from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -39,7 +40,7 @@ from gateway.solver_link import SolverLink
 from gateway.store import Database, Store, StoreError
 from qlm_core import batches as bt
 from qlm_core.batches import BatchStatus, Standing, Usage
-from qlm_core.config import Config
+from qlm_core.config import Config, ModelConfig
 from qlm_core.errors import QlmError, kind_and_place
 from qlm_core.messages import BulkEstimate
 from qlm_core.model import BatchId, ModelName
@@ -134,7 +135,10 @@ class Batches:
         for one in found:
             self._enter(one.number, one.stored)
             if one.index is not None:
-                self._know(self._open[one.stored.id], one.index)
+                batch = self._open[one.stored.id]
+                self._know(batch, one.index)
+                for line, _ in one.records.lines:
+                    batch.count(line, -1)
         self._releasing = self._spawn(self._releaser.run())
         for work in (self._bulk.run(), self._sweep(), self._note_released()):
             self._spawn(work)
@@ -143,9 +147,9 @@ class Batches:
         if found:
             log.info("batches restored", extra={"batches": len(found)})
             self.handle(bt.Restored(tuple(one.event(self.due_s(one.stored)) for one in found)))
-            until_s = self._loop.time() + _TAKEN_UP_S
-            while not self._releaser.caught_up and self._loop.time() < until_s:
-                await asyncio.sleep(0.001)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TAKEN_UP_S):
+                    await self._releaser.caught_up()
 
     def stop_releasing(self) -> None:
         """Make no more lines requests: the gateway drains."""
@@ -214,8 +218,8 @@ class Batches:
     async def cancel(self, batch: OpenBatch) -> None:
         """Give a batch up; returns once that is stored, or the batch is over."""
         self.handle(bt.CancelAsked(batch.stored.id))
-        while batch.dirty or batch.saving is not None:
-            await asyncio.shield(self._save(batch))
+        while batch.saving is not None:
+            await asyncio.shield(batch.saving)
         failpoints.at("gateway.batches.cancelling")
         if self._book.standing(batch.stored.id) is None:
             await batch.over.wait()
@@ -362,7 +366,8 @@ class Batches:
 
     def _know(self, batch: OpenBatch, index: Index) -> None:
         lengths = self._intake.models(self.keys.tenant(batch.stored.owner))
-        batch.know(index, [lengths.get(model, 0) for model in batch.stored.models])
+        unknown = ModelConfig().max_model_len
+        batch.know(index, [lengths.get(model, unknown) for model in batch.stored.models])
 
     # ---------------------------------------------------------------- the end
 
@@ -409,7 +414,9 @@ class Batches:
 
     async def _clear(self, number: int) -> None:
         """Forget the lines of a batch that is over, some at a time."""
-        while await self._stored(partial(rows.clear, number=number)):
+        more = True
+        while more:
+            more = await self._stored(partial(rows.clear, number=number))
             await asyncio.sleep(0.01)
 
     async def _sweep(self) -> None:

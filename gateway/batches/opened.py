@@ -55,10 +55,14 @@ class OpenBatch:
         Args:
             lengths: of each model the tokens of its longest sequence, the limit of lines that name none.
         """
-        for line, limit in enumerate(index.output_limits):
-            if not limit:
-                index.output_limits[line] = lengths[index.model_of[line]]
+        if 0 in index.output_limits:
+            for line, limit in enumerate(index.output_limits):
+                if not limit:
+                    index.output_limits[line] = lengths[index.model_of[line]]
         self.index = index
+        if len(lengths) == 1:
+            self.left = [Left(sum(index.prompt_tokens), sum(index.output_limits))]
+            return
         self.left = [Left() for _ in lengths]
         for place, tokens, limit in zip(
             index.model_of, index.prompt_tokens, index.output_limits, strict=True

@@ -98,23 +98,23 @@ class Releaser:
         self._out: dict[tuple[BatchId, int], _Asked | Line] = {}
         self._tries: dict[tuple[BatchId, int], int] = {}
         self._held_bytes = 0
-        self._moved = asyncio.Event()
+        self._moved, self._idle = asyncio.Event(), asyncio.Event()
 
     @property
     def held_bytes(self) -> int:
         """Bytes of lines that are requests."""
         return self._held_bytes
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether nothing is about to become a request."""
-        return not self._asked
+    async def caught_up(self) -> None:
+        """Wait until nothing that can become a request is still to become one."""
+        await self._idle.wait()
 
     def release(self, batch: OpenBatch, line: int, *, restored: bool) -> None:
         """Make a line a request, as soon as may be."""
         asked = self._out[batch.stored.id, line] = _Asked(batch, line, restored)
         batch.count(line, -1)
         self._asked.append(asked)
+        self._idle.clear()
         self._moved.set()
 
     def drop(self, batch: OpenBatch, line: int) -> None:
@@ -138,6 +138,7 @@ class Releaser:
             chunk = self._next()
             if not chunk:
                 self._moved.clear()
+                self._idle.set()
                 await self._moved.wait()
                 continue
             await self._enter_all(chunk)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.files.rows import StoredFile
-from gateway.files.store import FileStore, Page
-from gateway.files.upload import BATCH, BATCH_OUTPUT, USER_DATA, Upload
+from gateway.files.purposes import BATCH, BATCH_OUTPUT, USER_DATA
+from gateway.files.rows import Page, StoredFile
+from gateway.files.store import FileStore
+from gateway.files.upload import Upload
 
 __all__ = ["BATCH", "BATCH_OUTPUT", "USER_DATA", "FileStore", "Page", "StoredFile", "Upload"]

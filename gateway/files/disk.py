@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from qlm_core.errors import NoRoom, QlmError, Unavailable
 
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # So many operations at a time wait for a disk that is slow, beside the gateway's other threads.
 _THREADS = 8
+# How often it is said that a disk fails; its clients hear it each time.
+_SAID_EVERY_S = 60.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Result = TypeVar("Result")
@@ -27,13 +31,17 @@ class Disk:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="qlm-files")
+        self._said_s = -math.inf
 
     async def do(self, work: Callable[[], Result]) -> Result:
         """The result of something that blocks. Raises NoRoom or Unavailable for an OSError, and what else it raises."""
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await loop.run_in_executor(self._threads, work)
         except OSError as error:
-            log.error("the disk of files fails", extra={"error": str(error)})
+            if loop.time() - self._said_s >= _SAID_EVERY_S:
+                self._said_s = loop.time()
+                log.error("the disk of files fails", extra={"error": str(error)})
             raise _of_disk(error) from None
 
     def close(self) -> None:
@@ -79,6 +87,27 @@ class Growing:
         """Leave nothing."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+class Reading:
+    """A file that is read, by one thread at a time. Raises OSError where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = path.open("rb")
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, first: int, size: int) -> bytes:
+        """Some bytes, from `first` on; fewer at the end, and none once it is closed."""
+        with self._lock:
+            return b"" if self._file is None else os.pread(self._file.fileno(), size, first)
+
+    def close(self) -> None:
+        """Idempotent; waits for who reads."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
 
 
 def _of_disk(error: OSError) -> QlmError:

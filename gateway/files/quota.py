@@ -8,20 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qlm_core.config_files import FilesConfig
-from qlm_core.errors import InvalidRequest, NoRoom, QueueFull
+from qlm_core.errors import InvalidRequest, NoRoom
 
-# When to try again where others are uploading.
-RETRY_AFTER_S = 5.0
 _REMEDY = "Delete files that are not needed any more, or let them expire (expires_after)."
 
 
 @dataclass(slots=True)
 class Held:
-    """What somebody has here: files that are kept or coming, their bytes, and how many of them are coming."""
+    """What somebody has here: files that are kept or coming, and their bytes."""
 
     files: int = 0
     bytes_count: int = 0
-    uploads: int = 0
 
 
 @dataclass(slots=True)
@@ -37,49 +34,37 @@ class Quota:
         return self._tenants.get(owner) or Held()
 
     def begin(self, owner: str) -> None:
-        """An upload begins. Raises QueueFull, InvalidRequest, NoRoom; then it does not."""
-        limits, mine = self.limits, self.of(owner)
-        for what, limit, uploads in (
-            ("gateway.files.tenant_uploads_max", limits.tenant_uploads_max, mine.uploads),
-            ("gateway.files.uploads_max", limits.uploads_max, self.total.uploads),
-        ):
-            if uploads >= limit:
-                raise QueueFull(what, limit, RETRY_AFTER_S)
-        if mine.files >= limits.tenant_files_max:
+        """A file begins. Raises InvalidRequest, NoRoom; then it does not count."""
+        limits = self.limits
+        if self.of(owner).files >= limits.tenant_files_max:
             raise _own("tenant_files_max", f"{limits.tenant_files_max} files")
         if self.total.files >= limits.total_files_max:
             raise _everybodys("total_files_max", f"{limits.total_files_max} files")
-        self.keep(owner, 0)
-        self._count(owner, uploads=1)
+        self._count(owner, 1, 0)
 
     def grow(self, owner: str, size: int) -> None:
-        """So many bytes more of an upload. Raises InvalidRequest, NoRoom; then they do not count."""
+        """So many bytes more of a file. Raises InvalidRequest, NoRoom; then they do not count."""
         limits = self.limits
         if self.of(owner).bytes_count + size > limits.tenant_bytes_max:
             raise _own("tenant_bytes_max", f"{limits.tenant_bytes_max} bytes")
         if self.total.bytes_count + size > limits.total_bytes_max:
             raise _everybodys("total_bytes_max", f"{limits.total_bytes_max} bytes")
-        self._count(owner, bytes_count=size)
-
-    def end(self, owner: str) -> None:
-        """An upload has ended; what was counted of it stays."""
-        self._count(owner, uploads=-1)
+        self._count(owner, 0, size)
 
     def keep(self, owner: str, bytes_count: int, *, files: int = 1) -> None:
         """So much is here, whatever the limits say."""
-        self._count(owner, files=files, bytes_count=bytes_count)
+        self._count(owner, files, bytes_count)
 
     def drop(self, owner: str, bytes_count: int) -> None:
-        """A file is gone."""
-        self._count(owner, files=-1, bytes_count=-bytes_count)
+        """A file is gone, or does not come any more."""
+        self._count(owner, -1, -bytes_count)
 
-    def _count(self, owner: str, *, files: int = 0, bytes_count: int = 0, uploads: int = 0) -> None:
+    def _count(self, owner: str, files: int, bytes_count: int) -> None:
         mine = self._tenants.setdefault(owner, Held())
         for held in (mine, self.total):
             held.files += files
             held.bytes_count += bytes_count
-            held.uploads += uploads
-        if not mine.files and not mine.uploads:
+        if not mine.files:
             del self._tenants[owner]
 
 

@@ -38,6 +38,13 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     expires_unix_s: int | None = None
 
 
+class Page(NamedTuple):
+    """Some of the files that are listed, and whether there are more."""
+
+    files: list[StoredFile]
+    has_more: bool
+
+
 class Gone(NamedTuple):
     """A file whose row was deleted."""
 
@@ -104,7 +111,7 @@ def page(
     limit: int,
     newest_first: bool,
     now_s: float,
-) -> list[StoredFile]:
+) -> Page:
     """Files in order of their ids, from the one that follows `after` on, whether that is still there or not.
 
     Args:
@@ -124,9 +131,10 @@ def page(
     order = "DESC" if newest_first else "ASC"
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM files WHERE {' AND '.join(terms)} ORDER BY id {order} LIMIT ?",  # noqa: S608
-        (*values, limit),
-    )
-    return [file for file in map(_file, rows) if file is not None]
+        (*values, limit + 1),
+    ).fetchall()
+    files = [file for file in map(_file, rows[:limit]) if file is not None]
+    return Page(files, len(rows) > limit)
 
 
 def delete(connection: sqlite3.Connection, id: str) -> Gone | None:

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import failpoints
 from gateway.files.disk import Disk, Growing
+from gateway.files.purposes import BATCH
 from gateway.files.quota import Quota
 from gateway.files.rows import StoredFile
 from qlm_core.errors import InvalidRequest
 
 # How much of a file is in memory before it is written.
 WRITE_BYTES = 524_288
-BATCH, USER_DATA, BATCH_OUTPUT = "batch", "user_data", "batch_output"
 
 Result = TypeVar("Result")
 
@@ -113,7 +113,6 @@ class Upload:
         kept, is_new = await self._keep(self, self._file)
         if is_new:
             self._open = False
-            self._quota.end(self.owner)
         return kept
 
     async def _drop(self, last: asyncio.Task[Any] | None) -> None:
@@ -122,7 +121,6 @@ class Upload:
             await asyncio.gather(last, return_exceptions=True)
         if self._open:
             self._open = False
-            self._quota.end(self.owner)
             self._quota.drop(self.owner, self.size)
             await self._disk.do(self._file.discard)
 
