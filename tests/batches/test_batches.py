@@ -189,9 +189,7 @@ async def test_a_batch_needs_its_file_no_more_once_it_is_created() -> None:
 
 
 async def test_lines_wait_in_their_file_until_an_engine_has_room() -> None:
-    async with bed(batches={"waiting_lines_max": 3}) as one:
-        # The agent is told of no arrival, so nothing is taken.
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches={"waiting_lines_max": 3}) as one:
         made = await one.until(await one.create(chats(10)), "in_progress")
         arrived = one.fleet.solver.heard
         await soon(lambda: len(arrived(m.Arrived)) == 3)
@@ -215,8 +213,7 @@ async def test_every_line_is_due_with_its_batch_in_the_laxest_class() -> None:
 
 
 async def test_lines_beyond_the_budget_of_bytes_wait() -> None:
-    async with bed(batches={"open_bytes_max": 500}) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches={"open_bytes_max": 500}) as one:
         await one.create(chats(10))
         await soon(lambda: one.fleet.solver.heard(m.Arrived))
         await asyncio.sleep(0.1)

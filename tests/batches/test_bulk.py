@@ -19,8 +19,7 @@ def told(one: Bed, model: str = "tiny") -> list[m.BulkWaiting]:
 
 
 async def test_the_solver_hears_how_many_lines_are_no_requests_yet() -> None:
-    async with bed(batches=TWO) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches=TWO) as one:
         lines = [chat("x" * 400, max_tokens=10), chat("b", max_tokens=10)]
         lines += [chat(f"{number}" * 40, max_tokens=50) for number in range(4)]
         made = await one.create(lines, window="2h")
@@ -41,8 +40,7 @@ async def test_the_solver_hears_how_many_lines_are_no_requests_yet() -> None:
 
 
 async def test_each_model_is_told_and_a_batch_that_is_over_is_taken_back() -> None:
-    async with bed(batches=TWO) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches=TWO) as one:
         lines = chats(3) + [chat(f"o{number}", model="other") for number in range(4)]
         made = await one.create(lines)
         await soon(lambda: told(one) and told(one, "other"))
@@ -52,16 +50,14 @@ async def test_each_model_is_told_and_a_batch_that_is_over_is_taken_back() -> No
 
 
 async def test_a_limit_that_a_line_does_not_name_is_its_models_length() -> None:
-    async with bed(batches=TWO) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches=TWO) as one:
         await one.create(chats(3))
         await soon(lambda: told(one))
         assert told(one)[-1].max_output_tokens == 1000
 
 
 async def test_a_new_session_hears_everything_before_the_end_of_the_announcement() -> None:
-    async with bed(batches=TWO) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches=TWO) as one:
         await one.create(chats(6))
         await soon(lambda: told(one))
         one.fleet.solver.facts.clear()
@@ -75,8 +71,7 @@ async def test_a_new_session_hears_everything_before_the_end_of_the_announcement
 
 
 async def test_the_finish_time_is_shown_as_the_solver_says_it() -> None:
-    async with bed(batches=TWO) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, batches=TWO) as one:
         made = await one.create(chats(6))
         assert made.to_dict()["qlm"] == {
             "feasible": None,

@@ -25,8 +25,7 @@ from tests.gateway.peers import Agent, soon
 async def life(folder: Path, **batches: Any) -> AsyncIterator[Bed]:
     """One life of the gateway."""
     store = {"path": str(folder / "qlm.sqlite")}
-    async with bed(store=store, batches=batches) as one:
-        one.fleet.solver.on_arrival = lambda id: None
+    async with bed(pulls=False, store=store, batches=batches) as one:
         one.answer()
         yield one
 
