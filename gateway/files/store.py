@@ -9,7 +9,6 @@ that never was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -153,14 +152,7 @@ class FileStore:
     ) -> AsyncIterator[Callable[[int, int], Awaitable[bytes]]]:
         """Gives what reads bytes of a file, from a first one on so many. Raises FileLost, Unavailable."""
 
-        def opened() -> Reading | None:
-            with contextlib.suppress(FileNotFoundError):
-                return Reading(self.path(file))
-            return None
-
-        found = await self._disk.do(opened)
-        if found is None:
-            raise FileLost(file.id)
+        found = await self._disk.take(partial(Reading, self.path(file)), Reading.close)
         try:
             if found.size != file.bytes_count:
                 raise FileLost(file.id)
