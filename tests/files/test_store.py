@@ -185,6 +185,22 @@ async def test_a_client_that_leaves_while_its_file_is_committed_has_it_or_not(
         assert gauges(files)["qlm_files"] == len(await ids(files))
 
 
+async def test_of_a_file_whose_row_is_not_taken_nothing_is_left(
+    tmp_path: Path, failing: Any
+) -> None:
+    async with opened(configured(tmp_path)) as files:
+        failing("gateway.store.before_commit=error")
+        with pytest.raises(Unavailable):
+            await made(files)
+        assert on_disk(tmp_path / "q.sqlite.files") == []
+        assert gauges(files)["qlm_files"] == 0
+        kept = await made(files)
+        failing("gateway.store.before_commit=error")
+        with pytest.raises(Unavailable):
+            await files.delete(kept.id, ALICE)
+        assert await bytes_of(files, kept) == LINES
+
+
 # --------------------------------------------------------------------------- what a batch writes
 
 
