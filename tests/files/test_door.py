@@ -14,6 +14,8 @@ import pytest
 
 import failpoints
 from gateway.files import arriving
+from gateway.files.disk import Reading
+from gateway.files.sending import PIECE_BYTES
 from gateway.files.upload import WRITE_BYTES
 from gateway.service import Gateway
 from tests.doors.beds import ADMIN, ALICE, BOB, KEYS
@@ -209,13 +211,18 @@ async def test_of_a_client_that_vanishes_nothing_is_left(it: Door) -> None:
 async def test_a_client_that_brings_too_little_is_given_up() -> None:
     async with door(files={"upload_idle_s_max": 0.3}) as it:
         data = form(BATCH, file(b"x" * 2_000_000))
-        async with it.dialled(head(len(data)) + data[:1_000]) as peer:
-            for at in range(1_000, 1_050):
-                peer.writer.write(data[at : at + 1])
-            status, headers, body = await peer.answer()
-            assert (status, json.loads(body)["error"]["code"]) == (408, "body_too_slow")
-            assert headers["connection"] == "close"
-            assert await peer.rest() == b""
+        for drips in (False, True):
+            async with it.dialled(head(len(data)) + data[:1_000]) as peer:
+                answer = asyncio.create_task(peer.answer())
+                for at in range(1_000, 1_100):
+                    if drips and not answer.done():
+                        peer.writer.write(data[at : at + 1])
+                        await asyncio.sleep(0.05)
+                assert answer.done() or not drips
+                status, headers, body = await answer
+                assert (status, json.loads(body)["error"]["code"]) == (408, "body_too_slow")
+                assert headers["connection"] == "close"
+                assert await peer.rest() == b""
         await it.empty()
 
 
@@ -261,6 +268,15 @@ async def test_who_is_refused_early_can_send_on_and_read_why(
         assert (await peer.answer())[0] == 400
         assert await peer.rest() == b""
     await it.empty()
+
+
+async def test_a_connection_outlives_what_is_wrong_with_a_form_that_came_whole(it: Door) -> None:
+    wrong, right = form(BATCH, file(b"no json")), form(BATCH, file())
+    async with it.dialled(head(len(wrong)) + wrong) as peer:
+        status, headers, _ = await peer.answer()
+        assert (status, headers.get("connection")) == (400, None)
+        peer.writer.write(head(len(right)) + right)
+        assert (await peer.answer())[0] == 200
 
 
 async def test_a_quota_that_is_full_is_said_in_the_middle() -> None:
@@ -379,6 +395,30 @@ async def test_a_content_that_nobody_reads_is_bounded_and_given_up() -> None:
                 assert len(await peer.rest()) < len(LINES) * 500_000
 
 
+async def test_for_a_client_that_vanishes_nothing_more_is_read(
+    it: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = (await it.send(form(BATCH, file(LINES * 500_000))))[1]["id"]
+    pieces: list[int] = []
+    whole = Reading.read
+
+    def counted(self: Reading, first: int, size: int) -> bytes:
+        pieces.append(first)
+        return whole(self, first, size)
+
+    monkeypatch.setattr(Reading, "read", counted)
+    async with it.dialled(
+        b"GET /v1/files/%b/content HTTP/1.1\r\nhost: x\r\n\r\n" % id.encode()
+    ) as peer:
+        assert len(await peer.reader.readexactly(1_000)) == 1_000
+        peer.writer.transport.abort()
+    assert it.gateway._http is not None
+    connections = it.gateway._http.connections
+    await soon(lambda: connections.counts()["busy"] == 0)
+    await asyncio.sleep(0.2)
+    assert len(pieces) < len(LINES) * 500_000 // PIECE_BYTES // 2
+
+
 async def test_bytes_that_are_lost_are_said_to_be(it: Door) -> None:
     id = (await it.send(form(BATCH, file())))[1]["id"]
     (it.gateway.files.workspace(".") / id).unlink()
@@ -392,8 +432,6 @@ async def test_a_disk_that_fails_while_it_is_read_ends_the_answer_too_early(
     it: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = (await it.send(form(BATCH, file(LINES * 20_000))))[1]["id"]
-    from gateway.files.disk import Reading
-
     whole = Reading.read
 
     def broken(self: Reading, first: int, size: int) -> bytes:

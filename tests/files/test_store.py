@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ async def files(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-def failing() -> AsyncIterator[Any]:
+def failing() -> Iterator[Any]:
     yield failpoints.arm
     failpoints.arm("")
 
@@ -111,7 +111,7 @@ async def test_another_tenants_file_is_as_one_that_never_was(files: FileStore) -
 
 
 async def test_a_client_that_leaves_while_its_file_is_written_leaves_nothing(
-    files: FileStore, tmp_path: Path, failing: Any
+    files: FileStore, tmp_path: Path, failing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing("gateway.files.writing=delay:0.2")
 
@@ -127,6 +127,9 @@ async def test_a_client_that_leaves_while_its_file_is_written_leaves_nothing(
         await task
     assert on_disk(tmp_path / "files") == []
     assert gauges(files)["qlm_file_bytes"] == 0
+    # What was being written was written to its end, and not into a file that was closed.
+    await files.close()
+    assert [record.message for record in caplog.records] == []
 
 
 async def committed(upload: Upload) -> None:
