@@ -31,6 +31,8 @@ class Folder:
         self._temporary = path is None
         self._within = within
         self.path = path or Path()
+        # What is removed at the end: never what somebody else made, the present folder least of all.
+        self._made: Path | None = None
 
     def open(self, mark: int) -> dict[str, int]:
         """Make the folder ready; returns the sizes of its files by their names. Raises QlmError, OSError.
@@ -41,7 +43,7 @@ class Folder:
         if self._temporary:
             if self._within is not None:
                 self._within.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix="qlm-files-", dir=self._within))
+            self.path = self._made = Path(tempfile.mkdtemp(prefix="qlm-files-", dir=self._within))
         # Prompts are in there: for this user's eyes only.
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = self.path.resolve()
@@ -94,8 +96,8 @@ class Folder:
 
     def close(self) -> None:
         """Remove the folder if it is temporary."""
-        if self._temporary:
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
 
     def _require(self, mark: int, *, empty: bool) -> None:
         """See that the folder is the database's. Raises QlmError."""
