@@ -71,7 +71,7 @@ class FileStore:
             sums = await database.read(rows.sums)
         except Unavailable as error:
             raise QlmError(
-                f"gateway.store.files: cannot use {self._folder.path}: {error}. "
+                f"gateway.store.files: cannot use {self._folder.name}: {error}. "
                 "Give a folder that this user can write."
             ) from None
         for one in sums:
@@ -242,7 +242,7 @@ class FileStore:
         if orphans:
             log.info("what uploads and deletions left is removed", extra={"files": len(orphans)})
         if lost:
-            said = {"files": len(lost), "some": lost[:_NAMED_MAX], "folder": str(self._folder.path)}
+            said = {"files": len(lost), "some": lost[:_NAMED_MAX], "folder": self._folder.name}
             log.error("bytes of files are gone; put a copy of them back", extra=said)
 
 

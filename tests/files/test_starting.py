@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gateway.files import USER_DATA
 from qlm_core.errors import FileLost, NotFound, QlmError
 from tests.files.beds import ADMIN, ALICE, configured, gauges, made, on_disk, opened
 from tests.files.forms import LINES
+from tests.gateway.peers import config, running
 
 
 def folder(tmp_path: Path) -> Path:
@@ -111,6 +113,38 @@ async def test_nothing_is_removed_where_store_and_folder_do_not_belong_together(
             async with opened(configured(first)):
                 pass
     assert on_disk(path) == sorted(ids)
+
+
+@pytest.mark.parametrize("name", ["incoming/x", "batches/x", "notes.txt"])
+async def test_a_folder_that_is_somebody_elses_is_left_alone(name: str, tmp_path: Path) -> None:
+    theirs = folder(tmp_path) / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("x")
+    with pytest.raises(QlmError, match=r"gateway\.store\.files"):
+        async with opened(configured(tmp_path)):
+            pass
+    assert theirs.read_text() == "x"
+    assert on_disk(folder(tmp_path)) == [theirs.name]
+
+
+async def test_a_start_that_died_and_an_empty_disk_are_no_obstacle(tmp_path: Path) -> None:
+    (folder(tmp_path) / "lost+found").mkdir(parents=True)
+    (folder(tmp_path) / "store.new").write_text("")
+    async with opened(configured(tmp_path)) as files:
+        await made(files)
+
+
+async def test_a_gateway_that_does_not_start_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(QlmError, match="http_listen"):
+            async with running(config(http_listen=f"127.0.0.1:{port}")):
+                pass
+    assert (tmp_path / "mine").read_text() == "x"
 
 
 async def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
