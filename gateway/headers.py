@@ -53,6 +53,10 @@ EXPOSED = (
     b"x-should-retry",
     b"retry-after",
     b"allow",
+    b"content-disposition",
+    b"content-range",
+    b"accept-ranges",
+    b"etag",
 )
 
 

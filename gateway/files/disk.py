@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import math
@@ -39,14 +40,34 @@ class Disk:
         try:
             return await loop.run_in_executor(self._threads, work)
         except OSError as error:
-            if loop.time() - self._said_s >= _SAID_EVERY_S:
-                self._said_s = loop.time()
-                log.error("the disk of files fails", extra={"error": str(error)})
-            raise _of_disk(error) from None
+            raise self._failed(error) from None
+
+    async def take(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
+        """As `do`, of something that is to be undone where nobody is left who takes it."""
+        made = asyncio.get_running_loop().run_in_executor(self._threads, make)
+
+        def leave(made: asyncio.Future[Result]) -> None:
+            if not made.cancelled() and made.exception() is None:
+                self._threads.submit(undo, made.result())
+
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(leave)
+            raise
+        except OSError as error:
+            raise self._failed(error) from None
 
     def close(self) -> None:
         """Wait for what was begun. Blocks."""
         self._threads.shutdown()
+
+    def _failed(self, error: OSError) -> QlmError:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._said_s >= _SAID_EVERY_S:
+            self._said_s = now_s
+            log.error("the disk of files fails", extra={"error": str(error)})
+        return _of_disk(error)
 
 
 class Growing:
@@ -90,15 +111,22 @@ class Growing:
 
 
 class Reading:
-    """A file that is read, by one thread at a time. Raises OSError where there is none."""
+    """A file that is read, by one thread at a time. Raises OSError where it cannot be opened.
+
+    Attributes:
+        size: its bytes; -1 where there is no file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._file: BinaryIO | None = path.open("rb")
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._file: BinaryIO | None = None
+        self.size = -1
+        with contextlib.suppress(FileNotFoundError):
+            self._file = path.open("rb")
+            self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, first: int, size: int) -> bytes:
-        """Some bytes, from `first` on; fewer at the end, and none once it is closed."""
+        """Some bytes, from `first` on; fewer at the end, and none where there is no file or it is closed."""
         with self._lock:
             return b"" if self._file is None else os.pread(self._file.fileno(), size, first)
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from qlm_core.errors import QlmError
 
 _MARK = "store"
+_NEW_MARK = "store.new"
+# In a folder of nobody's: what a start that died left, and what is at the root of a file system.
+_OVERLOOKED = (_NEW_MARK, "lost+found")
 _INCOMING = "incoming"
 
 
@@ -28,9 +31,11 @@ class Folder:
     """
 
     def __init__(self, path: Path | None, *, within: Path | None = None) -> None:
-        self._temporary = path is None
+        self._given = path
         self._within = within
-        self.path = path or Path()
+        self._path: Path | None = None
+        # What is removed at the end: never what somebody else made, the present folder least of all.
+        self._made: Path | None = None
 
     def open(self, mark: int) -> dict[str, int]:
         """Make the folder ready; returns the sizes of its files by their names. Raises QlmError, OSError.
@@ -38,22 +43,35 @@ class Folder:
         Args:
             mark: the number of the database that it belongs to.
         """
-        if self._temporary:
+        path = self._given
+        if path is None:
             if self._within is not None:
                 self._within.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix="qlm-files-", dir=self._within))
+            path = self._made = Path(tempfile.mkdtemp(prefix="qlm-files-", dir=self._within))
         # Prompts are in there: for this user's eyes only.
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path = self.path.resolve()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = path.resolve()
+        _require(path, mark)
+        self._path = path
         sizes = {
             entry.name: entry.stat(follow_symlinks=False).st_size
-            for entry in os.scandir(self.path)
+            for entry in os.scandir(path)
             if entry.name.startswith("file-")
         }
-        self._require(mark, empty=not sizes)
-        shutil.rmtree(self.path / _INCOMING, ignore_errors=True)
+        shutil.rmtree(path / _INCOMING, ignore_errors=True)
         (self.path / _INCOMING).mkdir(mode=0o700, exist_ok=True)
         return sizes
+
+    @property
+    def path(self) -> Path:
+        """Where it is, once it was opened."""
+        assert self._path is not None, "the folder of files is not open"
+        return self._path
+
+    @property
+    def name(self) -> str:
+        """Where it is or is to be, for people."""
+        return str(self._path or self._given or self._within or tempfile.gettempdir())
 
     def of(self, id: str) -> Path:
         """Where the bytes of a file are."""
@@ -94,26 +112,8 @@ class Folder:
 
     def close(self) -> None:
         """Remove the folder if it is temporary."""
-        if self._temporary:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-    def _require(self, mark: int, *, empty: bool) -> None:
-        """See that the folder is the database's. Raises QlmError."""
-        path = self.path / _MARK
-        try:
-            found = path.read_text().strip()
-        except FileNotFoundError:
-            found = ""
-        if found == str(mark):
-            return
-        if found or not empty:
-            raise QlmError(
-                f"gateway.store.files: {self.path} has files of another store than gateway.store.path. "
-                "Put the store back to which it belongs, or give this one a folder of its own."
-            )
-        new = self.path / f"{_MARK}.new"
-        new.write_text(f"{mark}\n")
-        os.replace(new, path)
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
 
     def _sync(self) -> None:
         """Have the names of the folder survive a power loss."""
@@ -122,3 +122,23 @@ class Folder:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _require(path: Path, mark: int) -> None:
+    """See that a folder is the database's, or nobody's yet, which makes it so. Raises QlmError, OSError."""
+    try:
+        found = (path / _MARK).read_text().strip()
+    except FileNotFoundError:
+        found = ""
+    if found == str(mark):
+        return
+    # What is in a folder of somebody else's may have names that we would remove.
+    theirs = [entry.name for entry in os.scandir(path) if entry.name not in _OVERLOOKED]
+    if found or theirs:
+        raise QlmError(
+            f"gateway.store.files: {path} has files that are not those of the store at gateway.store.path. "
+            "Put the store back to which they belong, or give this one a folder of its own."
+        )
+    new = path / _NEW_MARK
+    new.write_text(f"{mark}\n")
+    os.replace(new, path / _MARK)

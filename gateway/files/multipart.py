@@ -18,7 +18,7 @@ from qlm_core.errors import InvalidRequest
 PARTS_MAX = 64
 HEAD_BYTES_MAX = 8_192
 _BOUNDARY = re.compile(
-    rb"multipart/form-data[ \t]*;.*?\bboundary=(?:\"([^\"]{1,70})\"|([^\s;\"]{1,70}))",
+    rb"multipart/form-data[ \t]*;.*?\bboundary=(?:\"([^\"]{1,70})\"|([^\s;\"]{1,70})(?=[\s;]|$))",
     re.IGNORECASE,
 )
 # What is wrong is told to the client; it warns of each in the log as well, in the client's words.

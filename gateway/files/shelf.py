@@ -68,8 +68,9 @@ class Shelf:
         """Begin a file, as `FileStore.create`."""
         self._quota.begin(owner)
         try:
-            file = await self._disk.do(
-                partial(Growing, self._folder.incoming(), self._config.files.disk_free_bytes_min)
+            file = await self._disk.take(
+                partial(Growing, self._folder.incoming(), self._config.files.disk_free_bytes_min),
+                Growing.discard,
             )
         except BaseException:
             self._quota.drop(owner, 0)

@@ -9,7 +9,6 @@ that never was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -72,7 +71,7 @@ class FileStore:
             sums = await database.read(rows.sums)
         except Unavailable as error:
             raise QlmError(
-                f"gateway.store.files: cannot use {self._folder.path}: {error}. "
+                f"gateway.store.files: cannot use {self._folder.name}: {error}. "
                 "Give a folder that this user can write."
             ) from None
         for one in sums:
@@ -153,14 +152,7 @@ class FileStore:
     ) -> AsyncIterator[Callable[[int, int], Awaitable[bytes]]]:
         """Gives what reads bytes of a file, from a first one on so many. Raises FileLost, Unavailable."""
 
-        def opened() -> Reading | None:
-            with contextlib.suppress(FileNotFoundError):
-                return Reading(self.path(file))
-            return None
-
-        found = await self._disk.do(opened)
-        if found is None:
-            raise FileLost(file.id)
+        found = await self._disk.take(partial(Reading, self.path(file)), Reading.close)
         try:
             if found.size != file.bytes_count:
                 raise FileLost(file.id)
@@ -250,7 +242,7 @@ class FileStore:
         if orphans:
             log.info("what uploads and deletions left is removed", extra={"files": len(orphans)})
         if lost:
-            said = {"files": len(lost), "some": lost[:_NAMED_MAX], "folder": str(self._folder.path)}
+            said = {"files": len(lost), "some": lost[:_NAMED_MAX], "folder": self._folder.name}
             log.error("bytes of files are gone; put a copy of them back", extra=said)
 
 

@@ -137,6 +137,10 @@ EXPOSED = (
     "x-should-retry",
     "retry-after",
     "allow",
+    "content-disposition",
+    "content-range",
+    "accept-ranges",
+    "etag",
 )
 
 
