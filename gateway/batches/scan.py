@@ -23,7 +23,7 @@ NAME_BYTES_MAX = 256
 # How much of a client's words is repeated in a fault.
 _SHOWN = 64
 _DIGEST_BYTES = 16
-_NICE = 10
+_NICE = 5
 
 
 class _Line(msgspec.Struct):
