@@ -126,6 +126,7 @@ class Gateway:
             metrics=self._metrics,
             time_s=keeper.time_s,
         )
+        self._solver.bulks = self.batches
         self._desk = Desk(
             config=config,
             driver=self.driver,
@@ -178,7 +179,7 @@ class Gateway:
         self._http = HttpServer(self._desk, connections, None if tls is None else tls.http_server())
         self._tasks.append(asyncio.create_task(self._http.serve([sock])))
         await self._http.listening.wait()
-        self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle, self.batches)))
+        self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))
         self._tasks.append(asyncio.create_task(self.files.run()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         host, _ = parse_address(section.http_listen, "gateway.http_listen")

@@ -78,7 +78,11 @@ class Bulks(Protocol):
 
 
 class SolverLink:
-    """Dials the solver for as long as the gateway runs."""
+    """Dials the solver for as long as the gateway runs.
+
+    Attributes:
+        bulks: the gateway's batches, once it has them.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class SolverLink:
         doors: Doors,
         rng: random.Random,
     ) -> None:
+        self.bulks: Bulks | None = None
         self._config = config
         self._work_address = work_address
         self._rng = rng
@@ -130,7 +135,7 @@ class SolverLink:
         if facts.broken and self._hang_up is not None:
             self._hang_up()
 
-    async def run(self, handle: Handle, bulks: Bulks) -> None:
+    async def run(self, handle: Handle) -> None:
         """Keep a session open until cancelled."""
         backoff_s = BACKOFF_S_MIN
         while True:
@@ -139,7 +144,7 @@ class SolverLink:
             self._heard = self._silent = False
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
             try:
-                await self._session(handle, bulks)
+                await self._session(handle)
                 log.info("the solver ended the session")
             except grpc.aio.AioRpcError as error:
                 said = {"code": error.code().name, "details": error.details()}
@@ -197,12 +202,13 @@ class SolverLink:
             log.warning("no solver answers; trying on", extra=said)
             await self._channel.channel_ready()
 
-    async def _session(self, handle: Handle, bulks: Bulks) -> None:
+    async def _session(self, handle: Handle) -> None:
         facts: Outbox[GatewayFact] = Outbox(limit=self._backlog_max)
         self._facts = facts
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
-        # Before the last word of the announcement, which is the ledger's.
-        bulks.announce()
+        if self.bulks is not None:
+            # Before the last word of the announcement, which is the ledger's.
+            self.bulks.announce()
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
         messages = _messages(facts, self._facts_bytes_max)
@@ -215,7 +221,7 @@ class SolverLink:
                 pulse.heard()
                 self._heard = True
                 for order in wire.gateway_orders_from_wire(message):
-                    self._obey(order, handle, bulks)
+                    self._obey(order, handle)
         finally:
             pulse.stop()
             facts.close()
@@ -226,14 +232,15 @@ class SolverLink:
         if self._hang_up is not None:
             self._hang_up()
 
-    def _obey(self, order: GatewayOrder, handle: Handle, bulks: Bulks) -> None:
+    def _obey(self, order: GatewayOrder, handle: Handle) -> None:
         match order:
             case EstimateGiven(id, estimate):
                 handle(lg.EstimateCame(id, estimate))
             case Shed(id, reason, retry_after_s):
                 handle(lg.ShedOrdered(id, reason, retry_after_s))
             case BulkEstimate():
-                bulks.estimated(order)
+                if self.bulks is not None:
+                    self.bulks.estimated(order)
             case Fleet():
                 self._fleet = order
 

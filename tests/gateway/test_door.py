@@ -82,7 +82,6 @@ async def test_a_wrong_method_is_told_the_right_ones(
         ("POST", "/v1/embeddings", "not served here. Ask a server of embedding models"),
         ("POST", "/v1/responses", "Use POST /v1/chat/completions"),
         ("GET", "/v1/responses/resp_1/", "Use POST /v1/chat/completions"),
-        ("POST", "/v1/batches", "x-qlm-durable: true"),
         ("POST", "/v1/uploads", "POST /v1/files"),
         ("GET", "/files", "something at /v1/files"),
         ("POST", "/v1/audio/transcriptions", "audio models"),
