@@ -151,14 +151,14 @@ async def test_a_client_that_brings_too_little_is_given_up() -> None:
 
 async def test_an_upload_may_take_longer_than_another_body_and_be_larger() -> None:
     limits = {"body_s_max": 0.2, "body_bytes_max": 1_000, "uploading_bytes_max": 2_000_000}
-    async with door(limits=limits, files={"upload_idle_s_max": 0.4}) as it:
-        data = form(BATCH, file(LINES * 5_000))
+    async with door(limits=limits, files={"upload_idle_s_max": 1.0}) as it:
+        data = form(BATCH, file(LINES * 10_000))
         async with it.dialled(head(len(data))) as peer:
             for at in range(0, len(data), 70_000):
                 peer.writer.write(data[at : at + 70_000])
                 await asyncio.sleep(0.1)
             status, _, body = await peer.answer()
-            assert (status, json.loads(body)["bytes"]) == (200, len(LINES) * 5_000)
+            assert (status, json.loads(body)["bytes"]) == (200, len(LINES) * 10_000)
 
 
 async def test_a_file_that_is_too_large_is_refused() -> None:
