@@ -113,7 +113,7 @@ async def test_another_tenants_file_is_as_one_that_never_was(files: FileStore) -
 async def test_a_client_that_leaves_while_its_file_is_written_leaves_nothing(
     files: FileStore, tmp_path: Path, failing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failing("gateway.files.writing=delay:0.2")
+    failing("gateway.files.writing=delay:0.5")
 
     async def upload() -> None:
         async with await files.create(owner="a", purpose=BATCH, filename="a.jsonl") as upload:
@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_while_a_file_is_opened_leaves_nothing_open(
 
     class Slow(kind):  # type: ignore[misc,valid-type]
         def __init__(self, *given: object) -> None:
-            time.sleep(0.1)
+            time.sleep(0.5)
             super().__init__(*given)
 
         def close(self) -> None:
