@@ -74,9 +74,8 @@ class BatchClient:
         endpoint: str,
         window: str,
         metadata: Mapping[str, str],
-        key: str = "",
     ) -> Json:
-        """Create a batch of an input file; with a known key, the earlier one."""
+        """Create a batch of an input file."""
         asked = {
             "input_file_id": file_id,
             "endpoint": endpoint,

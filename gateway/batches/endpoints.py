@@ -13,8 +13,8 @@ Body = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One endpoint.
+class BatchEndpoint:
+    """An endpoint, as batches have to do with it.
 
     Attributes:
         path: as a batch and its lines name it.
@@ -34,7 +34,7 @@ class Endpoint:
 
 
 _ALL = (
-    Endpoint(
+    BatchEndpoint(
         path="/v1/chat/completions",
         title="Chat Completions",
         required=(("messages",),),
@@ -42,7 +42,7 @@ _ALL = (
         prompt_tokens=partial(tokens.prompt_tokens, chat=True),
         output_limit=partial(tokens.output_limit, chat=True),
     ),
-    Endpoint(
+    BatchEndpoint(
         path="/v1/completions",
         title="Completions",
         required=(("prompt", "prompt_embeds"),),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.batches.endpoints import ENDPOINTS, Endpoint
+from gateway.batches.endpoints import ENDPOINTS, BatchEndpoint
 from gateway.batches.index import Index
 from gateway.batches.stored import Forecast, StoredBatch
 
@@ -45,7 +45,7 @@ class OpenBatch:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> BatchEndpoint:
         """What its lines are requests of."""
         return ENDPOINTS[self.stored.endpoint]
 

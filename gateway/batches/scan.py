@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from gateway.batches.endpoints import ENDPOINTS, Endpoint
+from gateway.batches.endpoints import ENDPOINTS, BatchEndpoint
 from gateway.batches.index import AskedModel, Fault, Index, Scan
 
 COUNT_MAX = 2**31 - 1
@@ -46,13 +46,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     faults_max: int
 
 
-def scan(file: BinaryIO, endpoint: Endpoint, limits: Limits) -> Scan:
+def scan(file: BinaryIO, endpoint: BatchEndpoint, limits: Limits) -> Scan:
     """Read a file from its beginning. Raises OSError."""
     return _Scanner(endpoint, limits).read(file)
 
 
 class _Scanner:
-    def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
+    def __init__(self, endpoint: BatchEndpoint, limits: Limits) -> None:
         self._endpoint = endpoint
         self._limits = limits
         self._faults: list[Fault] = []

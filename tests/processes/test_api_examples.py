@@ -82,8 +82,13 @@ async def test_our_asynchronous_client(config: Config) -> None:
 
 
 async def test_files(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(python("files.create"), config))
+    out = await output(sys.executable, "-c", here(python("files.list"), config))
     assert re.fullmatch(r"file-[0-9a-f]{32} \d+ True\n\['questions.jsonl'\]\n", out)
+
+
+async def test_batches(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("batches.create"), config))
+    assert [line.partition(" ")[0] for line in out.splitlines()] == ["page-1", "page-2", "page-3"]
 
 
 async def test_curl(config: Config) -> None:
@@ -94,4 +99,4 @@ async def test_curl(config: Config) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (5, 1)
+    assert (len(PYTHON), len(CURL)) == (6, 1)
