@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 # Where lines are read from and files are written, among the files.
 FOLDER = "batches"
 RETRY_S = 1.0
+# Files are written anew from their beginning, so that is tried less often each time, up to this.
+WRITE_RETRY_S_MAX = 30.0
 # How often it is noted how many lines were released, for agents that still run some of them after a crash.
 _NOTE_S = 1.0
 _SWEEP_PERIOD_S = 60.0
@@ -91,7 +93,7 @@ class Batches:
         self._book = bt.Book(waiting_lines_max=self._limits.waiting_lines_max)
         self._open: dict[BatchId, OpenBatch] = {}
         self._events: deque[bt.Event] = deque()
-        self._handling = self._failing = False
+        self._handling = self._failing = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._bulk = Bulk(solver.tell, self._book.waiting, time_s)
@@ -158,6 +160,7 @@ class Batches:
 
     async def close(self) -> None:
         """Release everything. Batches wait in the store for the next start."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
@@ -239,7 +242,7 @@ class Batches:
     def handle(self, event: bt.Event) -> None:
         """Give the book an event and carry out what it wants, before anything else happens."""
         self._events.append(event)
-        if self._handling:
+        if self._handling or self._closed:
             return
         self._handling = True
         try:
@@ -378,17 +381,16 @@ class Batches:
             self._save(batch)
         while batch.saving is not None:
             await asyncio.shield(batch.saving)
-        failing = False
+        pause_s = RETRY_S
         while True:
             try:
                 await self._writer.write(batch, unrun)
                 break
             except (QlmError, OSError) as error:
-                if not failing:
-                    said = {"batch": batch.stored.id, "error": str(error)}
-                    log.error("cannot write the files of a batch; trying again", extra=said)
-                failing = True
-                await asyncio.sleep(RETRY_S)
+                said = {"batch": batch.stored.id, "error": str(error)}
+                log.error("cannot write the files of a batch; trying again", extra=said)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, WRITE_RETRY_S_MAX)
         failpoints.at("gateway.batches.written")
         self.handle(bt.Written(batch.stored.id))
 

@@ -102,7 +102,7 @@ class Releaser:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of lines that are requests."""
+        """Bytes of lines that are requests, and of answers that are being stored."""
         return self._held_bytes
 
     async def caught_up(self) -> None:
@@ -145,13 +145,18 @@ class Releaser:
 
     # ---------------------------------------------------------------- what lines say
 
-    def ended(self, line: Line) -> None:
-        """A line is no request any more."""
-        self._held_bytes -= line.size
-        self._moved.set()
-
     async def keep_end(self, line: Line, end: StoredEnd) -> StoredEnd:
         """Store how a request ended that was a line, unless it is to be run again or never."""
+        # While the store takes nothing, what waits for it counts; no more lines are made requests than there is room for.
+        self._held_bytes += len(end.answer)
+        try:
+            await self._ended(line, end)
+        finally:
+            self._held_bytes -= line.size + len(end.answer)
+            self._moved.set()
+        return end
+
+    async def _ended(self, line: Line, end: StoredEnd) -> None:
         record = end.record
         finished = record.phase is Phase.FINISHED
         late = record.phase is Phase.SHED
@@ -171,7 +176,6 @@ class Releaser:
                 line.batch.stored.id, line.number, line.custom_id, end.id, problem
             )
             await self._keep_result(line.batch, line.number, data, None)
-        return end
 
     def taken(self, line: Line) -> None:
         """An agent holds a line."""
@@ -342,7 +346,6 @@ class Line:
 
     async def keep_end(self, end: StoredEnd) -> StoredEnd:
         """As `Origin.keep_end`."""
-        self._releaser.ended(self)
         return await self._releaser.keep_end(self, end)
 
 

@@ -24,9 +24,9 @@ from qlm_core.errors import QlmError
 
 log = logging.getLogger(__name__)
 
-# A process that dies so often does so because of the file.
-_TRIES = 3
-_RETRY_S = 1.0
+# A process that dies so often does so because of the file. It is started again after this pause, and twice as long each time.
+_TRIES = 5
+_RETRY_S = 0.5
 # How long a solver may be away before it is assumed that a model is nobody's.
 MODELS_WAIT_S = 30.0
 _MODELS_POLL_S = 0.2
@@ -55,7 +55,7 @@ class Validator:
         async with self._turn:
             for attempt in range(_TRIES):
                 if attempt:
-                    await asyncio.sleep(_RETRY_S)
+                    await asyncio.sleep(_RETRY_S * 2.0 ** (attempt - 1))
                 found = await self._try(path, endpoint)
                 if found is not None:
                     return found
@@ -92,13 +92,17 @@ class Validator:
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Its words go to a file: what it says must not be lost, and nobody reads it while it works.
         with tempfile.TemporaryFile() as said:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=said,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=said,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                )
+            except OSError as error:
+                log.error("cannot start what reads a batch's file", extra={"error": str(error)})
+                return None
             try:
                 failpoints.at("gateway.batches.validating")
                 data, _ = await process.communicate()

@@ -5,8 +5,8 @@ A line costs a byte here, and four more where the file asks for several models.
 
 from __future__ import annotations
 
-import heapq
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -35,34 +35,31 @@ class Part:
 
     Attributes:
         begun: how many lines, from the first on, have been released at least once.
+        rest_until_s: none is released before then.
     """
 
-    __slots__ = ("_again", "begun", "lines", "model")
+    __slots__ = ("_again", "begun", "lines", "model", "rest_until_s")
 
     def __init__(self, model: ModelName, lines: Sequence[int]) -> None:
         self.model = model
         self.lines = lines
         self.begun = 0
-        self._again: list[tuple[float, int]] = []
+        self.rest_until_s = float("-inf")
+        self._again: deque[int] = deque()
 
     @property
     def waiting(self) -> int:
         """Lines that are to be released, now or later."""
         return len(self.lines) - self.begun + len(self._again)
 
-    @property
-    def rested_s(self) -> float | None:
-        """When the next line that rests may be released; None if none rests."""
-        return self._again[0][0] if self._again else None
-
     def ready(self, now_s: float) -> bool:
         """Whether a line may be released now."""
-        return self.begun < len(self.lines) or bool(self._again and self._again[0][0] <= now_s)
+        return self.waiting > 0 and self.rest_until_s <= now_s
 
-    def take(self, now_s: float) -> int:
+    def take(self) -> int:
         """The line that is released next; there is one that is `ready`."""
-        if self._again and self._again[0][0] <= now_s:
-            return heapq.heappop(self._again)[1]
+        if self._again:
+            return self._again.popleft()
         self.begun += 1
         return self.lines[self.begun - 1]
 
@@ -77,13 +74,14 @@ class Part:
         return [line for line in self.lines[: self.begun] if not ended(line)]
 
     def put_back(self, line: int, until_s: float) -> None:
-        """A line is to be released once more, not before then."""
-        heapq.heappush(self._again, (until_s, line))
+        """A line is to be released once more, and none before then: what kept it from running keeps others too."""
+        self._again.append(line)
+        self.rest_until_s = max(self.rest_until_s, until_s)
 
     def clear(self) -> None:
         """Nothing more is released."""
         self.begun = len(self.lines)
-        self._again = []
+        self._again.clear()
 
 
 class Batch:

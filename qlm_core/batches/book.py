@@ -3,6 +3,8 @@
 A batch is validated as a whole before any of its lines is released. Then, of each model, so many lines are out as wait for an
 engine at a time; whenever one is taken by an agent the next is released. Tenants share that room: whoever has the fewest lines
 of the model waiting for an engine goes next, with the batch that is due first. Of a batch lines go in the order of its file.
+A line that comes back without having run lets the others of its batch and model rest as well, or all of them would be tried in
+vain, one after the other.
 
 Nothing is written before no line is out, so a line has its record or none, and is written once. When the window is over, or on
 cancel, nothing more is released and what is out is dropped; lines that end all the same count.
@@ -96,10 +98,10 @@ class Book:
             if batch.status is BatchStatus.IN_PROGRESS
         ]
         due += [
-            part.rested_s
+            part.rest_until_s
             for batch in self._batches.values()
             for part in batch.parts
-            if part.rested_s is not None
+            if part.rest_until_s > self._now_s and part.waiting
         ]
         return min(due, default=None)
 
@@ -340,7 +342,7 @@ class Book:
                 if found is None:
                     break
                 batch, part = found
-                effects.append(self._release(batch, part.take(self._now_s)))
+                effects.append(self._release(batch, part.take()))
                 room -= 1
                 if not part.waiting:
                     self._leave_queue(batch, name)

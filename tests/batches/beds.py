@@ -55,7 +55,7 @@ class Bed:
         return self.fleet.agent
 
     def answer(self, script: Callable[[m.Payload, str], str | None] | None = None) -> None:
-        """From now on answer whatever is asked with what a script says to it; nothing where it says None."""
+        """Answer whatever was and will be asked with what a script says to it; nothing where it says None."""
 
         def on_payload(payload: m.Payload) -> None:
             said = said_by(payload)
@@ -63,6 +63,9 @@ class Bed:
             if text is not None:
                 self.agent.say(payload, text, finish="stop")
 
+        if self.agent.on_payload is None:
+            for payload in self.agent.payloads:
+                on_payload(payload)
         self.agent.on_payload = on_payload
 
     async def upload(self, lines: list[Json] | bytes, purpose: str = "batch") -> str:

@@ -130,17 +130,22 @@ def test_models_do_not_wait_for_each_other() -> None:
     assert desk.book.waiting(A) == (bt.Waiting(TINY, 1, 2), bt.Waiting(OTHER, 0, 3))
 
 
-def test_a_line_that_comes_back_rests_and_is_released_again() -> None:
+def test_a_line_that_comes_back_is_released_again_after_a_rest_and_so_are_the_others() -> None:
     desk = Desk(waiting_lines_max=1)
-    desk.running(A, 2)
-    # The next one goes meanwhile.
-    assert released(desk.send(bt.LineReturned(A, 0, rest_s=5.0))) == [(A, 1)]
+    desk.running(A, 2, tenant="x")
+    assert released(desk.running(B, 1, tenant="y")) == []
+    # What keeps one line from running keeps those behind it too, but not those of another batch.
+    assert released(desk.send(bt.LineReturned(A, 0, rest_s=5.0))) == [(B, 0)]
     assert desk.book.wakeup_s == 5.0
-    desk.send(bt.LineEnded(A, 1, failed=False))
+    assert desk.send(bt.LineTaken(B, 0)) == []
+    desk.now_s = 4.0
     assert desk.send(bt.Woken()) == []
+    assert desk.book.waiting(A) == (bt.Waiting(TINY, 2, 1),)
     desk.now_s = 5.0
     assert released(desk.send(bt.Woken())) == [(A, 0)]
-    assert bt.Write(A, None) in desk.send(bt.LineEnded(A, 0, failed=False))
+    assert desk.book.wakeup_s == DUE_S
+    assert released(desk.send(bt.LineEnded(A, 0, failed=False))) == [(A, 1)]
+    assert bt.Write(A, None) in desk.send(bt.LineEnded(A, 1, failed=False))
 
 
 def test_when_the_window_is_over_what_is_out_is_dropped_and_the_rest_never_run() -> None:

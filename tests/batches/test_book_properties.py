@@ -66,6 +66,8 @@ class BookMachine(RuleBasedStateMachine):
         self.ending: dict[tuple[BatchId, int], None] = {}
         self.validating: dict[BatchId, None] = {}
         self.writing: dict[BatchId, Unrun | None] = {}
+        # Until when a batch and model rest.
+        self.rests: dict[tuple[BatchId, ModelName], float] = {}
 
     # ------------------------------------------------------------ what the driver does
 
@@ -91,6 +93,10 @@ class BookMachine(RuleBasedStateMachine):
                     self.note(batch, status, unrun)
                 case bt.Close():
                     self.close(effect)
+
+    def model_of(self, batch: BatchId, line: int) -> ModelName:
+        stored = self.stored[batch]
+        return stored.models[stored.model_of[line]]
 
     def note(self, batch: BatchId, status: BatchStatus, unrun: Unrun | None) -> None:
         released = tuple(part.begun for part in self.book.waiting(batch))
@@ -167,6 +173,7 @@ class BookMachine(RuleBasedStateMachine):
             self.send(bt.LineTaken(batch, line))
         elif action == "return":
             del self.out[batch, line]
+            self.rests[batch, self.model_of(batch, line)] = self.now_s + 2.0
             self.send(bt.LineReturned(batch, line, rest_s=2.0))
         else:
             self.ending[batch, line] = None
@@ -210,7 +217,7 @@ class BookMachine(RuleBasedStateMachine):
         """The gateway is killed: some of what was to be committed is, and the book is made anew from the store."""
         self.commit(count, told=False)
         self.pending = []
-        self.out, self.ending, self.validating, self.writing = {}, {}, {}, {}
+        self.out, self.ending, self.validating, self.writing, self.rests = {}, {}, {}, {}, {}
         self.book = bt.Book(waiting_lines_max=ROOM)
         self.send(
             bt.Restored(
@@ -257,15 +264,15 @@ class BookMachine(RuleBasedStateMachine):
             idle = sum(
                 not taken
                 for (batch, line), taken in self.out.items()
-                if self.stored[batch].models[self.stored[batch].model_of[line]] == model
+                if self.model_of(batch, line) == model
             )
             ready = [
                 batch
                 for batch, stored in self.stored.items()
                 if stored.closed is None
                 for part in self.book.waiting(batch)
-                if part.model == model
-                and part.begun < stored.model_of.count(stored.models.index(model))
+                if part.model == model and part.lines
+                if self.rests.get((batch, model), 0.0) <= self.now_s
             ]
             assert not ready or idle >= ROOM
 
