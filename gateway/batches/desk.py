@@ -20,7 +20,7 @@ from gateway.batches.driver import Batches
 from gateway.batches.restoring import remove
 from gateway.batches.rows import Numbered
 from gateway.batches.stored import BATCH_PREFIX, Forecast, StoredBatch, is_id, shown
-from gateway.files import BATCH
+from gateway.files import BATCH, StoredFile
 from gateway.keys import Caller
 from qlm_core.batches import BatchStatus
 from qlm_core.errors import Conflict, KeyReused, NotFound, QueueFull
@@ -110,6 +110,7 @@ class BatchDesk:
 
     async def _create(self, asked: Asked, caller: Caller, key: str) -> Json:
         id = BatchId(f"{BATCH_PREFIX}{os.urandom(12).hex()}")
+        file = await self._input(asked.input_file_id, caller)
         stored = StoredBatch(
             id=id,
             owner=caller.tenant,
@@ -120,13 +121,14 @@ class BatchDesk:
             slo_class=lax_class(self._batches.config, caller),
             arrived_at=self._batches.time_s(),
             created_unix_s=int(time.time()),
+            input_bytes=0 if file is None else file.bytes_count,
             metadata=asked.metadata,
             output_expires_s=asked.output_expires_s,
             idempotency_key=key,
             fingerprint=asked.fingerprint,
         )
         link = self._batches.folder / f"{id}.jsonl"
-        await self._link(asked.input_file_id, caller, link)
+        await self._link(file, link)
         failpoints.at("gateway.batches.linked")
         kept: Numbered | None = None
         try:
@@ -141,13 +143,30 @@ class BatchDesk:
             self._batches.begin(kept)
         return self._shown(kept.batch)
 
-    async def _link(self, file_id: str, caller: Caller, link: Path) -> None:
-        """Give the input a name of the batch's own; where there is no such input, there is no such name either."""
+    async def _input(self, file_id: str, caller: Caller) -> StoredFile | None:
+        """The file that a batch is to read; None where there is none. Raises QueueFull, Unavailable."""
         try:
             file = await self._batches.files.find(file_id, caller)
         except NotFound:
-            return
-        if file.purpose == BATCH:
+            return None
+        if file.purpose != BATCH:
+            return None
+        # They are kept until their batches are over, also if their owner deletes them meanwhile.
+        inputs = {
+            batch.stored.input_file_id: batch.stored.input_bytes
+            for batch in self._batches
+            if batch.stored.owner == caller.tenant
+        } | {file.id: file.bytes_count}
+        limit = self._batches.config.gateway.files.tenant_bytes_max
+        if sum(inputs.values()) > limit:
+            raise QueueFull(
+                "gateway.files.tenant_bytes_max, by inputs of open batches", limit, _RETRY_AFTER_S
+            )
+        return file
+
+    async def _link(self, file: StoredFile | None, link: Path) -> None:
+        """Give the input a name of the batch's own; where there is no such input, there is no such name either."""
+        if file is not None:
             await asyncio.to_thread(_link, self._batches.files.path(file), link)
 
     async def _find(self, id: str, caller: Caller) -> StoredBatch:

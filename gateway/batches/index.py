@@ -10,6 +10,8 @@ from array import array
 import msgspec
 
 LINE_BYTES = 24
+COUNT_MAX = 2**31 - 1
+OFFSET_MAX = 2**62
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +94,15 @@ class Index:
             column.frombytes(data[start : start + size])
             start += size
         return index
+
+    def is_sound(self, models: int) -> bool:
+        """Whether it has lines, each of one of so many models, that fit a file's offsets."""
+        return (
+            len(self) > 0
+            and max(self.model_of) < models
+            and max(self.offsets) <= OFFSET_MAX
+            and max(self.output_limits) <= COUNT_MAX
+        )
 
     def _columns(self) -> tuple[array[int], ...]:
         return self.offsets, self.sizes, self.model_of, self.prompt_tokens, self.output_limits

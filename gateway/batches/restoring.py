@@ -74,9 +74,12 @@ async def _read(database: Database, config: Config, numbered: Numbered) -> Found
     if not stored.models:
         return Found(number, stored, None, Records([], NO_USAGE))
     index = await database.read(partial(rows.index, number=number))
-    if index is None:
+    if index is None or not index.is_sound(len(stored.models)):
         raise StoreError("where its lines are is not in the store")
-    return Found(number, stored, index, await database.read(partial(rows.records, number=number)))
+    records = await database.read(partial(rows.records, number=number))
+    if records.lines and records.lines[-1][0] >= len(index):
+        raise StoreError("a line has ended that it does not have")
+    return Found(number, stored, index, records)
 
 
 def tidy(folder: Path, ids: Sequence[str]) -> None:

@@ -73,9 +73,9 @@ def update(
 
 
 def find(connection: sqlite3.Connection, id: str) -> Numbered | None:
-    """The batch of an id."""
-    row = connection.execute("SELECT number, head FROM batches WHERE id = ?", (id,)).fetchone()
-    return None if row is None else Numbered(row[0], read_head(row[1]))
+    """The batch of an id, if there is one that can be read."""
+    rows = connection.execute("SELECT number, head FROM batches WHERE id = ?", (id,))
+    return next(_readable(rows), None)
 
 
 def page(

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from gateway.batches.endpoints import ENDPOINTS, BatchEndpoint
-from gateway.batches.index import AskedModel, Fault, Index, Scan
+from gateway.batches.index import COUNT_MAX, AskedModel, Fault, Index, Scan
 
-COUNT_MAX = 2**31 - 1
 NAME_BYTES_MAX = 256
 # How much of a client's words is repeated in a fault.
 _SHOWN = 64

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.batches.endpoints import ENDPOINTS
 from gateway.batches.index import Fault
 from gateway.store import StoreError
 from qlm_core.batches import BatchStatus, Standing, Unrun, Usage
@@ -15,6 +16,8 @@ from qlm_core.model import BatchId, ModelName
 Json = dict[str, Any]
 
 BATCH_PREFIX, LINE_PREFIX = "batch_", "batch_req_"
+# Of a row that was written here no time and no count is beyond these.
+SECONDS_MAX, COUNT_MAX = 1e11, 2**53
 _ID = re.compile(r"batch_[0-9a-f]{24}")
 
 Moment = Literal[
@@ -59,6 +62,7 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         owner: the tenant whose batch it is, as `gateway.keys` names them.
         completion_window: as its client wrote it; `window_s` is what that means.
+        input_bytes: of the input file.
         output_expires_s: after which the files that it writes expire; None: as files of their purpose do.
         slo_class: of its lines.
         arrived_at: seconds of the store's clock at which it was accepted.
@@ -81,6 +85,7 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     slo_class: str
     arrived_at: float
     created_unix_s: int
+    input_bytes: int = 0
     metadata: dict[str, str] | None = None
     output_expires_s: int | None = None
     idempotency_key: str = ""
@@ -131,12 +136,28 @@ def head_of(batch: StoredBatch) -> bytes:
 
 def read_head(data: object) -> StoredBatch:
     """The batch of a row. Raises StoreError."""
-    if not isinstance(data, bytes):
-        raise StoreError("a row of a batch is not bytes")
     try:
-        return msgspec.msgpack.decode(data, type=StoredBatch)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
-        raise StoreError("a row of a batch is not as this release writes it") from None
+        batch = msgspec.msgpack.decode(data, type=StoredBatch) if isinstance(data, bytes) else None
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
+        batch = None
+    if batch is None or not _is_sound(batch):
+        raise StoreError("a row of a batch is not as this release writes it")
+    return batch
+
+
+def _is_sound(batch: StoredBatch) -> bool:
+    """Whether the values of a row make sense, as far as others rely on that."""
+    totals = msgspec.structs.astuple(batch.totals)
+    times = (batch.created_unix_s, *batch.moments.values(), *totals, *batch.released)
+    return (
+        is_id(batch.id)
+        and batch.endpoint in ENDPOINTS
+        and 0 < batch.window_s <= SECONDS_MAX
+        and abs(batch.arrived_at) <= SECONDS_MAX
+        and all(0 <= value <= COUNT_MAX for value in times)
+        and len(batch.released) in (0, len(batch.models))
+        and 0 <= (batch.output_expires_s or 0) <= SECONDS_MAX
+    )
 
 
 def shown(batch: StoredBatch, standing: Standing | None, forecast: Forecast) -> Json:
