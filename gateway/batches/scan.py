@@ -92,26 +92,28 @@ class _Scanner:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self._fault("invalid_json_line", _NO_JSON, None, number)
             return
-        found = list(self._wrong(line))
-        for code, message, param in found:
+        faults = len(self._faults)
+        for code, message, param in self._wrong(line):
             self._fault(code, message, param, number)
-        if found:
+        if len(self._faults) > faults:
             return
-        model = self._model(line.body["model"], number)
-        limit = self._endpoint.output_limit(line.body) or 0
+        body = line.body
+        limit = self._endpoint.output_limit(body) or 0
         self._index.add(
             offset=offset,
             size=len(data),
-            model=model,
-            prompt_tokens=min(self._endpoint.prompt_tokens(line.body), COUNT_MAX),
+            model=self._model(body["model"], number),
+            prompt_tokens=min(self._endpoint.prompt_tokens(body), COUNT_MAX),
             output_limit=min(max(0, limit), COUNT_MAX),
         )
 
     def _wrong(self, line: _Line) -> Iterator[tuple[str, str, str | None]]:
         """Code, message and field of all that is wrong with a line."""
-        for name in ("custom_id", "method", "url", "body"):
-            if getattr(line, name) is None:
-                yield "missing_required_parameter", f"Missing required parameter: '{name}'.", name
+        if None in (line.custom_id, line.method, line.url, line.body):
+            for name in ("custom_id", "method", "url", "body"):
+                if getattr(line, name) is None:
+                    message = f"Missing required parameter: '{name}'."
+                    yield "missing_required_parameter", message, name
         if line.custom_id is not None:
             yield from self._wrong_id(line.custom_id)
         if line.method not in (None, "POST"):
