@@ -6,6 +6,7 @@ Another tenant's batch is looked for in vain, with the same answer as one that n
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -23,8 +24,10 @@ from gateway.batches.stored import BATCH_PREFIX, Forecast, StoredBatch, is_id, s
 from gateway.files import BATCH, StoredFile
 from gateway.keys import Caller
 from qlm_core.batches import BatchStatus
-from qlm_core.errors import Conflict, KeyReused, NotFound, QueueFull
+from qlm_core.errors import Conflict, KeyReused, NotFound, QueueFull, Unavailable
 from qlm_core.model import BatchId
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -165,9 +168,16 @@ class BatchDesk:
         return file
 
     async def _link(self, file: StoredFile | None, link: Path) -> None:
-        """Give the input a name of the batch's own; where there is no such input, there is no such name either."""
-        if file is not None:
+        """Give the input a name of the batch's own, as far as there is an input. Raises Unavailable."""
+        if file is None:
+            return
+        try:
             await asyncio.to_thread(_link, self._batches.files.path(file), link)
+        except OSError as error:
+            log.error("cannot link the input of a batch", extra={"error": str(error)})
+            raise Unavailable(
+                f"the gateway's disk fails: {error.strerror}; try again later"
+            ) from None
 
     async def _find(self, id: str, caller: Caller) -> StoredBatch:
         """A batch as it is now."""

@@ -130,10 +130,16 @@ class Batches:
     async def open(self) -> None:
         """Take up what the store still holds. Raises QlmError."""
         self._database = self._store.database
-        self._folder = self.files.workspace(FOLDER)
-        self._writer = Writer(self._database, self.files, self._folder)
         found = await restoring.read(self._database, self.config)
-        await asyncio.to_thread(restoring.tidy, self._folder, [one.stored.id for one in found])
+        try:
+            self._folder = self.files.workspace(FOLDER)
+            await asyncio.to_thread(restoring.tidy, self._folder, [one.stored.id for one in found])
+        except OSError as error:
+            raise QlmError(
+                f"gateway.store.files: the folder {FOLDER} in it cannot be used: {error.strerror}. "
+                "Give a folder that this user can write."
+            ) from None
+        self._writer = Writer(self._database, self.files, self._folder)
         for one in found:
             self._enter(one.number, one.stored)
             if one.index is not None:

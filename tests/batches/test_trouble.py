@@ -69,6 +69,25 @@ async def test_results_wait_for_a_store_that_takes_nothing(monkeypatch: pytest.M
         assert len((await one.results(batch))[0]) == 3
 
 
+async def test_a_disk_that_takes_no_name_takes_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bed() as one:
+        file_id = await one.upload(chats(1))
+        client = one.client.with_options(max_retries=0)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as there:
+            there.setattr("os.link", full)
+            there.setattr("shutil.copyfile", full)
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.batches.create(
+                    input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+                )
+        assert caught.value.status_code == 503
+        assert (await client.batches.list()).data == []
+
+
 @pytest.mark.parametrize(("failures", "status"), [(2, "completed"), (99, "failed")])
 async def test_a_process_that_dies_over_a_file_is_started_again_some_times(
     failures: int, status: str, monkeypatch: pytest.MonkeyPatch
