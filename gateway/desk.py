@@ -9,7 +9,9 @@ from itertools import islice
 
 from gateway import openai
 from gateway.answer import Json, usage_of
+from gateway.batches.desk import BatchDesk
 from gateway.driver import Driver
+from gateway.files.store import FileStore
 from gateway.intake import Intake
 from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
@@ -39,6 +41,8 @@ class Desk:
     metrics: Metrics
     keys: ApiKeys
     sight: Sight
+    files: FileStore
+    batches: BatchDesk
     rejections: Rejections
 
     def unready(self) -> str:

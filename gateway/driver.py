@@ -8,12 +8,9 @@ admits requests, routes orders to agents' streams, and drains.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
 from typing import Any
 
 import failpoints
@@ -21,10 +18,11 @@ from gateway.admission import Admission, Seats
 from gateway.answer import BadChunkError
 from gateway.budget import Budget
 from gateway.intake import Draft
-from gateway.keeping import Keeper
-from gateway.live import Backlog, Live
+from gateway.keeping import Keeper, failed_record
+from gateway.live import Backlog, Live, Origin
 from gateway.metrics import Gauge, Metrics
-from gateway.store import Kept, Store, StoredEnd, StoredRequest
+from gateway.restoring import without_collector
+from gateway.store import Kept, StoredEnd, StoredRequest
 from gateway.tenants import Tenants
 from protos.outbox import Outbox
 from qlm_core import ledger as lg
@@ -36,9 +34,9 @@ from qlm_core.errors import (
     Unavailable,
     kind_and_place,
 )
-from qlm_core.messages import GatewayFact, Joined, Refused, Revoked, WorkOrder
+from qlm_core.messages import GatewayFact, Joined, Pulled, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId
-from qlm_core.outcome import FinishReason, ShedReason
+from qlm_core.outcome import ShedReason
 from qlm_core.presence import PULSE_S, SleepWatch
 from qlm_core.resume import Resume
 
@@ -54,6 +52,7 @@ class Driver:
     """All open requests of one gateway.
 
     Args:
+        keeper: of the store, not opened yet.
         tell: passes a fact to the solver, or drops it while there is none.
         admission: says who may come in.
         unread: counts output that clients have not read.
@@ -65,7 +64,7 @@ class Driver:
     def __init__(
         self,
         config: GatewayConfig,
-        store: Store,
+        keeper: Keeper,
         metrics: Metrics,
         *,
         tell: Callable[[GatewayFact], None],
@@ -78,8 +77,7 @@ class Driver:
         self._backlog = Backlog(
             limits.stream_backlog_chunks_max, limits.stream_backlog_bytes_max, unread
         )
-        self._store = store
-        self._keeper = Keeper(config, store)
+        self._keeper = keeper
         self._metrics = metrics
         self._tell = tell
         self._loop = asyncio.get_running_loop()
@@ -99,7 +97,7 @@ class Driver:
         self._recent_wait_s = 0.0
         self._starting = self._draining = False
         self._appliers: dict[type, Callable[[Any], None]] = {
-            lg.Tell: lambda effect: self._tell(effect.fact),
+            lg.Tell: self._pass_on,
             lg.Deliver: self._deliver,
             lg.Grant: self._grant,
             lg.Refuse: self._refuse,
@@ -125,7 +123,7 @@ class Driver:
             attempts_max=self._config.attempts_max,
             first_attempt=starts * ATTEMPTS_PER_START,
         )
-        with _without_collector():
+        with without_collector():
             restored = await self._keeper.restore()
             self._starting = True
             for request, resume in restored:
@@ -260,6 +258,14 @@ class Driver:
             )
         return kept
 
+    def enter_line(
+        self, request: StoredRequest, resume: Resume, origin: Origin, *, restored: bool
+    ) -> None:
+        """Take a request that `origin` has stored and will keep the end of; it was admitted before."""
+        self._enter(
+            request, durable=True, watched=False, resume=resume, origin=origin, restored=restored
+        )
+
     def live(self, id: RequestId) -> Live | None:
         """An open request, or one whose end is being stored."""
         return self._live.get(id)
@@ -293,15 +299,17 @@ class Driver:
         resume: Resume,
         running_usage: bool = False,
         restored: bool = False,
+        origin: Origin | None = None,
     ) -> Live:
         live = Live(
             request,
             durable=durable,
             running_usage=running_usage,
             backlog=self._backlog,
+            origin=origin,
         )
         self._live[request.id] = live
-        self.tenants.opened(request.owner, request.id)
+        self.tenants.opened(request.owner, request.id, line=origin is not None)
         self._admission.bodies.take(len(request.body))
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
@@ -329,6 +337,13 @@ class Driver:
         if self._agents.get(agent) is orders:
             del self._agents[agent]
             self.handle(lg.AgentDisconnected(agent))
+
+    def _pass_on(self, effect: lg.Tell) -> None:
+        if type(effect.fact) is Pulled:
+            origin = self._live[effect.fact.id].origin
+            if origin is not None:
+                origin.taken()
+        self._tell(effect.fact)
 
     def _order(self, agent: AgentId, order: WorkOrder) -> None:
         orders = self._agents.get(agent)
@@ -418,13 +433,15 @@ class Driver:
         live = self._live[effect.id]
         if live.estimate is None:
             live.estimate = effect.estimate
-        self._recent_wait_s += 0.2 * (effect.estimate.mean_s - self._recent_wait_s)
+        if live.origin is None:
+            # A line waits since its batch was accepted, which tells nobody anything of his own wait.
+            self._recent_wait_s += 0.2 * (effect.estimate.mean_s - self._recent_wait_s)
         if live.estimated is not None and not live.estimated.done():
             live.estimated.set_result(None)
 
     def _end(self, effect: lg.EndRequest) -> None:
         live, record = self._live[effect.id], effect.record
-        self.tenants.ended(live.request.owner, effect.id)
+        self.tenants.ended(live.request.owner, effect.id, line=live.origin is not None)
         answer = b""
         try:
             if record.phase is Phase.FINISHED:
@@ -432,13 +449,15 @@ class Driver:
             if effect.durable:
                 answer = live.response(record)
         except BadChunkError as error:
-            record = _failed(record, str(error))
+            record = failed_record(record, str(error))
         except (
             Exception
         ) as error:  # the edge: the ledger has let go of the request, so it must end here
             said = {"request": effect.id, "reason": kind_and_place(error)}
             log.error("cannot put an answer together", extra=said)
-            record = _failed(record, "the gateway cannot put the answer together; its log says why")
+            record = failed_record(
+                record, "the gateway cannot put the answer together; its log says why"
+            )
         record = live.record = self._admission.ended(live.request, record, self._loop.time())
         if live.estimated is not None and not live.estimated.done():
             live.estimated.set_result(None)
@@ -457,7 +476,7 @@ class Driver:
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
         failpoints.at("gateway.driver.end_recorded")
-        kept = await self._keeper.keep_end(end)
+        kept = await (live.origin or self._keeper).keep_end(end)
         failpoints.at("gateway.driver.end_stored")
         self._forget(end.id)
         live.record = kept.record
@@ -478,20 +497,3 @@ class Driver:
         if isinstance(error, Exception) and not isinstance(error, QlmError):
             # Nobody need be waiting for it, and what it was to do is not done.
             log.error("a task of the gateway failed", extra={"reason": kind_and_place(error)})
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Make many objects that stay without walking through all of them again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _failed(record: lg.EndRecord, error: str) -> lg.EndRecord:
-    """The end of a request whose output turned out to be of no use."""
-    reason = FinishReason.ERROR.value
-    return replace(record, phase=Phase.FAILED, reason=reason, error=error, attained=False)

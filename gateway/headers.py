@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from gateway.asgi import RawHeaders
 from gateway.intake import Wish
+from gateway.keys import KEY_BYTES_MAX
 from gateway.problems import Problem
 from qlm_core.errors import InvalidRequest
 from qlm_core.ledger import EndRecord
@@ -52,6 +53,10 @@ EXPOSED = (
     b"x-should-retry",
     b"retry-after",
     b"allow",
+    b"content-disposition",
+    b"content-range",
+    b"accept-ranges",
+    b"etag",
 )
 
 
@@ -85,6 +90,14 @@ def flag(headers: Headers, name: bytes) -> bool:
     if value in ("1", "true"):
         return True
     raise InvalidRequest(name.decode(), f"{value[:32]!r} is not true or false", "Correct it.")
+
+
+def key(headers: Headers) -> str:
+    """The client's name for this submission; "" for none. Raises InvalidRequest."""
+    found = text(headers, b"idempotency-key")
+    if len(found) > KEY_BYTES_MAX:
+        raise InvalidRequest("idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it.")
+    return found
 
 
 def wish(headers: Headers) -> Wish:

@@ -1,6 +1,7 @@
 """The OpenAI-compatible front door, as a plain ASGI application.
 
-Checks who calls, finds the route, reads the body, submits it and hands it to an `Exchange`; looks up what GET asks for.
+Checks who calls and finds the route. What has a resource of its own (`gateway.resources`) is answered by that. Of a
+request to a model the body is read and submitted, and an `Exchange` answers it; what GET asks for elsewhere is looked up.
 Every error is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and
 routes are described in docs/api.md.
 """
@@ -13,19 +14,23 @@ from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
-from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, read_body
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up
+from gateway.bodies import Bodies
+from gateway.call import Call
 from gateway.connections import Connections
 from gateway.cors import Cors
 from gateway.desk import Desk
 from gateway.exchange import SSE, Streamed, Whole
 from gateway.intake import Draft
-from gateway.keys import KEY_BYTES_MAX, Caller
+from gateway.keys import Caller
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
+from gateway.refusing import refuse
+from gateway.resources import resources
 from gateway.routes import Route
 from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
-from qlm_core.errors import InvalidRequest, NotFound, QlmError, QueueFull
+from qlm_core.errors import NotFound, QlmError, QueueFull
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
@@ -40,8 +45,8 @@ class HttpApp:
     def __init__(self, desk: Desk, connections: Connections, uploads: Uploads) -> None:
         self._desk = desk
         self._connections = connections
-        self._limits = desk.config.gateway.limits
-        self._uploads = uploads
+        self._bodies = Bodies(desk.config.gateway.limits, uploads)
+        self._resources = resources(desk, uploads)
         self._heartbeat_s = desk.config.gateway.heartbeat_s
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
@@ -89,8 +94,20 @@ class HttpApp:
                 caller = known
         if route is None:
             raise NotFound(routes.nothing_at(path))
+        resource = self._resources.get(route.name)
         if method not in route.methods:
             await self._refuse(_method_problem(method, path, route), send, headers)
+        elif resource is not None:
+            call = Call(
+                route=route,
+                method=method,
+                query=scope["query_string"],
+                headers=headers,
+                caller=caller,
+                receive=receive,
+                send=send,
+            )
+            await resource.answer(call)
         elif method == "POST":
             await self._generate(route.name == "chat", caller, headers, receive, send)
         elif method == "DELETE":
@@ -156,20 +173,8 @@ class HttpApp:
     async def _generate(
         self, chat: bool, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
-        coding = hd.text(headers, b"content-encoding").lower()
-        if coding not in ("", "identity"):
-            raise InvalidRequest(
-                "content-encoding",
-                f"{coding[:32]!r} cannot be read here",
-                "Send the body as it is.",
-                code="unsupported_content_encoding",
-            )
-        body = await self._body(headers, receive)
-        key = hd.text(headers, b"idempotency-key")
-        if len(key) > KEY_BYTES_MAX:
-            raise InvalidRequest(
-                "idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
-            )
+        body = await self._bodies.read(headers, receive)
+        key = hd.key(headers)
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
         draft = self._desk.intake.draft(
             body, chat=chat, wish=hd.wish(headers), caller=caller, keyed=bool(key)
@@ -218,23 +223,6 @@ class HttpApp:
         extra = [*hd.echoed(headers), (b"connection", b"close")]
         await self._refuse(problem_of(error), send, headers, extra)
 
-    async def _body(self, headers: hd.Headers, receive: Receive) -> bytes:
-        limit_s = self._limits.body_s_max
-        came_s = self._desk.now_s
-        try:
-            async with asyncio.timeout(limit_s) as timeout:
-                with self._uploads.begin(timeout) as upload:
-                    return await read_body(
-                        receive, headers, self._limits.body_bytes_max, upload.grow
-                    )
-        except TimeoutError:
-            raise InvalidRequest(
-                "body",
-                f"it had not arrived after {self._desk.now_s - came_s:.0f} s",
-                "Send it faster or raise gateway.limits.body_s_max.",
-                code="body_too_slow",
-            ) from None
-
     async def _answer_from_store(
         self, id: RequestId, draft: Draft, headers: hd.Headers, send: Send
     ) -> None:
@@ -258,9 +246,7 @@ class HttpApp:
         headers: hd.Headers,
         extra: RawHeaders | None = None,
     ) -> None:
-        self._desk.metrics.refused(problem.code)
-        told = hd.echoed(headers) if extra is None else extra
-        await answer(send, problem.status, problem.body(), [JSON, *told, *hd.problem(problem)])
+        await refuse(self._desk.metrics, problem, send, headers, extra)
 
 
 def _method_problem(method: str, path: str, route: Route) -> Problem:

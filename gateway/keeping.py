@@ -20,6 +20,7 @@ from gateway.restoring import resume_again
 from gateway.store import Kept, Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, QlmError, kind_and_place
+from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
 from qlm_core.outcome import FinishReason
 from qlm_core.resume import Resume
@@ -165,14 +166,13 @@ class Keeper:
             log.info("the store works again", extra={"ends_waiting": self._ends_waiting})
 
 
+def failed_record(record: EndRecord, error: str) -> EndRecord:
+    """The end of a request that turned out to have failed."""
+    reason = FinishReason.ERROR.value
+    return replace_record(record, phase=Phase.FAILED, reason=reason, error=error, attained=False)
+
+
 def _bare(end: StoredEnd) -> StoredEnd:
     """The end of a request whose own end cannot be written down."""
-    record = replace_record(
-        end.record,
-        phase=Phase.FAILED,
-        reason=FinishReason.ERROR.value,
-        error=_UNKEPT,
-        closing=b"",
-        attained=False,
-    )
+    record = replace_record(failed_record(end.record, _UNKEPT), closing=b"")
     return replace(end, record=record, answer=b"")

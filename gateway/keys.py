@@ -101,6 +101,11 @@ class ApiKeys:
         place = self._ring.place(token)
         return None if place is None else self._callers[place]
 
+    def tenant(self, name: str) -> Caller:
+        """What a tenant may ask for, without a call of theirs; one that is not configured any more may ask for all."""
+        known = Caller(tenant=name)
+        return next((caller for caller in self._callers if caller.tenant == name), known)
+
 
 def _caller(name: str, section: TenantConfig) -> Caller:
     return Caller(

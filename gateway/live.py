@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gateway import openai
 from gateway.answer import Answer
 from gateway.budget import Budget
-from gateway.store import StoredRequest
+from gateway.store import StoredEnd, StoredRequest
 from gateway.trail import Trail
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
@@ -153,10 +153,21 @@ class Follower:
             waiter.set_result(None)
 
 
+class Origin(Protocol):
+    """What a durable request is a part of that keeps its end, as a batch does of its lines."""
+
+    def taken(self) -> None:
+        """An agent holds the request."""
+
+    async def keep_end(self, end: StoredEnd) -> StoredEnd:
+        """Store how it ended, however long that takes; returns what is stored of it."""
+
+
 class Live:
     """One open request.
 
     Attributes:
+        origin: who keeps its end; None for the store itself, or for nobody if it is not durable.
         ended: resolves with the terminal record once that is as durable as the request.
         record: the terminal record, from the moment that the ledger made it.
         estimated: resolves with the first estimate; created by whoever waits for it.
@@ -175,15 +186,23 @@ class Live:
         "ended",
         "estimate",
         "estimated",
+        "origin",
         "record",
         "request",
     )
 
     def __init__(
-        self, request: StoredRequest, *, durable: bool, running_usage: bool, backlog: Backlog
+        self,
+        request: StoredRequest,
+        *,
+        durable: bool,
+        running_usage: bool,
+        backlog: Backlog,
+        origin: Origin | None = None,
     ) -> None:
         self.request = request
         self.durable = durable
+        self.origin = origin
         self.ended: asyncio.Future[EndRecord] = asyncio.get_running_loop().create_future()
         self.record: EndRecord | None = None
         self.estimate: Estimate | None = None

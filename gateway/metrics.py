@@ -99,6 +99,9 @@ class Metrics:
         self._refused = Counter(
             "qlm_requests_refused", "Requests not accepted, by code.", ("code",), registry=registry
         )
+        self._batches = Counter(
+            "qlm_batches", "Batches ended, by how.", ("status",), registry=registry
+        )
         self._by_labels: dict[tuple[str, str], _Series] = {}
         registry.register(_Read(gauges))
         registry.register(_Rejected(rejections))
@@ -132,6 +135,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count a request that was not accepted; `code` is one of our own error codes."""
         self._refused.labels(code).inc()
+
+    def batch_ended(self, status: str) -> None:
+        """Count a batch that is over; `status` is its last."""
+        self._batches.labels(status).inc()
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -12,8 +12,11 @@ import msgspec
 from gateway.keys import Forbidden
 from qlm_core.errors import (
     CONTEXT_CODE,
+    Conflict,
+    FileLost,
     InvalidRequest,
     KeyReused,
+    NoRoom,
     NotFound,
     QueueFull,
     SetAside,
@@ -32,6 +35,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """An error as HTTP says it: a status and OpenAI's error object.
 
     Attributes:
+        code: "" where OpenAI has none.
         retry_after_s: when to come back, where that helps.
         should_retry: what OpenAI's clients are told to do, where their own rule for the status would be wrong.
         dropped: the reason in the header of the dropped.
@@ -54,7 +58,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             "message": self.message,
             "type": self.type,
             "param": self.param,
-            "code": self.code,
+            "code": self.code or None,
         }
         return _encode({"error": error})
 
@@ -72,6 +76,8 @@ _STATUS_OF_CODE = {
     "body_too_slow": 408,
     "unsupported_content_encoding": 415,
     "class_not_allowed": 403,
+    "file_quota_exceeded": 403,
+    "file_too_large": 413,
 }
 
 
@@ -95,6 +101,14 @@ def problem_of(error: Exception) -> Problem:
                 type="invalid_request_error",
                 code="idempotency_key_reused",
                 param="idempotency-key",
+                should_retry=False,
+            )
+        case Conflict():
+            return Problem(
+                status=409,
+                message=message,
+                type="invalid_request_error",
+                code="",
                 should_retry=False,
             )
         case QueueFull() | TooLate():
@@ -130,6 +144,22 @@ def problem_of(error: Exception) -> Problem:
                 message=message,
                 type="server_error",
                 code="request_set_aside",
+                should_retry=False,
+            )
+        case FileLost():
+            return Problem(
+                status=500,
+                message=message,
+                type="server_error",
+                code="file_lost",
+                should_retry=False,
+            )
+        case NoRoom():
+            return Problem(
+                status=507,
+                message=message,
+                type="server_error",
+                code="no_room",
                 should_retry=False,
             )
         case Unavailable():

@@ -5,6 +5,10 @@ An older release may have let in what would be refused today; an agent must not 
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
+
 from gateway import body as bd
 from gateway.store import StoredRequest
 from qlm_core.resume import Resume, resume_of
@@ -21,3 +25,14 @@ def resume_again(request: StoredRequest) -> Resume:
     bd.check_prompt(fields, chat=request.chat)
     bd.with_limits(request.body, fields, chat=request.chat)
     return resume_of(fields, chat=request.chat)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Make many objects that stay without walking through all of them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -37,11 +37,20 @@ _EXACT = {
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
     "/v1/requests": Route("requests", _LOOK),
+    "/v1/files": Route("files", (*_LOOK, "POST")),
+    "/v1/batches": Route("batches", (*_LOOK, "POST")),
 }
-_BELOW = {
+_BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),
+    "/v1/files/": ("file", (*_LOOK, "DELETE")),
+    "/v1/batches/": ("batch", _LOOK),
+}
+# What is below one of a kind, by the kind's prefix and the last part of the path.
+_PARTS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
+    ("/v1/files/", "/content"): ("file_content", _LOOK),
+    ("/v1/batches/", "/cancel"): ("batch_cancel", ("POST",)),
 }
 
 # Parts of OpenAI's API and its relatives' that are not here, by the beginning of their path, and what serves instead.
@@ -51,9 +60,7 @@ _ELSEWHERE = {
     "/v1/threads": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/conversations": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/chat/completions/": "Answers are kept for requests with x-qlm-durable: true; get them at /v1/requests/ID.",
-    "/v1/batches": "Send the requests one by one in a batch class (service_tier), with x-qlm-durable: true.",
-    "/v1/files": "Requests are sent one by one; durable ones are fetched at /v1/requests/ID.",
-    "/v1/uploads": "Requests are sent one by one; durable ones are fetched at /v1/requests/ID.",
+    "/v1/uploads": "Send the file in one piece to POST /v1/files.",
     "/v1/edits": "Use POST /v1/chat/completions.",
     "/v1/messages": "Use POST /v1/chat/completions, in OpenAI's form.",
     "/v1/embeddings": "Ask a server of embedding models directly.",
@@ -78,6 +85,9 @@ def find(path: str) -> Route | None:
     path = tidy(path)
     route = _EXACT.get(path)
     if route is None:
+        for (prefix, last), (name, methods) in _PARTS.items():
+            if path.startswith(prefix) and path.endswith(last) and len(path) > len(prefix + last):
+                return Route(name, methods, path[len(prefix) : -len(last)])
         for prefix, (name, methods) in _BELOW.items():
             if path.startswith(prefix):
                 return Route(name, methods, path.removeprefix(prefix))

@@ -12,11 +12,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from gateway.admission import Admission
+from gateway.batches.desk import BatchDesk
+from gateway.batches.driver import Batches
 from gateway.budget import Budget
 from gateway.connections import Connections
 from gateway.desk import Desk
 from gateway.driver import Driver
+from gateway.files import FileStore
 from gateway.intake import Intake
+from gateway.keeping import Keeper
 from gateway.keys import ApiKeys
 from gateway.listeners import (
     CLIENT_SERVICE,
@@ -77,6 +81,9 @@ class Gateway:
 
     Args:
         room: for how many connections there is; as the configuration says unless given.
+
+    Attributes:
+        store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -96,23 +103,40 @@ class Gateway:
             doors=self._doors,
             rng=random.Random(section.id),
         )
-        store = make_store(section.store)
+        self.store = make_store(section.store)
+        keeper = Keeper(section, self.store)
+        self.files = FileStore(section, self.store, time_s=keeper.time_s)
         self.driver = Driver(
             section,
-            store,
+            keeper,
             self._metrics,
             tell=self._solver.tell,
             admission=self._admission,
             unread=self._unread,
         )
+        intake, keys = Intake(config, self._solver.models), ApiKeys(section)
+        self.batches = Batches(
+            config,
+            store=self.store,
+            files=self.files,
+            driver=self.driver,
+            intake=intake,
+            keys=keys,
+            solver=self._solver,
+            metrics=self._metrics,
+            time_s=keeper.time_s,
+        )
+        self._solver.bulks = self.batches
         self._desk = Desk(
             config=config,
             driver=self.driver,
-            intake=Intake(config, self._solver.models),
+            intake=intake,
             solver=self._solver,
             metrics=self._metrics,
-            keys=ApiKeys(section),
-            sight=Sight(self.driver, store),
+            keys=keys,
+            sight=Sight(self.driver, self.store),
+            files=self.files,
+            batches=BatchDesk(self.batches),
             rejections=rejections,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -141,6 +165,8 @@ class Gateway:
             )
             self._servers = (clients, agents)
             await self.driver.start()
+            await self.files.open()
+            await self.batches.open()
             for server in self._servers:
                 await server.start()
         except BaseException:
@@ -154,6 +180,7 @@ class Gateway:
         self._tasks.append(asyncio.create_task(self._http.serve([sock])))
         await self._http.listening.wait()
         self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))
+        self._tasks.append(asyncio.create_task(self.files.run()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         host, _ = parse_address(section.http_listen, "gateway.http_listen")
         addresses = Addresses(f"{host}:{sock.getsockname()[1]}", at, self._agents_address)
@@ -172,6 +199,7 @@ class Gateway:
         """Drain and release everything. Durable requests wait in the store."""
         if self._http is not None:
             await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+            self.batches.stop_releasing()
             await self.driver.drain()
             self._http.should_exit = True
         self._work.close()
@@ -180,6 +208,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._solver.close()
+        await self.batches.close()
+        await self.files.close()
         await self.driver.close()
         log.info("gateway stopped")
 
@@ -201,6 +231,8 @@ class Gateway:
 
     def _gauges(self) -> Iterator[Gauge]:
         yield from self.driver.gauges()
+        yield from self.files.gauges()
+        yield from self.batches.gauges()
         held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
         if self._http is not None:
             connections, uploads = self._http.connections, self._http.uploads

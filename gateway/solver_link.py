@@ -28,6 +28,7 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable, kind_and_place
 from qlm_core.messages import (
     Alive,
+    BulkEstimate,
     Ended,
     EstimateGiven,
     FirstToken,
@@ -67,8 +68,22 @@ class Handle(Protocol):
     def __call__(self, event: lg.Event) -> None: ...
 
 
+class Bulks(Protocol):
+    """The batches of the gateway, as the session has to do with them."""
+
+    def announce(self) -> None:
+        """Tell a solver that has come what waits."""
+
+    def estimated(self, said: BulkEstimate) -> None:
+        """The solver says when a batch will be done."""
+
+
 class SolverLink:
-    """Dials the solver for as long as the gateway runs."""
+    """Dials the solver for as long as the gateway runs.
+
+    Attributes:
+        bulks: the gateway's batches, once it has them.
+    """
 
     def __init__(
         self,
@@ -78,6 +93,7 @@ class SolverLink:
         doors: Doors,
         rng: random.Random,
     ) -> None:
+        self.bulks: Bulks | None = None
         self._config = config
         self._work_address = work_address
         self._rng = rng
@@ -192,6 +208,9 @@ class SolverLink:
         facts: Outbox[GatewayFact] = Outbox(limit=self._backlog_max)
         self._facts = facts
         facts.put(GatewayHello(GatewayId(self._config.id), self._work_address()))
+        if self.bulks is not None:
+            # Before the last word of the announcement, which is the ledger's.
+            self.bulks.announce()
         handle(lg.SolverConnected())
         log.info("announced to the solver", extra={"facts": len(facts)})
         messages = _messages(facts, self._facts_bytes_max)
@@ -221,6 +240,9 @@ class SolverLink:
                 handle(lg.EstimateCame(id, estimate))
             case Shed(id, reason, retry_after_s):
                 handle(lg.ShedOrdered(id, reason, retry_after_s))
+            case BulkEstimate():
+                if self.bulks is not None:
+                    self.bulks.estimated(order)
             case Fleet():
                 self._fleet = order
 

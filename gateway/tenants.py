@@ -1,4 +1,7 @@
-"""Which open requests are whose: for listing them, and for the limit that a tenant may have."""
+"""Which open requests are whose: for listing them, and for the limit that a tenant may have.
+
+Lines of batches are listed and do not count: how many of them are open is for the gateway to say, not for their tenant.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ class Tenants:
     def __init__(self) -> None:
         self._open: dict[str, dict[RequestId, None]] = {}
         self._adding: dict[str, int] = {}
+        self._lines: dict[str, int] = {}
 
     def count(self, owner: str) -> int:
         """How many are open, or on their way into the store."""
-        return len(self._open.get(owner, ())) + self._adding.get(owner, 0)
+        opened = len(self._open.get(owner, ())) - self._lines.get(owner, 0)
+        return opened + self._adding.get(owner, 0)
 
     def newest(self, owner: str) -> Iterator[RequestId]:
         """Those that are open, latest submission first."""
@@ -26,21 +31,30 @@ class Tenants:
     @contextmanager
     def adding(self, owner: str) -> Iterator[None]:
         """Count a request while it is being stored."""
-        self._adding[owner] = self._adding.get(owner, 0) + 1
+        _add(self._adding, owner, 1)
         try:
             yield
         finally:
-            self._adding[owner] -= 1
-            if not self._adding[owner]:
-                del self._adding[owner]
+            _add(self._adding, owner, -1)
 
-    def opened(self, owner: str, id: RequestId) -> None:
-        """A request is open from now on."""
+    def opened(self, owner: str, id: RequestId, *, line: bool = False) -> None:
+        """A request is open from now on; `line` says whether it is one of a batch."""
         self._open.setdefault(owner, {})[id] = None
+        if line:
+            _add(self._lines, owner, 1)
 
-    def ended(self, owner: str, id: RequestId) -> None:
+    def ended(self, owner: str, id: RequestId, *, line: bool = False) -> None:
         """A request is no longer open."""
         mine = self._open.get(owner, {})
         mine.pop(id, None)
         if not mine:
             self._open.pop(owner, None)
+        if line:
+            _add(self._lines, owner, -1)
+
+
+def _add(counts: dict[str, int], owner: str, more: int) -> None:
+    """Count on; whoever has none is forgotten."""
+    counts[owner] = counts.get(owner, 0) + more
+    if not counts[owner]:
+        del counts[owner]

@@ -7,6 +7,8 @@ told to come back by then. So uploads that never end keep nobody out for long. A
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gateway.budget import Budget
 from qlm_core.errors import QueueFull
@@ -40,6 +42,17 @@ class Uploads:
         self._under_way.setdefault(upload)
         self.budget.take(size)
         upload.size += size
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count what is held of a body that is written to disk as it comes. Raises QueueFull."""
+        if not self.budget.fits(size):
+            raise QueueFull("gateway.limits.uploading_bytes_max", self.budget.bytes_max, PATIENCE_S)
+        self.budget.take(size)
+        try:
+            yield
+        finally:
+            self.budget.give(size)
 
     def end(self, upload: Upload) -> None:
         """A body is complete, or given up."""

@@ -28,6 +28,7 @@ COMMANDS = {
     "gateway": "run a gateway",
     "agent": "run one agent",
     "submit": "send one request and print its answer",
+    "batch": "submit, watch, fetch and cancel batches",
     "replay": "send the requests of a trace and report how they fared",
     "watch": "print the answer of a request that was submitted before",
     "cancel": "end a request, wherever it stands",

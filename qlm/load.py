@@ -81,11 +81,14 @@ class Bodies:
 
     def body(self, number: int, request: WorkloadRequest) -> bytes:
         """The body of a streaming completion request, as JSON."""
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        return msgspec.json.encode(self.fields(number, request) | stream)
+
+    def fields(self, number: int, request: WorkloadRequest) -> dict[str, object]:
+        """The body of a completion request that is answered whole."""
         fields: dict[str, object] = {
             "model": request.model,
             "prompt": prompt_text(number, request.prompt_tokens),
-            "stream": True,
-            "stream_options": {"include_usage": True},
         }
         if self.exact_lengths:
             fields["max_tokens"] = request.output_tokens
@@ -93,7 +96,7 @@ class Bodies:
         else:
             fields["max_tokens"] = request.max_tokens
             fields["qlm_sim"] = {"output_tokens": request.output_tokens}
-        return msgspec.json.encode(fields)
+        return fields
 
 
 def prompt_text(number: int, tokens: int) -> str:

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import msgspec
 
 from qlm_core.config_access import AuthConfig, ServerTlsConfig, TenantConfig, TlsConfig
+from qlm_core.config_batches import BatchesConfig
 from qlm_core.config_doors import check_doors
+from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
@@ -147,10 +149,15 @@ class SolverConfig(Section, frozen=True, kw_only=True):
 
 
 class StoreConfig(Section, frozen=True, kw_only=True):
-    """The durable store. `kind: memory` keeps nothing across a restart (benchmarks, tests)."""
+    """The durable store. `kind: memory` keeps nothing across a restart (benchmarks, tests).
+
+    files: the folder of uploaded files; empty: beside `path`. With `kind: memory` they are in a folder made in it, or
+        among the system's temporary ones, that is removed at the end.
+    """
 
     kind: Literal["sqlite", "memory"] = "sqlite"
     path: str = "run/qlm.sqlite"
+    files: str = ""
     commit_interval_s: float = 0.002
     fsync: bool = False
     keep_finished_s: float = 86_400.0
@@ -209,6 +216,8 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     heartbeat_s: float = 0.0
     cors_origins: tuple[str, ...] = ()
     store: StoreConfig = StoreConfig()
+    files: FilesConfig = FilesConfig()
+    batches: BatchesConfig = BatchesConfig()
     limits: GatewayLimits = GatewayLimits()
 
 

@@ -29,6 +29,7 @@ _ABOVE_0 = (
     "background_budget_s",
     "backlog_bytes_max",
     "backlog_events_max",
+    "batch_file_bytes_max",
     "body_bytes_max",
     "body_s_max",
     "bound_period_s",
@@ -38,6 +39,8 @@ _ABOVE_0 = (
     "connections_per_address_max",
     "delta",
     "e2e_s",
+    "faults_max",
+    "file_bytes_max",
     "gateway_lease_s",
     "gateways_max",
     "grpc_connections_max",
@@ -47,11 +50,14 @@ _ABOVE_0 = (
     "headers_max",
     "history",
     "idle_s_max",
+    "lines_max",
     "max_cpu_loras",
     "max_loras",
     "max_model_len",
     "max_num_seqs",
     "message_bytes_max",
+    "open_batches_max",
+    "open_bytes_max",
     "open_requests_max",
     "output_share",
     "period_s",
@@ -69,15 +75,26 @@ _ABOVE_0 = (
     "start_timeout_s",
     "stream_backlog_bytes_max",
     "stream_backlog_chunks_max",
+    "tenant_bytes_max",
+    "tenant_files_max",
+    "tenant_open_batches_max",
+    "tenant_uploads_max",
     "time_scale",
     "token_throughput",
+    "total_bytes_max",
+    "total_files_max",
     "tpot_s",
     "ttft_s",
     "unread_bytes_max",
+    "upload_idle_s_max",
     "uploading_bytes_max",
+    "uploads_max",
     "waiting_bytes_max",
+    "waiting_lines_max",
     "waiting_requests_max",
     "window_requests",
+    "window_s_max",
+    "window_s_min",
     "write_s_max",
 )
 # A clock that goes round faster than this gets nothing else done, and added to a large time it stands still. An engine
@@ -103,6 +120,8 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # More than a message to an agent holds beside the body of a request and its output so far.
 _MESSAGE_REST_BYTES = 65_536
 _LEAST_HEARTBEAT_S = 0.001
+# Of one batch: what the solver is told of it must fit a message, and where its lines are a row of the store.
+_LINES_MAX = 10_000_000
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -122,6 +141,7 @@ def check(config: Config) -> None:
     _check_message_sizes(config)
     _check_heartbeat(config.gateway.heartbeat_s)
     _check_budgets(config)
+    _check_batches(config)
     if not config.gateway.id:
         raise ConfigError("gateway.id: empty. Give the gateway a name.")
     for path, address in (
@@ -278,6 +298,22 @@ def _check_budgets(config: Config) -> None:
                 f"gateway.limits.{key}: {getattr(limits, key)} is less than one body may have "
                 f"(body_bytes_max, {limits.body_bytes_max}). Raise it, or lower that."
             )
+
+
+def _check_batches(config: Config) -> None:
+    section = config.gateway.batches
+    if section.slo_class and section.slo_class not in config.slo_classes:
+        known = ", ".join(config.slo_classes)
+        raise ConfigError(
+            f"gateway.batches.slo_class: {section.slo_class!r} is not one of slo_classes ({known})."
+        )
+    if section.window_s_min > section.window_s_max:
+        raise ConfigError(
+            f"gateway.batches.window_s_min: {_plain(section.window_s_min)} is more than window_s_max "
+            f"({_plain(section.window_s_max)}). Lower it, or raise that."
+        )
+    if section.lines_max > _LINES_MAX:
+        raise ConfigError(f"gateway.batches.lines_max: must be at most {_LINES_MAX}.")
 
 
 def _check_message_sizes(config: Config) -> None:

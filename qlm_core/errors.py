@@ -104,6 +104,10 @@ class KeyReused(QlmError):
         )
 
 
+class Conflict(QlmError):
+    """What is asked for is not possible in the state that something is in, and trying again would not help."""
+
+
 class NotFound(QlmError):
     """No such request is known."""
 
@@ -115,6 +119,23 @@ class SetAside(QlmError):
         super().__init__(
             f"id: {id[:64]!r} is kept here but cannot be read, so it neither runs nor has an answer. "
             "Send the request again, under another idempotency key if it had one."
+        )
+
+
+class NoRoom(QlmError):
+    """There is no room for what a client wants kept, and trying again soon would not help."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}. {remedy}")
+
+
+class FileLost(QlmError):
+    """A file that is listed and whose bytes are not where they were put."""
+
+    def __init__(self, id: str):
+        super().__init__(
+            f"id: the bytes of {id[:64]!r} are not on the gateway's disk any more. Upload the file again; "
+            "the gateway's operator may put a copy back into gateway.store.files."
         )
 
 

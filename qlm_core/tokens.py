@@ -18,7 +18,7 @@ COMPLETION_DEFAULT_LIMIT = 16
 
 def text_tokens(text: str) -> int:
     """Estimated tokens of a text: a token for every four bytes, rounded up."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+    return -(-_size(text) // BYTES_PER_TOKEN)
 
 
 def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
@@ -28,7 +28,8 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
     Parts that are not text (images, audio) are not counted.
     """
     if chat:
-        return max(1, text_tokens("".join(chat_texts(body.get("messages")))))
+        size = sum(map(_size, chat_texts(body.get("messages"))))
+        return max(1, -(-size // BYTES_PER_TOKEN))
     return max(1, _completion_tokens(body.get("prompt")))
 
 
@@ -63,6 +64,11 @@ def chat_texts(messages: object) -> Iterator[str]:
             for part in content:
                 if isinstance(part, Mapping) and isinstance(part.get("text"), str):
                     yield part["text"]
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8; most text is ASCII, whose size is known."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _completion_tokens(prompt: object) -> int:

@@ -199,7 +199,9 @@ class Bed:
         base = Config.from_mapping(
             {"models": {script.MODEL: {"max_model_len": 8192}}, "agents": agents}
         )
-        return fleet.temporary_config(self.folder, ["solver.backend=search", *overrides], base=base)
+        # A disk that is to fill up leaves room for uploads until then.
+        own = ["solver.backend=search", "gateway.files.disk_free_bytes_min=0"]
+        return fleet.temporary_config(self.folder, [*own, *overrides], base=base)
 
     def _link(self) -> None:
         """Have every link lead through a proxy."""

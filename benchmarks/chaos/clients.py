@@ -7,6 +7,7 @@ live with their connection: they may fail, visibly.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ import aiohttp
 import msgspec
 
 from benchmarks.chaos import script
+from qlm.batch_client import OVER, BatchClient
 from qlm.client import Accepted, AsyncClient, Ended, Output
 from qlm_core.errors import InvalidRequest, NotFound, QlmError
 from qlm_core.model import Phase
 
 _AGAIN_S = 0.2
+_POLL_S = 0.1
+_PATH = "/v1/completions"
 _DATA = b"data: "
 _DONE = b"[DONE]"
 # What a client under a key is told when it should ask again.
@@ -34,6 +38,7 @@ class Kind(Enum):
     GRPC = "grpc"
     KEYED_STREAM = "keyed stream"
     KEYED_WHOLE = "keyed whole"
+    BATCH = "batch"
     PLAIN_STREAM = "plain stream"
     PLAIN_WHOLE = "plain whole"
 
@@ -41,6 +46,11 @@ class Kind(Enum):
     def durable(self) -> bool:
         """Whether it must end well whatever happens."""
         return self not in (Kind.PLAIN_STREAM, Kind.PLAIN_WHOLE)
+
+    @property
+    def probes(self) -> bool:
+        """Whether it tells when service is whole: a batch takes longer than that by itself."""
+        return self is not Kind.BATCH
 
 
 class Fate(Enum):
@@ -62,6 +72,7 @@ class Asked:
         reason: why it failed, or was last asked for again.
         ended_at: the time of the day at which its client had the end.
         silence_s: the longest time without a byte for its client.
+        file_id: of a batch, its input once that is uploaded.
     """
 
     kind: Kind
@@ -75,6 +86,7 @@ class Asked:
     ended_at: float = 0.0
     silence_s: float = 0.0
     breaks: int = 0
+    file_id: str = ""
     _heard_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -132,7 +144,9 @@ class Clients:
     """
 
     def __init__(self, http: str, grpc: str) -> None:
-        self._url = f"http://{http}/v1/completions"
+        self._base = f"http://{http}/v1"
+        self._url = f"{self._base}/completions"
+        self._batches = BatchClient(f"http://{http}")
         self._grpc = grpc
 
     async def __aenter__(self) -> Clients:
@@ -142,10 +156,12 @@ class Clients:
             timeout=aiohttp.ClientTimeout(total=None),
         )
         self._client = AsyncClient(self._grpc)
+        await self._batches.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self._batches.__aexit__(None, None, None)
         await self._client.close()
 
     async def follow(self, asked: Asked) -> None:
@@ -153,6 +169,8 @@ class Clients:
         try:
             if asked.kind is Kind.GRPC:
                 await self._again(asked, self._over_grpc)
+            elif asked.kind is Kind.BATCH:
+                await self._again(asked, self._as_batch)
             elif asked.kind.durable:
                 await self._again(asked, self._over_http)
             else:
@@ -164,6 +182,10 @@ class Clients:
 
     async def record(self, id: str) -> tuple[Phase, str]:
         """The recorded end of a durable request: its phase and text. Raises QlmError."""
+        if id.startswith("batch_"):
+            batch = await self._batches.get(id)
+            finished = batch["status"] == "completed"
+            return (Phase.FINISHED if finished else Phase.FAILED), await self._text_of(batch)
         standing = await self._client.get(id)
         response = standing.response or {"choices": [{"text": ""}]}
         return standing.phase, response["choices"][0]["text"]
@@ -208,6 +230,49 @@ class Clients:
             elif isinstance(event, Ended):
                 finished = event.phase is Phase.FINISHED
                 asked.end(Fate.FINISHED if finished else Fate.FAILED, event.reason)
+
+    # ---------------------------------------------------------------- batches
+
+    async def _as_batch(self, asked: Asked) -> None:
+        """A batch of one line. Raises QlmError when something breaks; what is uploaded and created by then stays so."""
+        if not asked.file_id:
+            line = {"custom_id": asked.name, "method": "POST", "url": _PATH, "body": asked.body}
+            asked.file_id = await self._upload(msgspec.json.encode(line))
+            asked.heard()
+        said = {"input_file_id": asked.file_id, "endpoint": _PATH, "completion_window": "1h"}
+        key = {"idempotency-key": asked.name}
+        async with self._session.post(f"{self._base}/batches", json=said, headers=key) as answer:
+            if answer.status != 200:
+                raise QlmError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+            batch = msgspec.json.decode(await answer.read())
+        asked.ids[batch["id"]] = None
+        while batch["status"] not in OVER:
+            await asyncio.sleep(_POLL_S)
+            batch = await self._batches.get(batch["id"])
+            asked.heard()
+        if batch["status"] != "completed":
+            asked.end(Fate.FAILED, f"the batch is {batch['status']}")
+            return
+        asked.shown(await self._text_of(batch))
+        asked.end(Fate.FINISHED)
+
+    async def _upload(self, data: bytes) -> str:
+        form = aiohttp.FormData()
+        form.add_field("purpose", "batch")
+        form.add_field("file", data, filename="one.jsonl")
+        async with self._session.post(f"{self._base}/files", data=form) as answer:
+            if answer.status != 200:
+                raise QlmError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+            return str(msgspec.json.decode(await answer.read())["id"])
+
+    async def _text_of(self, batch: Mapping[str, Any]) -> str:
+        """The text of a batch's one answer; "" if it has none."""
+        if batch["output_file_id"] is None:
+            return ""
+        out = io.BytesIO()
+        await self._batches.content(batch["output_file_id"], out)
+        (line,) = out.getvalue().splitlines()
+        return str(msgspec.json.decode(line)["response"]["body"]["choices"][0]["text"])
 
     # ---------------------------------------------------------------- HTTP
 

@@ -57,16 +57,17 @@ class Load:
 
         A new one of each kind is sent again and again, more and more rarely, since an earlier one may hang.
         """
+        probed = [kind for kind in Kind if kind.probes]
         again_s = _PROBE_AGAIN_S
         began_s = time.monotonic()
         first = len(self.asked)
         try:
             async with asyncio.timeout(patience_s):
-                while missing := [kind for kind in Kind if not self._answered(kind, first)]:
+                while missing := [kind for kind in probed if not self._answered(kind, first)]:
                     self._probes += [asyncio.create_task(self._probe(kind)) for kind in missing]
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(again_s):
-                            await until(lambda: all(self._answered(k, first) for k in Kind))
+                            await until(lambda: all(self._answered(k, first) for k in probed))
                     again_s = min(1.5 * again_s, _PROBE_AGAIN_S_MAX)
         except TimeoutError:
             return inf

@@ -185,7 +185,10 @@ def _unlike_store(bed: Bed, durable: Sequence[Asked]) -> list[str]:
     """Durable requests of which the store does not hold exactly one ended row."""
     path = Path(bed.config.gateway.store.path)
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-        rows = connection.execute("SELECT id, ended_at IS NOT NULL FROM requests").fetchall()
+        rows = connection.execute(
+            "SELECT id, ended_at IS NOT NULL FROM requests "
+            "UNION ALL SELECT id, ended_at IS NOT NULL FROM batches"
+        ).fetchall()
     connection.close()
     ended = dict(rows)
     found = []

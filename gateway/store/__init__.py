@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from gateway.store.base import Kept, Opened, Store, StoredEnd, StoredRequest, StoreError
 from gateway.store.clock import Seen, StoreClock
+from gateway.store.database import Database, together
 from gateway.store.memory import MemoryStore
 from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
 
 __all__ = [
+    "Database",
     "Kept",
     "MemoryStore",
     "Opened",
@@ -20,6 +22,7 @@ __all__ = [
     "StoredEnd",
     "StoredRequest",
     "make_store",
+    "together",
 ]
 
 

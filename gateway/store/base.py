@@ -10,15 +10,18 @@ added.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from gateway.store.clock import Seen
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
-from qlm_core.model import GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
+from qlm_core.model import BatchId, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
 from qlm_core.outcome import ShedReason
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
 
 # Requests that were shed for these reasons are answered with when to come back.
 _COME_BACK = (
@@ -46,6 +49,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
             the name that it had when only idempotency keys were owned.
         fingerprint: a digest of what was asked for; "" where nobody noted it.
         created_unix_s: when it came by the wall clock, whole Unix seconds, as answers tell it; 0 where nobody noted it.
+        batch: the batch that it is a line of; "" for a request by itself. Lines are stored with their batch.
     """
 
     id: RequestId
@@ -65,6 +69,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = msgspec.field(default="", name="key_owner")
     fingerprint: str = ""
     created_unix_s: int = 0
+    batch: BatchId = BatchId("")
 
     @property
     def created(self) -> int:
@@ -83,6 +88,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
             max_output_tokens=self.max_output_tokens,
             arrival_s=arrival_s,
             tenant=self.tenant,
+            batch=self.batch,
         )
 
     @property
@@ -135,6 +141,10 @@ class Store(Protocol):
     @property
     def rows_aside(self) -> int:
         """How many rows are set aside, as far as is known by now."""
+
+    @property
+    def database(self) -> Database:
+        """The tables of what is kept beside requests, between `open` and `close`. Raises StoreError elsewhen."""
 
     async def open(self) -> Opened:
         """Make the store ready. Raises QlmError when it cannot be opened, or when another process has it open."""

@@ -155,9 +155,10 @@ class Jobs:
         return self._connection
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        """Do all in one transaction. What fails alone is undone alone, as each is one statement that changes anything.
+        """Do all in one transaction. A full disk ends the whole of it, and so everything in it fails.
 
-        A full disk ends the whole transaction, and so everything in it fails.
+        What fails alone is undone alone, as each is one statement that changes anything, or undoes itself
+        (`database.together`).
         """
         try:
             connection.execute("BEGIN IMMEDIATE")

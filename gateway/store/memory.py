@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest
 from gateway.store.clock import Seen
+from gateway.store.database import Database, MemoryDatabase
 from qlm_core.errors import SetAside
 from qlm_core.model import RequestId
 
@@ -24,10 +25,17 @@ class MemoryStore:
         self._keys: dict[str, RequestId] = {}
         self._aside: dict[RequestId, str] = {}
         self._seen: Seen | None = None
+        self._database: MemoryDatabase | None = None
 
     @property
     def rows_aside(self) -> int:
         return len(self._aside)
+
+    @property
+    def database(self) -> Database:
+        if self._database is None:
+            self._database = MemoryDatabase()
+        return self._database
 
     async def open(self) -> Opened:
         self._starts += 1
@@ -79,7 +87,9 @@ class MemoryStore:
         return len(old)
 
     async def close(self) -> None:
-        """Nothing to release."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     def _forget(self, id: RequestId) -> None:
         del self._ends[id]

@@ -12,7 +12,7 @@ from pathlib import Path
 import failpoints
 from qlm_core.errors import QlmError
 
-VERSION = 3
+VERSION = 4
 # How long a statement waits for another process that has the file locked.
 LOCK_WAIT_S = 1.0
 # A file of at most this size is checked page by page before it is used.
@@ -34,11 +34,44 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE INDEX IF NOT EXISTS requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS requests_aside ON requests (id) WHERE aside IS NOT NULL;
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    bytes_count INTEGER NOT NULL,
+    created_unix_s INTEGER NOT NULL,
+    expires_unix_s INTEGER,
+    expires_at REAL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_owned ON files (owner, id);
+CREATE INDEX IF NOT EXISTS files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    idempotency_key TEXT UNIQUE,
+    head BLOB NOT NULL,
+    ended_at REAL
+);
+CREATE INDEX IF NOT EXISTS batches_owned ON batches (owner, number);
+CREATE INDEX IF NOT EXISTS batches_open ON batches (number) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS batches_ended ON batches (ended_at) WHERE ended_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS batch_indexes (batch INTEGER PRIMARY KEY, lines BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batch_records (
+    place INTEGER PRIMARY KEY,
+    failed INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    reasoning_tokens INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS batch_results (place INTEGER PRIMARY KEY, line BLOB NOT NULL);
 """
 
 _OLDEST_COLUMNS = ("id", "idempotency_key", "arrived_at", "head", "body", "ended_at", "ended")
-# The columns that each version added to those of the one before.
-_ADDED_COLUMNS = {1: _OLDEST_COLUMNS, 2: ("fingerprint",), 3: ("aside",)}
+# The columns of requests that each version added to those of the one before.
+_ADDED_COLUMNS = {1: _OLDEST_COLUMNS, 2: ("fingerprint",), 3: ("aside",), 4: ()}
 
 # What brings a file from each version to the next.
 _MIGRATIONS = {
@@ -61,6 +94,8 @@ _MIGRATIONS = {
         WHERE latest IS NOT NULL
         """,
     ),
+    # Files and batches came, in tables of their own, which are made below wherever they are missing.
+    3: (),
 }
 
 
@@ -97,13 +132,18 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             for statement in _MIGRATIONS[step]:
                 connection.execute(statement)
                 failpoints.at("gateway.store.migrating", sqlite3.OperationalError)
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
+        make(connection)
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def make(connection: sqlite3.Connection) -> None:
+    """Make the tables of the present version, as far as they are missing."""
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from gateway.store import schema
 from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest, StoreError
 from gateway.store.clock import Seen
+from gateway.store.database import Database
 from gateway.store.jobs import Jobs
 from gateway.store.place import Place
 from gateway.store.rows import UnreadableRowError, ended_of, head_of, read_end, read_request
@@ -55,6 +56,10 @@ class SqliteStore:
     @property
     def rows_aside(self) -> int:
         return self._rows_aside
+
+    @property
+    def database(self) -> Database:
+        return self._opened
 
     async def open(self) -> Opened:
         try:

@@ -46,6 +46,11 @@ def config_arguments(args: argparse.Namespace) -> list[str]:
 def add_grpc(parser: argparse.ArgumentParser) -> None:
     """`--address`, `--api-key`, `--ca`: the gateway's gRPC address, and how it and its caller prove who they are."""
     parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
+    add_access(parser)
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """`--api-key` and `--ca`: how the gateway and its caller prove who they are."""
     parser.add_argument("--api-key", default=None, help="bearer key (default: $QLM_API_KEY)")
     parser.add_argument(
         "--ca",

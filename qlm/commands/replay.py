@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qlm.commands import options
+
+if TYPE_CHECKING:
+    from qlm.load import Bodies
+    from qlm.replay import Target
+    from qlm_core.sim.workload import WorkloadRequest
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,6 +43,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of class and model")
     parser.add_argument("--transport", choices=("http", "grpc"), default="http")
+    parser.add_argument(
+        "--as-batch", action="store_true", help="submit all of it as one batch, over HTTP"
+    )
+    parser.add_argument(
+        "--window", default="24h", help="of that batch: 90m, 24h, 7d (default: %(default)s)"
+    )
     options.add_http(parser)
     options.add_grpc(parser)
     parser.add_argument("--concurrency-limit", type=int, default=10_000, metavar="N")
@@ -70,6 +82,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, file in (("--json", args.json), ("--plot", args.plot)):
         if file is not None:
             options.require_writable(file, option)
+    if args.as_batch and args.plot is not None:
+        raise QlmError("--plot: a batch has no times to first token. Leave it out with --as-batch.")
     if args.plot is not None and args.plot.suffix != ".png":
         raise QlmError(f"--plot: {args.plot} does not end in .png. Give it that ending.")
 
@@ -117,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     requests = list(read_requests(args.trace, mapping))
     if not requests:
         raise QlmError(f"{args.trace}: no request in it. Give a trace with at least one row.")
+    if args.as_batch:
+        return _as_batch(args, requests, bodies, target)
 
     async def measured() -> tuple[report.Report, list[report.Outcome]]:
         with replay.told_to_stop() as stop:
@@ -142,3 +158,28 @@ def run(args: argparse.Namespace) -> int:
     if result.interrupted is not None:
         raise KeyboardInterrupt
     return 1 if result.fates["lost"] else 0
+
+
+def _as_batch(
+    args: argparse.Namespace,
+    requests: list[WorkloadRequest],
+    bodies: Bodies,
+    target: Target,
+) -> int:
+    """Run it as a batch and report; status 1 unless every line was answered."""
+    import asyncio
+
+    import msgspec
+
+    from qlm import batch_replay
+    from qlm.batch_client import BatchClient
+
+    async def submitted() -> batch_replay.BatchReport:
+        async with BatchClient(target.url, api_key=target.api_key, ca=target.ca) as client:
+            return await batch_replay.run(requests, client, bodies=bodies, window=args.window)
+
+    result = asyncio.run(submitted())
+    print(batch_replay.shown(result))
+    if args.json:
+        args.json.write_bytes(msgspec.json.encode(result))
+    return 0 if result.lines and result.completed == result.lines else 1

@@ -243,7 +243,7 @@ async def test_whose_an_unreadable_request_was_nobody_knows(
         raise SetAside(id)
 
     unknown = await answers(it, "chatcmpl-000000000000000000000000", BOB)
-    monkeypatch.setattr(it.gateway.driver._store, "find", unreadable)
+    monkeypatch.setattr(it.gateway.store, "find", unreadable)
     assert await answers(it, "chatcmpl-damaged", BOB) == unknown
     status, body, _ = await ask(it, "GET", "/v1/requests/chatcmpl-damaged", ADMIN)
     assert status != 404, body

@@ -211,14 +211,15 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(**gateway: Any) -> AsyncIterator[Fleet]:
+async def fleet(*, pulls: bool = True, **gateway: Any) -> AsyncIterator[Fleet]:
     solver = Solver()
     async with (
         solving(solver) as address,
         running(config(solver=address, **gateway)) as (made, at),
         Agent(at.agents) as agent,
     ):
-        solver.on_arrival = agent.pull
+        if pulls:
+            solver.on_arrival = agent.pull
         await soon(lambda: solver.heard(m.AnnounceDone))
         yield Fleet(made, at, solver, agent)
 

@@ -62,6 +62,9 @@ async def test_a_head_is_a_get_without_a_body(url: str, path: str) -> None:
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/v1/models/tiny", "GET, HEAD"),
         ("PUT", "/v1/requests/x", "GET, HEAD, DELETE"),
+        ("PUT", "/v1/files", "GET, HEAD, POST"),
+        ("POST", "/v1/files/f", "GET, HEAD, DELETE"),
+        ("DELETE", "/v1/files/f/content", "GET, HEAD"),
         ("POST", "/readyz", "GET, HEAD"),
         ("POST", "/metrics", "GET, HEAD"),
     ],
@@ -79,8 +82,8 @@ async def test_a_wrong_method_is_told_the_right_ones(
         ("POST", "/v1/embeddings", "not served here. Ask a server of embedding models"),
         ("POST", "/v1/responses", "Use POST /v1/chat/completions"),
         ("GET", "/v1/responses/resp_1/", "Use POST /v1/chat/completions"),
-        ("POST", "/v1/batches", "x-qlm-durable: true"),
-        ("GET", "/v1/files/f/content", "/v1/requests/ID"),
+        ("POST", "/v1/uploads", "POST /v1/files"),
+        ("GET", "/files", "something at /v1/files"),
         ("POST", "/v1/audio/transcriptions", "audio models"),
         ("POST", "/v1/images/generations", "image models"),
         ("POST", "/v1/moderations", "moderation models"),
@@ -133,6 +136,10 @@ EXPOSED = (
     "x-should-retry",
     "retry-after",
     "allow",
+    "content-disposition",
+    "content-range",
+    "accept-ranges",
+    "etag",
 )
 
 

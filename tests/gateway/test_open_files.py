@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from gateway import serve
 from gateway.open_files import OTHER_FILES, make_room
+from gateway.service import serve
 from qlm_core.errors import QlmError
 from tests.gateway.peers import config
 

@@ -248,8 +248,8 @@ def filled(path: Path) -> None:
         (scribbled, "malformed|damaged"),
         (somebody_elses, "has tables that are not those of a store"),
         (not_counting, "facts.starts"),
-        (newer, "schema version 99; this release knows versions 1 to 3"),
-        (lying, "says schema version 3 but has other tables"),
+        (newer, "schema version 99; this release knows versions 1 to 4"),
+        (lying, "says schema version 4 but has other tables"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -342,7 +342,7 @@ async def test_a_payload_that_no_message_holds_fails_alone(tmp_path: Path) -> No
 
 
 async def test_a_port_in_use_is_one_clear_error() -> None:
-    from gateway import serve
+    from gateway.service import serve
     from qlm_core.errors import QlmError
 
     async with running(config()) as (_, at):
@@ -353,7 +353,7 @@ async def test_a_port_in_use_is_one_clear_error() -> None:
 
 
 async def test_serving_ends_cleanly_when_cancelled() -> None:
-    from gateway import serve
+    from gateway.service import serve
 
     ready = asyncio.Event()
     task = asyncio.create_task(serve(config(), ready=lambda _: ready.set()))

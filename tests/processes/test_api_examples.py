@@ -41,6 +41,12 @@ def here(text: str, config: Config) -> str:
     )
 
 
+def python(words: str) -> str:
+    """The one example in Python that has these words."""
+    [found] = [example for example in PYTHON if words in example]
+    return found
+
+
 async def output(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -51,28 +57,38 @@ async def output(*command: str) -> str:
 
 
 async def test_the_openai_client(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(PYTHON[0], config))
+    out = await output(sys.executable, "-c", here(python("stream=True"), config))
     assert re.search(r"\n\d+ tokens as flex\n$", out)
 
 
 async def test_the_openai_client_with_patience(config: Config) -> None:
-    script = here(PYTHON[1], config)
+    script = here(python("timeout=2"), config)
     first, again = [await output(sys.executable, "-c", script) for _ in range(2)]
     assert first == again
     assert first.startswith("chatcmpl-")
 
 
 async def test_our_client(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(PYTHON[2], config))
+    out = await output(sys.executable, "-c", here(python("import Accepted"), config))
     assert re.search(r"Phase.FINISHED (length|stop) in time", out)
     assert out.splitlines()[-1].endswith("in time")
 
 
 async def test_our_asynchronous_client(config: Config) -> None:
-    out = await output(sys.executable, "-c", here(PYTHON[3], config))
+    out = await output(sys.executable, "-c", here(python("AsyncClient"), config))
     # An answer may be so short that it is over before it can be cancelled.
     assert len(re.findall(r"<Phase.(CANCELLED|FINISHED)", out)) == 3
     assert "<Phase.CANCELLED" in out
+
+
+async def test_files(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("files.list"), config))
+    assert re.fullmatch(r"file-[0-9a-f]{32} \d+ True\n\['questions.jsonl'\]\n", out)
+
+
+async def test_batches(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("batches.create"), config))
+    assert [line.partition(" ")[0] for line in out.splitlines()] == ["page-1", "page-2", "page-3"]
 
 
 async def test_curl(config: Config) -> None:
@@ -83,4 +99,4 @@ async def test_curl(config: Config) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (4, 1)
+    assert (len(PYTHON), len(CURL)) == (6, 1)

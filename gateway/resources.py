@@ -1,0 +1,23 @@
+"""The resources of the HTTP front door by the names of their routes: one line for each, one small module behind it."""
+
+from __future__ import annotations
+
+from gateway.batches.door import BatchesDoor
+from gateway.call import Resource
+from gateway.desk import Desk
+from gateway.files.door import FilesDoor
+from gateway.uploads import Uploads
+
+
+def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
+    """What answers at which routes."""
+    files = FilesDoor(desk, uploads)
+    batches = BatchesDoor(desk, uploads)
+    return {
+        "files": files,
+        "file": files,
+        "file_content": files,
+        "batches": batches,
+        "batch": batches,
+        "batch_cancel": batches,
+    }

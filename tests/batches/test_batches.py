@@ -1,0 +1,272 @@
+"""Batches end to end: what becomes of lines, states, files, counts, and several models in one file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import openai
+import pytest
+
+from qlm_core import messages as m
+from qlm_core.model import RequestId
+from qlm_core.outcome import ShedReason
+from tests.batches.beds import CHAT, PLAIN, bed, chat, chats, plain
+from tests.gateway.peers import soon
+
+
+async def test_a_batch_runs_each_of_its_lines_once() -> None:
+    async with bed() as one:
+        one.answer()
+        made = await one.create(chats(40), metadata={"night": "1"})
+        assert (made.status, made.object, made.endpoint) == ("validating", "batch", CHAT)
+        assert made.request_counts is not None
+        assert made.request_counts.total == 0
+        assert made.expires_at == made.created_at + 86_400
+        batch = await one.until(made)
+        assert batch.status == "completed"
+        assert (batch.model, batch.metadata) == ("tiny", {"night": "1"})
+        assert batch.in_progress_at
+        assert batch.finalizing_at
+        assert batch.completed_at
+        assert batch.error_file_id is None
+        assert batch.errors is None
+        assert batch.usage is not None
+        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (7 * 40, 40)
+        assert batch.usage.total_tokens == 8 * 40
+        output, _ = await one.results(batch)
+        line = output["line-7"]
+        assert line["id"].startswith("batch_req_")
+        assert line["error"] is None
+        assert line["response"]["status_code"] == 200
+        body = line["response"]["body"]
+        assert body["object"] == "chat.completion"
+        assert body["choices"][0]["message"]["content"] == "to line-7"
+        # In the order of the file, although any order would do.
+        assert list(output) == [f"line-{number}" for number in range(40)]
+        file = await one.client.files.retrieve(batch.output_file_id or "")
+        assert file.purpose == "batch_output"
+        assert file.filename == f"{batch.id}_output.jsonl"
+
+
+async def test_completions_are_batched_as_well() -> None:
+    async with bed() as one:
+        one.answer()
+        batch = await one.until(await one.create([plain("a"), plain("b")], endpoint=PLAIN))
+        output, _ = await one.results(batch)
+        assert output["b"]["response"]["body"]["choices"][0]["text"] == "to b"
+
+
+async def test_what_an_engine_refuses_is_an_error_line_with_its_words() -> None:
+    async with bed() as one:
+
+        def script(payload: m.Payload, said: str) -> str | None:
+            if said != "line-1":
+                return "good"
+            one.agent.send(
+                m.AttemptEnded(
+                    payload.id,
+                    payload.attempt,
+                    "error",
+                    7,
+                    0,
+                    error="top_k: must be positive",
+                    error_status=422,
+                )
+            )
+            return None
+
+        one.answer(script)
+        batch = await one.until(await one.create(chats(3)))
+        assert batch.status == "completed"
+        output, errors = await one.results(batch)
+        assert list(output) == ["line-0", "line-2"]
+        line = errors["line-1"]
+        assert line["error"] is None
+        assert line["response"]["status_code"] == 422
+        assert line["response"]["body"]["error"]["message"] == "top_k: must be positive"
+        assert line["response"]["request_id"]
+
+
+async def test_a_body_that_the_gateway_refuses_is_an_error_line_and_never_runs() -> None:
+    async with bed() as one:
+        one.answer()
+        lines = [chat("good"), chat("bad", max_tokens=-1)]
+        batch = await one.until(await one.create(lines))
+        output, errors = await one.results(batch)
+        assert list(output) == ["good"]
+        assert errors["bad"]["response"]["status_code"] == 400
+        assert errors["bad"]["response"]["body"]["error"]["param"] == "max_tokens"
+        assert len(one.agent.payloads) == 1
+
+
+async def test_a_batch_of_which_every_line_fails_is_completed_without_an_output_file() -> None:
+    async with bed() as one:
+        batch = await one.until(await one.create([chat("bad", max_tokens=-1)]))
+        assert batch.status == "completed"
+        assert batch.output_file_id is None
+        _, errors = await one.results(batch)
+        assert list(errors) == ["bad"]
+
+
+async def test_a_file_may_ask_for_several_models() -> None:
+    async with bed() as one:
+        one.answer(lambda payload, said: f"{payload.model} to {said}")
+        lines = [chat("a"), chat("b", model="other"), chat("c")]
+        batch = await one.until(await one.create(lines))
+        assert batch.status == "completed"
+        assert batch.model is None
+        output, _ = await one.results(batch)
+        said = [
+            line["response"]["body"]["choices"][0]["message"]["content"] for line in output.values()
+        ]
+        assert said == ["tiny to a", "other to b", "tiny to c"]
+        assert output["b"]["response"]["body"]["model"] == "other"
+
+
+async def test_a_faulty_file_fails_as_a_whole_and_nothing_runs() -> None:
+    async with bed() as one:
+        one.answer()
+        lines = [chat("a"), chat("a"), chat("b", model="nobody"), chat("c") | {"url": "/v1/x"}]
+        batch = await one.until(await one.create(lines))
+        assert batch.status == "failed"
+        assert batch.failed_at
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        # What is wrong with lines is told before what is wrong with models.
+        assert [(fault.code, fault.line) for fault in batch.errors.data] == [
+            ("duplicate_custom_id", 2),
+            ("invalid_url", 4),
+        ]
+        assert batch.request_counts is not None
+        assert batch.request_counts.total == 0
+        assert one.agent.payloads == []
+
+
+async def test_models_that_nobody_serves_are_told_by_line() -> None:
+    async with bed() as one:
+        batch = await one.until(await one.create([chat("a"), chat("b", model="nobody")]))
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        (fault,) = batch.errors.data
+        assert (fault.code, fault.param, fault.line) == ("model_not_found", "body.model", 2)
+        assert fault.message == "The provided model 'nobody' is not supported by the Batch API."
+
+
+async def test_a_model_that_only_agents_know_is_served() -> None:
+    async with bed() as one:
+        one.answer()
+        batch = await one.until(await one.create([chat("a", model="elsewhere")]))
+        assert batch.status == "completed"
+
+
+@pytest.mark.parametrize("purpose", [None, "user_data"])
+async def test_a_file_that_is_no_input_fails_the_batch(purpose: str | None) -> None:
+    async with bed() as one:
+        file_id = "file-123" if purpose is None else await one.upload(chats(1), purpose)
+        made = await one.client.batches.create(
+            input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+        )
+        batch = await one.until(made)
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        (fault,) = batch.errors.data
+        assert (fault.code, fault.param, fault.line) == ("invalid_request", "file_id", None)
+        assert fault.message is not None
+        assert fault.message.startswith(f"Cannot find file {file_id}, or organization")
+
+
+async def test_a_batch_needs_its_file_no_more_once_it_is_created() -> None:
+    async with bed() as one:
+        made = await one.create(chats(3))
+        await one.client.files.delete(made.input_file_id)
+        one.answer()
+        batch = await one.until(made)
+        assert batch.status == "completed"
+        assert len((await one.results(batch))[0]) == 3
+        assert list(one.fleet.gateway.batches.folder.iterdir()) == []
+
+
+async def test_lines_wait_in_their_file_until_an_engine_has_room() -> None:
+    async with bed(pulls=False, batches={"waiting_lines_max": 3}) as one:
+        made = await one.until(await one.create(chats(10)), "in_progress")
+        arrived = one.fleet.solver.heard
+        await soon(lambda: len(arrived(m.Arrived)) == 3)
+        ids = [fact.request.id for fact in arrived(m.Arrived)]
+        one.answer(lambda payload, said: None)
+        one.agent.pull(ids[1])
+        await soon(lambda: len(arrived(m.Arrived)) == 4)
+        assert made.request_counts is not None
+        assert (made.request_counts.total, made.request_counts.completed) == (10, 0)
+
+
+async def test_every_line_is_due_with_its_batch_in_the_laxest_class() -> None:
+    async with bed() as one:
+        await one.create(chats(2), window="30m")
+        await soon(lambda: len(one.fleet.solver.heard(m.Arrived)) == 2)
+        first, second = (fact.request for fact in one.fleet.solver.heard(m.Arrived))
+        assert first.slo == second.slo
+        assert (first.slo.ttft_s, first.slo.e2e_s) == (1800.0, 1800.0)
+        assert first.slo_class == "batch-2"
+        assert first.batch == second.batch != ""
+
+
+async def test_lines_beyond_the_budget_of_bytes_wait() -> None:
+    async with bed(pulls=False, batches={"open_bytes_max": 500}) as one:
+        await one.create(chats(10))
+        await soon(lambda: one.fleet.solver.heard(m.Arrived))
+        await asyncio.sleep(0.1)
+        arrived = one.fleet.solver.heard(m.Arrived)
+        assert len(arrived) == 500 // len(json.dumps(chat("line-0")))
+        one.answer()
+        one.fleet.solver.on_arrival = one.agent.pull
+        for fact in arrived:
+            one.agent.pull(fact.request.id)
+        await soon(lambda: len(one.agent.payloads) == 10)
+
+
+async def test_a_line_that_is_shed_for_want_of_room_is_tried_again() -> None:
+    async with bed() as one:
+        one.answer()
+        solver = one.fleet.solver
+        shed: list[str] = []
+
+        def on_arrival(id: RequestId) -> None:
+            if shed:
+                one.agent.pull(id)
+            else:
+                shed.append(id)
+                solver.orders.put(m.ShedOrder(id, ShedReason.SATURATED))
+
+        solver.on_arrival = on_arrival
+        batch = await one.until(await one.create(chats(1)))
+        assert batch.status == "completed"
+        output, _ = await one.results(batch)
+        line = output["line-0"]
+        assert line["id"] == shed[0]
+        assert line["response"]["request_id"] != shed[0]
+
+
+async def test_a_line_that_somebody_ends_alone_is_an_error_line() -> None:
+    async with bed() as one:
+        one.answer(lambda payload, said: "good" if said == "line-1" else None)
+        made = await one.create(chats(2))
+        await soon(lambda: len(one.agent.payloads) == 2)
+        id = next(one.id for one in one.agent.payloads if one.id.endswith("_0"))
+        await one.client.delete(f"/requests/{id}", cast_to=object)
+        batch = await one.until(made)
+        _, errors = await one.results(batch)
+        assert errors["line-0"]["response"]["status_code"] == 499
+
+
+async def test_errors_of_creating_are_openais() -> None:
+    async with bed() as one:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await one.client.post("/batches", body={"endpoint": CHAT}, cast_to=object)
+        assert caught.value.body == {
+            "message": "Missing required parameter: 'input_file_id'.",
+            "type": "invalid_request_error",
+            "param": "input_file_id",
+            "code": "missing_required_parameter",
+        }
