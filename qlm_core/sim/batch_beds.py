@@ -21,7 +21,7 @@ LASTS_S = 40_000.0
 
 _INSTANCES = (1, 4)
 _BATCHES = (2, 5)
-_LINES = (20, 900)
+_LINES = (20, 600)
 _WORK_S = (15.0, 300.0)
 """What a batch would take if it had the fleet for itself."""
 
@@ -35,7 +35,7 @@ _LOAD = (0.05, 0.6)
 _LOAD_SWAPPING = (0.05, 0.3)
 """The same where instances are shared by models, and swaps take their time as well."""
 
-_RATE_RPS_MAX = 6.0
+_RATE_RPS_MAX = 4.0
 """Of all streams: more would only take longer to simulate."""
 
 _OUTPUT_SCALE = (0.5, 2.0)

@@ -1,8 +1,7 @@
 """Batches as a kind of workload: what a file of so many lines asks for, and the gateway that releases its lines.
 
-A batch comes as a whole and is told to the solver as a whole. As in the service, of each model so many lines are released as
-wait for an engine at a time, of the batch that is due first, and whenever an agent takes one the next follows. What is left when
-a window is over is dropped.
+A batch comes as a whole and is told to the solver as a whole. Its lines are released as in the service, by the same book: of each
+model as many as may wait for an engine at a time. What is left when a window is over is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +11,21 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
+from qlm_core.batches import (
+    Accepted,
+    BatchStatus,
+    Book,
+    Changed,
+    Drop,
+    Event,
+    LineEnded,
+    LineTaken,
+    Opened,
+    Release,
+    Woken,
+    Write,
+    Written,
+)
 from qlm_core.config_section import Section
 from qlm_core.errors import ConfigError
 from qlm_core.messages import BulkEstimate, BulkWaiting
@@ -132,30 +146,30 @@ class BatchRun:
 # --------------------------------------------------------------------------- the gateway
 
 
-class _Part:
-    """The lines of one batch and model that are not released."""
+class _Lines:
+    """The lines of one batch.
 
-    __slots__ = ("batch", "lines", "next", "prompts")
+    Attributes:
+        models: that are asked for, with how many prompt tokens the lines have that wait.
+    """
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-        self.lines: list[WorkloadRequest] = []
-        self.next = 0
-        self.prompts = 0
+    __slots__ = ("lines", "models", "prompts")
 
-    @property
-    def left(self) -> int:
-        return len(self.lines) - self.next
+    def __init__(self, lines: list[WorkloadRequest]) -> None:
+        self.lines = lines
+        self.models = tuple(dict.fromkeys(line.model for line in lines))
+        self.prompts = dict.fromkeys(self.models, 0)
+        for line in lines:
+            self.prompts[line.model] += line.prompt_tokens
 
 
 class BatchDesk:
-    """The part of a gateway that holds batches.
+    """The part of a gateway that holds batches: the book of the service, driven by the agenda.
 
     Args:
         batches: in the order in which they are numbered.
         waiting_max: of each model so many released lines wait for an engine at a time.
-        slo_of: the targets of a line of a class with that window.
-        submit: makes a line a request and returns its id. cancel: has nobody want its answer any more.
+        submit: makes a line a request with those targets and returns its id. cancel: has nobody want its answer any more.
         tell: tells the solver of a bulk.
     """
 
@@ -173,15 +187,16 @@ class BatchDesk:
         self._batches = batches
         self._seed = seed
         self._agenda = agenda
-        self._waiting_max = waiting_max
         self._submit = submit
         self._cancel = cancel
         self._tell = tell
+        self._book = Book(waiting_lines_max=waiting_max)
+        self._lines: dict[BatchId, _Lines] = {}
+        self._line_of: dict[RequestId, tuple[BatchId, int]] = {}
+        self._id_of: dict[tuple[BatchId, int], RequestId] = {}
+        self._telling: dict[BatchId, None] = {}
+        self._wake_s = inf
         self.runs = [BatchRun(one.lines, one.submitted_s, one.window_s) for one in batches]
-        self._parts: dict[str, list[_Part]] = {}
-        self._waiting: dict[str, int] = {}
-        self._of_line: dict[RequestId, tuple[int, str, bool]] = {}
-        self._telling: dict[tuple[int, str], None] = {}
 
     @property
     def open(self) -> bool:
@@ -194,29 +209,27 @@ class BatchDesk:
             self._agenda.at(one.submitted_s, self._come, number)
 
     def taken(self, id: RequestId) -> None:
-        """An agent holds a line now."""
-        self._hold(id, held=True)
+        """An agent holds a request now, which may be a line."""
+        if id in self._line_of:
+            self._handle(LineTaken(*self._line_of[id]))
 
-    def returned(self, id: RequestId) -> None:
-        """A line waits for an engine again."""
-        self._hold(id, held=False)
-
-    def ended(self, id: RequestId) -> bool:
-        """A request has ended; says whether it was a line."""
-        if id not in self._of_line:
-            return False
-        self._hold(id, held=True)
-        number, _, _ = self._of_line.pop(id)
-        run = self.runs[number]
+    def ended(self, id: RequestId, *, finished: bool) -> None:
+        """A request has ended, which may be a line."""
+        if id not in self._line_of:
+            return
+        batch, line = self._line_of.pop(id)
+        del self._id_of[batch, line]
+        run = self.runs[_number(batch)]
         run.ended += 1
-        run.dropped += self._over(number)
+        run.dropped += not finished
         if run.ended == run.lines and not run.dropped:
             run.ended_s = self._agenda.now_s
-        return True
+        # What did not finish was dropped when the window was over: it is not run again.
+        self._handle(LineEnded(batch, line, failed=not finished))
 
     def told(self, order: BulkEstimate) -> None:
         """The solver says when a batch will be done."""
-        run = self.runs[int(order.batch.removeprefix("b"))]
+        run = self.runs[_number(order.batch)]
         run.told.append(
             FinishTold(
                 at_s=self._agenda.now_s,
@@ -228,94 +241,89 @@ class BatchDesk:
             )
         )
 
-    # ------------------------------------------------------------------ the window
-
-    def _over(self, number: int) -> bool:
-        run = self.runs[number]
-        return self._agenda.now_s >= run.submitted_s + run.window_s
-
-    def _expire(self, number: int) -> None:
-        """Drop what is left of a batch."""
-        run = self.runs[number]
-        for model, parts in self._parts.items():
-            for part in [one for one in parts if one.batch == number]:
-                run.ended += part.left
-                run.dropped += part.left
-                parts.remove(part)
-                self._tell_left(number, model)
-        for id in [id for id, (of, _, _) in self._of_line.items() if of == number]:
-            self._cancel(id)
-
-    # ------------------------------------------------------------------ release
+    # ------------------------------------------------------------------ the book
 
     def _come(self, number: int) -> None:
-        self._agenda.after(self._batches[number].window_s, self._expire, number)
-        parts: dict[str, _Part] = {}
-        for line in draw_lines(self._batches[number], seed=f"{self._seed}/batch/{number}"):
-            part = parts.setdefault(line.model, _Part(number))
-            part.lines.append(line)
-            part.prompts += line.prompt_tokens
-        for model, part in parts.items():
-            waiting = self._parts.setdefault(model, [])
-            waiting.append(part)
-            waiting.sort(key=self._order)
-            self._tell_left(number, model)
-            self._release(model)
+        one, batch = self._batches[number], BatchId(f"b{number}")
+        lines = _Lines(list(draw_lines(one, seed=f"{self._seed}/batch/{number}")))
+        self._lines[batch] = lines
+        places = {model: place for place, model in enumerate(lines.models)}
+        self._handle(Opened(batch, one.tenant, one.submitted_s + one.window_s))
+        self._tell_left(batch)
+        models = tuple(map(ModelName, lines.models))
+        self._handle(Accepted(batch, models, [places[line.model] for line in lines.lines]))
 
-    def _order(self, part: _Part) -> tuple[float, int]:
-        one = self._batches[part.batch]
-        return one.submitted_s + one.window_s, part.batch
+    def _handle(self, event: Event) -> None:
+        for effect in self._book.handle(event, now_s=self._agenda.now_s):
+            match effect:
+                case Release(batch, line):
+                    self._release(batch, line)
+                case Drop(batch, line):
+                    self._cancel(self._id_of[batch, line])
+                case Write(batch, unrun):
+                    if unrun is not None:
+                        run = self.runs[_number(batch)]
+                        run.dropped += run.lines - run.ended
+                        run.ended = run.lines
+                    self._agenda.after(0.0, self._handle, Written(batch))
+                case Changed(batch):
+                    self._tell_soon(batch)
+                case _:
+                    pass
+        wake_s = self._book.wakeup_s
+        if wake_s is not None and wake_s < self._wake_s:
+            self._wake_s = wake_s
+            self._agenda.at(wake_s, self._wake)
 
-    def _release(self, model: str) -> None:
-        parts = self._parts.get(model, [])
-        while parts and self._waiting.get(model, 0) < self._waiting_max:
-            part = parts[0]
-            line = part.lines[part.next]
-            part.next += 1
-            part.prompts -= line.prompt_tokens
-            self._waiting[model] = self._waiting.get(model, 0) + 1
-            id = self._submit(line, BatchId(f"b{part.batch}"), self._slo(part.batch))
-            self._of_line[id] = (part.batch, model, False)
-            self._tell_soon(part.batch, model)
-            if not part.left:
-                parts.pop(0)
+    def _wake(self) -> None:
+        self._wake_s = inf
+        self._handle(Woken())
 
-    def _hold(self, id: RequestId, *, held: bool) -> None:
-        found = self._of_line.get(id)
-        if found is None or found[2] is held:
-            return
-        number, model, _ = found
-        self._of_line[id] = (number, model, held)
-        self._waiting[model] += -1 if held else 1
-        if held:
-            self._release(model)
+    def _release(self, batch: BatchId, number: int) -> None:
+        lines = self._lines[batch]
+        line = lines.lines[number]
+        lines.prompts[line.model] -= line.prompt_tokens
+        id = self._submit(line, batch, self._slo(batch))
+        self._line_of[id] = (batch, number)
+        self._id_of[batch, number] = id
+        self._tell_soon(batch)
 
-    def _slo(self, number: int) -> Slo:
-        window_s = self._batches[number].window_s
+    def _slo(self, batch: BatchId) -> Slo:
+        window_s = self._batches[_number(batch)].window_s
         return Slo(ttft_s=window_s, e2e_s=window_s)
 
     # ------------------------------------------------------------------ what the solver hears
 
-    def _tell_soon(self, number: int, model: str) -> None:
-        if (number, model) not in self._telling:
-            self._telling[number, model] = None
-            self._agenda.after(_TELL_S, self._tell_left, number, model)
+    def _tell_soon(self, batch: BatchId) -> None:
+        if batch not in self._telling:
+            self._telling[batch] = None
+            self._agenda.after(_TELL_S, self._tell_left, batch)
 
-    def _tell_left(self, number: int, model: str) -> None:
-        self._telling.pop((number, model), None)
-        one = self._batches[number]
-        part = next((one for one in self._parts[model] if one.batch == number), None)
-        lines = part.left if part is not None else 0
-        self._tell(
-            BulkWaiting(
-                batch=BatchId(f"b{number}"),
-                model=ModelName(model),
-                slo_class=one.slo_class,
-                slo=self._slo(number),
-                lines=lines,
-                prompt_tokens_mean=part.prompts / lines if part is not None and lines else 0.0,
-                max_output_tokens=one.max_tokens,
-                arrival_s=one.submitted_s,
-                tenant=one.tenant,
+    def _tell_left(self, batch: BatchId) -> None:
+        self._telling.pop(batch, None)
+        one, lines = self._batches[_number(batch)], self._lines[batch]
+        counts = {part.model: part.lines for part in self._book.waiting(batch)}
+        known = self._book.standing(batch)
+        if known is not None and known.status is BatchStatus.VALIDATING:
+            counts = {ModelName(model): 0 for model in lines.models}
+            for line in lines.lines:
+                counts[ModelName(line.model)] += 1
+        for model in lines.models:
+            left = counts.get(ModelName(model), 0)
+            self._tell(
+                BulkWaiting(
+                    batch=batch,
+                    model=ModelName(model),
+                    slo_class=one.slo_class,
+                    slo=self._slo(batch),
+                    lines=left,
+                    prompt_tokens_mean=lines.prompts[model] / max(1, left),
+                    max_output_tokens=one.max_tokens,
+                    arrival_s=one.submitted_s,
+                    tenant=one.tenant,
+                )
             )
-        )
+
+
+def _number(batch: BatchId) -> int:
+    return int(batch.removeprefix("b"))

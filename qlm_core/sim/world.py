@@ -40,7 +40,6 @@ from qlm_core.messages import (
     Payload,
     QueueUpdate,
     Refused,
-    Returned,
     Revoked,
     ShedOrder,
 )
@@ -176,6 +175,11 @@ class World:
         return record
 
     @property
+    def batches_open(self) -> bool:
+        """Whether a batch is to come, or is not over."""
+        return self._desk.open
+
+    @property
     def _last_news_s(self) -> float:
         """When a request came or ended last."""
         come_s = max([run.submitted_s for run in self.record.batches], default=0.0)
@@ -259,10 +263,6 @@ class World:
         for event in events:
             for effect in self._ledger.handle(event, now_s=self._agenda.now_s):
                 match effect:
-                    case Tell(Returned(id, _) as fact):
-                        self._desk.returned(id)
-                        said = manager.GatewaySaid(GATEWAY, fact)
-                        self._agenda.after(self._link_s, self.tell_solver, said)
                     case Tell(fact):
                         said = manager.GatewaySaid(GATEWAY, fact)
                         self._agenda.after(self._link_s, self.tell_solver, said)
@@ -281,7 +281,7 @@ class World:
                         # One that was cancelled may be on its way to an agent.
                         if record.phase is not Phase.CANCELLED:
                             self._requests.pop(id, None)
-                        self._desk.ended(id)
+                        self._desk.ended(id, finished=record.phase is Phase.FINISHED)
                     case _:
                         pass
 
