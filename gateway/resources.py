@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.batches.door import BatchesDoor
 from gateway.call import Resource
 from gateway.desk import Desk
+from gateway.estimating import EstimateDoor
 from gateway.files.door import FilesDoor
 from gateway.uploads import Uploads
 
@@ -20,4 +21,5 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batches": batches,
         "batch": batches,
         "batch_cancel": batches,
+        "estimate": EstimateDoor(desk, uploads),
     }

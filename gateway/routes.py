@@ -39,6 +39,7 @@ _EXACT = {
     "/v1/requests": Route("requests", _LOOK),
     "/v1/files": Route("files", (*_LOOK, "POST")),
     "/v1/batches": Route("batches", (*_LOOK, "POST")),
+    "/v1/estimate": Route("estimate", ("POST",)),
 }
 _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/models/": ("model", _LOOK),

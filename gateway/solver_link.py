@@ -28,6 +28,8 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable, kind_and_place
 from qlm_core.messages import (
     Alive,
+    BatchForecast,
+    BatchQuestion,
     BulkEstimate,
     Ended,
     EstimateGiven,
@@ -265,6 +267,22 @@ class SolverLink:
             raise _no_answer(error) from None
         try:
             return wire.estimate_from_wire(answer.estimate)
+        except wire.WireError as error:
+            raise Unavailable(f"the solver answers what cannot be read ({error})") from None
+
+    async def estimate_batch(self, question: BatchQuestion) -> BatchForecast:
+        """When a batch would be done that is not submitted. Raises Unavailable, InvalidRequest."""
+        asked = wire.batch_question_to_wire(question)
+        try:
+            answer = await self._stub.EstimateBatch(asked, **self._asking)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise InvalidRequest(
+                    "model", "nobody serves it now", "Start an agent for it.", code="not_served"
+                ) from None
+            raise _no_answer(error) from None
+        try:
+            return wire.batch_forecast_from_wire(answer)
         except wire.WireError as error:
             raise Unavailable(f"the solver answers what cannot be read ({error})") from None
 

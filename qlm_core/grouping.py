@@ -161,9 +161,9 @@ class RequestGroup:
         return len(self._waiting) + len(self._returned)
 
     @property
-    def coming(self) -> bool:
-        """Whether lines of it are being released: some wait or are held."""
-        return bool(self._waiting or self._returned or self.pulled)
+    def goes_on(self) -> bool:
+        """Whether more of it is to come: lines are left, and they are being released, since some wait or are held."""
+        return self.unreleased > 0 and bool(self._waiting or self._returned or self.pulled)
 
     @property
     def counted(self) -> int:

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from protos.doors import Rejections
+from qlm_core.manager.finishes import STAGES
 from solver.driver import Driver
 from solver.planning import PlanningCounts
 
@@ -26,6 +27,7 @@ class ManagerCollector(Collector):
         yield from self._queues()
         yield from self._plan()
         yield from self._estimates()
+        yield from self._batches()
         yield from self._backends()
         rejected = CounterMetricFamily(
             "qlm_peers_rejected", "Peers turned away at a door.", labels=["door", "reason"]
@@ -49,7 +51,7 @@ class ManagerCollector(Collector):
         now_s = self._driver.now_s()
         for group in manager.groups.values():
             key = (group.key.model, group.key.slo_class)
-            counts[key] = counts.get(key, 0) + group.waiting
+            counts[key] = counts.get(key, 0) + group.released
             first = group.first()
             if first is not None:
                 age_s = now_s - first.arrival_s
@@ -127,6 +129,46 @@ class ManagerCollector(Collector):
         for labels, factor in estimators.speeds.items():
             speed.add_metric(list(labels), factor)
         yield speed
+
+    def _batches(self) -> Iterator[Metric]:
+        manager = self._driver.manager
+        yield GaugeMetricFamily(
+            "qlm_batches", "Batches that are not over.", value=len(manager.bulks.by_batch())
+        )
+        lines = GaugeMetricFamily(
+            "qlm_batch_lines", "Lines of batches, by where they stand.", labels=["model", "state"]
+        )
+        late = 0
+        counts: dict[tuple[str, str], int] = {}
+        for bulk in manager.bulks:
+            states = {"unreleased": bulk.unreleased, "waiting": bulk.at_hand, "held": bulk.held}
+            for state, count in states.items():
+                key = (bulk.key.model, state)
+                counts[key] = counts.get(key, 0) + count
+        for batch in manager.bulks.by_batch():
+            said = manager.finishes.of(batch)
+            late += said is not None and not said.feasible
+        for labels, count in counts.items():
+            lines.add_metric(list(labels), count)
+        yield lines
+        yield GaugeMetricFamily(
+            "qlm_batches_infeasible", "Batches that will not be done in their window.", value=late
+        )
+        yield CounterMetricFamily(
+            "qlm_batches_not_planned",
+            "Batches told beyond solver.limits.batches_max.",
+            value=manager.bulks.refused,
+        )
+        coverage = GaugeMetricFamily(
+            "qlm_finish_estimate_coverage_ratio",
+            "Share of batches that ended within the estimated quantile, by how much was done.",
+            labels=["done", "quantile"],
+        )
+        for most, record in zip(STAGES, manager.finishes.records, strict=True):
+            for quantile, count in zip(("0.5", "0.9"), record.covered, strict=True):
+                share = count / max(1, record.observed)
+                coverage.add_metric([f"{most:.2f}", quantile], share)
+        yield coverage
 
     def _backends(self) -> Iterator[Metric]:
         solves = CounterMetricFamily(

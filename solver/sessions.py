@@ -27,6 +27,7 @@ from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
 from qlm_core.config import SolverLimits
 from qlm_core.manager import views
+from qlm_core.manager.asking import forecast
 from qlm_core.manager.events import (
     AgentJoined,
     AgentLeft,
@@ -274,6 +275,25 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
                 grpc.StatusCode.NOT_FOUND, f"model: no connected agent serves {meta.model!r}"
             )
         return gateway_pb.EstimateResponse(estimate=wire.estimate_to_wire(estimate))
+
+    async def EstimateBatch(
+        self,
+        request: gateway_pb.EstimateBatchRequest,
+        context: grpc.aio.ServicerContext[
+            gateway_pb.EstimateBatchRequest, gateway_pb.EstimateBatchResponse
+        ],
+    ) -> gateway_pb.EstimateBatchResponse:
+        """When a batch would be done that is not submitted."""
+        try:
+            question = wire.batch_question_from_wire(request)
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        answer = forecast(self._driver.manager, question, now_s=self._driver.now_s())
+        if isinstance(answer, str):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"model: no connected agent serves {answer!r}"
+            )
+        return wire.batch_forecast_to_wire(answer)
 
 
 class AgentSessions(agent_grpc.AgentSessionServiceServicer):

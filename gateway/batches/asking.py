@@ -77,7 +77,7 @@ def read(body: bytes, limits: BatchesConfig) -> Asked:
         "output_expires_s": _expires_s(fields.get("output_expires_after")),
     }
     digest = hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()
-    return Asked(**asked, window_s=_window_s(window, limits), fingerprint=digest)
+    return Asked(**asked, window_s=window_s(window, limits), fingerprint=digest)
 
 
 def lax_class(config: Config, caller: Caller) -> str:
@@ -90,14 +90,15 @@ def lax_class(config: Config, caller: Caller) -> str:
     return max(mine or classes, key=lambda name: classes[name].ttft_s)
 
 
-def _window_s(window: str, limits: BatchesConfig) -> float:
+def window_s(window: str, limits: BatchesConfig) -> float:
+    """What a completion window means, in seconds. Raises InvalidRequest."""
     found = _WINDOW.fullmatch(window)
-    window_s = float(found[1]) * _UNIT_S[found[2]] if found else 0.0
-    if not limits.window_s_min <= window_s <= limits.window_s_max:
+    seconds = float(found[1]) * _UNIT_S[found[2]] if found else 0.0
+    if not limits.window_s_min <= seconds <= limits.window_s_max:
         least, most = _in_minutes(limits.window_s_min), _in_minutes(limits.window_s_max)
         known = f"a number of minutes, hours or days such as '24h', from {least} to {most}"
         raise _unsupported("completion_window", window, known)
-    return window_s
+    return seconds
 
 
 def _in_minutes(seconds: float) -> str:

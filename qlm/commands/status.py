@@ -110,9 +110,12 @@ def _picture(view: dict[str, Any]) -> RenderableType:
         queues["(yours)"] = view["yours"]
     if queues:
         parts.append(_queues(queues))
+    if view.get("batches"):
+        parts.append(_batches(view["batches"]))
     groups = sum(len(queue) for queue in queues.values())
     lines = {
         "requests": f"{view['waiting']} wait in {groups} groups, {view['held']} are with agents",
+        "batches": _lines(view),
         "plan": _plan(view["plan"]) if "plan" in view else "",
         "planner": _planner(view["planner"], view["solves"]) if "planner" in view else "",
         "fell back": ", ".join(
@@ -192,6 +195,42 @@ def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
             waiting = sum(group["waiting"] for group in rest)
             table.add_row("", f"and {len(rest)} more", "", "", str(waiting), "", "")
     return table
+
+
+def _batches(batches: list[dict[str, Any]]) -> RenderableType:
+    """The batches that are not over; of many only those that are due first."""
+    right = ("lines", "at agents", "done", "due in", "done in", "nine in ten", "in time")
+    table = _table(left=("batch", "models"), right=right)
+    for one in batches[:GROUPS_SHOWN_MAX]:
+        models = one["models"]
+        table.add_row(
+            one["batch"],
+            ", ".join(part["model"] for part in models),
+            str(sum(part["waiting_lines"] + part["waiting"] for part in models)),
+            str(sum(part["held"] for part in models)),
+            str(sum(part["ended"] for part in models)),
+            _in(one["due_in_s"]),
+            _in(one["finish_p50_s"]),
+            _in(one["finish_p90_s"]),
+            {True: "yes", False: "no"}.get(one["feasible"], "-"),
+        )
+    if batches[GROUPS_SHOWN_MAX:]:
+        table.add_row(f"and {len(batches) - GROUPS_SHOWN_MAX} more", *[""] * (1 + len(right)))
+    return table
+
+
+def _in(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes = seconds / 60.0
+    return f"{seconds:.0f} s" if abs(minutes) < 2.0 else f"{minutes:,.0f} min"
+
+
+def _lines(view: dict[str, Any]) -> str:
+    lines = view.get("waiting_lines")
+    if not view.get("batches"):
+        return ""
+    return f"{lines:,} lines of {len(view['batches'])} batches wait to become requests"
 
 
 def _table(*, left: tuple[str, ...], right: tuple[str, ...]) -> Table:

@@ -188,11 +188,18 @@ class Bulks:
         self._close_if_over(key, bulk)
         return changed
 
-    def size(self, model: ModelName, roster: Roster) -> int:
-        """Lines that one group should hold now."""
+    def size(self, model: ModelName, roster: Roster, *, more: int = 0) -> int:
+        """Lines that one group should hold now, or with so many more."""
         lines = sum([bulk.left for (_, of), bulk in self._bulks.items() if of == model])
-        serving = sum([len(alike) for _, alike in roster.engines.get(model, ())])
-        return max(LINES_MIN, ceil(lines / (GROUPS_PER_INSTANCE * max(1, serving))))
+        return max(LINES_MIN, ceil((lines + more) / _groups_max(model, roster)))
+
+    def shares(self, model: ModelName, lines: int, roster: Roster) -> list[int]:
+        """So many more lines of a model, in as many parts as they are to have groups."""
+        size = self.size(model, roster, more=lines)
+        count = min(max(1, ceil(lines / size)), _groups_max(model, roster))
+        return [
+            (lines * (number + 1)) // count - (lines * number) // count for number in range(count)
+        ]
 
     def split(self, half: RequestGroup) -> None:
         """A group was halved."""
@@ -203,17 +210,15 @@ class Bulks:
             bulk.places_until_s = -inf
 
     def _grow(self, bulk: Bulk, more: int, grouper: Grouper, roster: Roster) -> list[RequestGroup]:
-        size = max(self.size(bulk.key.model, roster), LINES_MIN)
+        size = self.size(bulk.key.model, roster, more=more)
         least = min(bulk.groups.values(), key=lambda one: one.unreleased, default=None)
         if least is not None and least.unreleased + more <= size:
             least.unreleased += more
             return [least]
-        serving = sum([len(alike) for _, alike in roster.engines.get(bulk.key.model, ())])
-        count = min(max(1, ceil(more / size)), max(1, GROUPS_PER_INSTANCE * serving))
-        opened = []
-        for number in range(count):
-            lines = (more * (number + 1)) // count - (more * number) // count
-            opened.append(grouper.open_for_lines(bulk.key, bulk.arrival_s, lines))
+        opened = [
+            grouper.open_for_lines(bulk.key, bulk.arrival_s, lines)
+            for lines in self.shares(bulk.key.model, more, roster)
+        ]
         bulk.groups.update({group.id: group for group in opened})
         bulk.places_until_s = -inf
         return opened
@@ -327,6 +332,11 @@ class Bulks:
             del self._bulks[key]
             self.over.append(bulk)
             self._estimators.batch_over(model, batch)
+
+
+def _groups_max(model: ModelName, roster: Roster) -> int:
+    serving = sum([len(alike) for _, alike in roster.engines.get(model, ())])
+    return GROUPS_PER_INSTANCE * max(1, serving)
 
 
 def _shrink(bulk: Bulk, less: int) -> list[RequestGroup]:

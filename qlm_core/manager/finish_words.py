@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 
-from qlm_core.manager.bulks import Bulk
 from qlm_core.manager.reckoning import Outlook
 from qlm_core.model import ModelName
 
@@ -22,7 +21,8 @@ def unserved(models: Sequence[ModelName]) -> str:
 
 
 def explained(
-    parts: Sequence[Bulk],
+    lines: int,
+    models: int,
     outlooks: Sequence[Outlook],
     p50_s: float,
     p90_s: float,
@@ -30,9 +30,14 @@ def explained(
     *,
     feasible: bool,
 ) -> str:
-    """A few sentences; `left_s` of the completion window are left, less than nothing once that is over."""
+    """A few sentences.
+
+    Args:
+        lines: that have not ended, of so many models.
+        left_s: of the completion window; less than nothing once that is over, infinite without one.
+    """
     last = max(outlooks, key=lambda one: one.p90_s)
-    said = [_progress(parts, last)]
+    said = [_progress(lines, models, last)]
     if last.behind_s > _WORTH_SAYING_S:
         said.append(f"What stands before it in the queues takes {duration(last.behind_s)}.")
     if last.taken > _WORTH_SAYING:
@@ -43,6 +48,8 @@ def explained(
         )
     if left_s <= 0.0:
         said.append("Its window is over.")
+    elif left_s == inf:
+        pass
     elif feasible:
         said.append(f"{duration(left_s)} of its window are left.")
     else:
@@ -50,16 +57,14 @@ def explained(
     return " ".join(said)
 
 
-def _progress(parts: Sequence[Bulk], last: Outlook) -> str:
-    left = sum(one.left for one in parts)
-    lines = "1 line" if left == 1 else f"{left} lines"
-    where = "1 instance" if last.instances == 1 else f"{last.instances} instances"
+def _progress(lines: int, models: int, last: Outlook) -> str:
+    text = "1 line left" if lines == 1 else f"{lines} lines left"
+    if models > 1:
+        text += f" of {models} models, {last.model} the last of them"
     if not last.lines_per_s:
-        return f"{lines} left, all of them at engines."
-    text = f"{lines} left"
-    if len(parts) > 1:
-        text += f" of {len(parts)} models, {last.model} the last of them"
-    return f"{text}; {where} start {last.lines_per_s:.3g} lines/s together."
+        return f"{text}, all of them at engines."
+    where = "1 instance starts" if last.instances == 1 else f"{last.instances} instances start"
+    return f"{text}; {where} {last.lines_per_s:.3g} lines/s."
 
 
 def _help(last: Outlook, p50_s: float, p90_s: float, left_s: float) -> str:
@@ -67,16 +72,16 @@ def _help(last: Outlook, p50_s: float, p90_s: float, left_s: float) -> str:
         f"{duration(left_s)} of its window are left, and it needs {duration(p50_s)} to "
         f"{duration(p90_s)}."
     )
-    busy_s = p90_s - last.behind_s
-    spare_s = left_s - last.behind_s
     ways = [f"a window that is {duration(p90_s - left_s)} longer"]
-    if spare_s > last.tail_s and busy_s > last.tail_s and last.instances:
-        times = (busy_s - last.tail_s) / (spare_s - last.tail_s)
+    # Neither more instances nor fewer lines shorten what one output takes.
+    spare_s, busy_s = (one_s - last.behind_s - last.tail_s for one_s in (left_s, p90_s))
+    if spare_s > 0.0 and last.instances:
+        times = busy_s / spare_s
         more = ceil(last.instances * (times - 1.0))
-        if more > 0:
-            ways.append(f"{more} more instance{'s' if more > 1 else ''} of the kind")
-        if last.lines_per_s:
-            ways.append(f"{1.0 - 1.0 / times:.0%} fewer lines")
+        ways.append(f"{more} more instance{'s' if more > 1 else ''} of the kind")
+        ways.append(f"{1.0 - 1.0 / times:.0%} fewer lines")
+    elif last.tail_s > 0.5 * p50_s:
+        ways.append("a lower limit on output tokens")
     return f"{late} What would help: {', or '.join(ways)}."
 
 

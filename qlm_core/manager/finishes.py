@@ -121,6 +121,11 @@ class Finishes:
         known = self._known.get(batch)
         return None if known is None else known.order
 
+    def age_s(self, batch: BatchKey, *, now_s: float) -> float | None:
+        """How long ago that was said; None if nothing was."""
+        known = self._known.get(batch)
+        return None if known is None or known.order is None else round(now_s - known.at_s, 3)
+
     def _take_note(self, now_s: float) -> None:
         """Of batches that came, and of which nothing is left."""
         for bulk in self._bulks.new:
@@ -202,7 +207,8 @@ class Finishes:
             left_s = known.due_s - now_s
             p50_s, p90_s = self._calibrated(known, parts, found, now_s)
             feasible = verdict_s(p50_s, p90_s) <= left_s
-            words = explained(parts, found, p50_s, p90_s, left_s, feasible=feasible)
+            lines = sum(one.left for one in parts)
+            words = explained(lines, len(parts), found, p50_s, p90_s, left_s, feasible=feasible)
             order = BulkEstimate(batch[1], feasible, p50_s, p90_s, words)
             known.next_s = now_s + min(LOOK_S_MAX, max(LOOK_S_MIN, LOOK_SHARE * p50_s))
         if not _notable(known.order, order, now_s - known.at_s):
@@ -240,6 +246,12 @@ class Finishes:
             before=tuple((one.key, one.waiting) for one in before if one.waiting),
             slowness=slowness,
         )
+
+
+def first_told(finishes: Finishes, outlooks: Sequence[Outlook]) -> Quantiles:
+    """p50 and p90 of the finish of a batch that is looked at for the first time."""
+    foretold = max([one.p50_s for one in outlooks]), max([one.p90_s for one in outlooks])
+    return finishes.records[0].told(*foretold)
 
 
 def verdict_s(p50_s: float, p90_s: float) -> float:

@@ -120,7 +120,7 @@ class Manager:
         self.book = Book(self.bulks)
         self.finishes = Finishes(self.estimators, self.bulks)
         self._sizes = GroupSizes(self.estimators, config.grouping)
-        self._roster = Roster(())
+        self.roster = Roster(())
         self._now_s = now_s
 
     # ------------------------------------------------------------------ the contract
@@ -134,7 +134,7 @@ class Manager:
             case GatewaySaid(gateway, _) if gateway not in self.gateways:
                 effects.append(PartGateway(gateway, UNKNOWN))
             case GatewaySaid(gateway, BulkWaiting() as bulk):
-                self._lines_changed(self.bulks.told(gateway, bulk, self._grouper, self._roster))
+                self._lines_changed(self.bulks.told(gateway, bulk, self._grouper, self.roster))
             case GatewaySaid(gateway, AnnounceDone()):
                 self.bulks.announced(gateway)
                 self._publisher.announced(now_s)
@@ -281,10 +281,10 @@ class Manager:
         home.window.discard(id)
         self.timeline.pulled(home, held.group, self._now_s)
         self._leave_queue(held.group, home)
-        soon = sum(
-            self.groups[group].released for group in home.queue[:8] if group not in home.held_back
-        )
-        if len(home.window) < min(soon, self.config.window_requests // 2):
+        next_8 = [group for group in home.queue[:8] if group not in home.held_back]
+        soon = sum(self.groups[group].released for group in next_8)
+        low = len(home.window) < min(soon, self.config.window_requests // 2)
+        if low or (home.held_back and not held.group.goes_on):
             self._publisher.lacks(home.id)
 
     def _leave_queue(self, group: RequestGroup, home: Agent) -> None:
@@ -427,25 +427,25 @@ class Manager:
 
     def view(self) -> tuple[list[RequestGroup], list[Agent]]:
         """Groups that can be planned and agents that can take them, in stable order."""
-        return plannable(self.groups, self._roster)
+        return plannable(self.groups, self.roster)
 
     def _fleet_changed(self) -> None:
-        self._roster = Roster(self.agents.values())
+        self.roster = Roster(self.agents.values())
         self.planner.changed()
 
     def _place(self) -> None:
         """Give every group without a queue a place."""
         if not self._unplaced:
             return
-        if backlog_is_deep(self.groups, self._roster):
+        if backlog_is_deep(self.groups, self.roster):
             self._line_up()
         unplaced = [self.groups[id] for id in self._unplaced if id in self.groups]
-        new = [group for group in unplaced if self._roster.can_take(group)]
+        new = [group for group in unplaced if self.roster.can_take(group)]
         if new:
             now_s, known = self._now_s, self.estimators
-            seated = self.planner.seat(new, self._roster, known, now_s=now_s)
+            seated = self.planner.seat(new, self.roster, known, now_s=now_s)
             self._touch(seated or self.planner.repair(self.view(), known, now_s=now_s))
-        self._unplaced = {one.id: None for one in unplaced if not self._roster.can_take(one)}
+        self._unplaced = {one.id: None for one in unplaced if not self.roster.can_take(one)}
 
     def _line_up(self) -> None:
         for group in [self.groups[id] for id in self._unplaced if id in self.groups]:
@@ -487,9 +487,9 @@ class Manager:
 
     def _group_size(self, key: GroupKey) -> int:
         if key.batch is not None:
-            return self.bulks.size(key.model, self._roster)
+            return self.bulks.size(key.model, self.roster)
         waiting = self.book.waiting
-        return self._sizes.most(key, self._roster, waiting=waiting, now_s=self._now_s)
+        return self._sizes.most(key, self.roster, waiting=waiting, now_s=self._now_s)
 
     def _split(self) -> None:
         """Halve groups that are large for what waits now, so that idle instances get a part."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlm_core.grouping import RequestGroup
+from qlm_core.manager import batch_views
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.planner import PlanInForce
@@ -34,13 +35,16 @@ def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
         for group in manager.groups.values()
         if group.waiting and _queue_of(manager, group) is None
     ]
+    waiting = sum(group.released for group in manager.groups.values())
     return {
         "epoch": manager.epoch,
-        "waiting": sum(group.waiting for group in manager.groups.values()),
-        "held": len(manager.book) - sum(group.waiting for group in manager.groups.values()),
+        "waiting": waiting,
+        "waiting_lines": sum(group.unreleased for group in manager.groups.values()),
+        "held": len(manager.book) - waiting,
         "gateways": [{"id": id, "address": where} for id, where in manager.gateways.items()],
         "agents": [_agent(manager, agent, now_s, shown_max) for agent in manager.agents.values()],
         "unplaced": [_group(group, None) for group in unplaced[:shown_max]],
+        "batches": batch_views.batches(manager, now_s=now_s),
         "plan": _plan(manager.planner.in_force, now_s),
         "planner": {
             "solves": manager.planner.solves,
@@ -56,6 +60,7 @@ def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
             | {"observed": known.observed}
             for model, known in manager.estimators.calibrations.items()
         },
+        "finish": batch_views.finishes(manager),
         "speed": [
             {"gpu": gpu, "model": model, "factor": round(factor, 4)}
             for (gpu, model), factor in manager.estimators.speeds.items()
@@ -76,7 +81,7 @@ def explain(manager: Manager, id: RequestId, *, now_s: float) -> dict[str, Any] 
         "waited_s": round(now_s - request.arrival_s, 3),
         "due_in_s": round(request.due_s - now_s, 3),
         "group": {"id": group.id, "waiting": group.waiting, "held": len(group.pulled)},
-    }
+    } | batch_views.batch_of(manager, request, now_s=now_s)
     if held.agent is not None:
         return answer | {
             "state": "held",
@@ -201,6 +206,8 @@ def _group(group: RequestGroup, start_in_s: float | None) -> dict[str, Any]:
         "model": group.key.model,
         "slo_class": group.key.slo_class,
         "waiting": group.waiting,
+        "waiting_lines": group.unreleased,
+        "batch": None if group.key.batch is None else group.key.batch[1],
         "held": len(group.pulled),
         "starts_in_s": None if start_in_s is None else round(max(0.0, start_in_s), 3),
         "first_request": None if first is None else first.id,

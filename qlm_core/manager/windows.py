@@ -93,7 +93,7 @@ def _held_back(agent: Agent, groups: Groups) -> dict[GroupId, None]:
         base = agent.base(group.key.model)
         if goes_on is not None and base != goes_on:
             found[id] = None
-        elif group.unreleased and group.coming:
+        elif group.goes_on:
             goes_on = base
     return found
 

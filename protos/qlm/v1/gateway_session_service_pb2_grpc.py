@@ -55,6 +55,11 @@ class GatewaySessionServiceStub(object):
                 request_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateRequest.SerializeToString,
                 response_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateResponse.FromString,
                 _registered_method=True)
+        self.EstimateBatch = channel.unary_unary(
+                '/qlm.v1.GatewaySessionService/EstimateBatch',
+                request_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.SerializeToString,
+                response_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.FromString,
+                _registered_method=True)
 
 
 class GatewaySessionServiceServicer(object):
@@ -93,6 +98,14 @@ class GatewaySessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateBatch(self, request, context):
+        """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
+        models; INVALID_ARGUMENT names the field. Read only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewaySessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +128,11 @@ def add_GatewaySessionServiceServicer_to_server(servicer, server):
                     servicer.Estimate,
                     request_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateRequest.FromString,
                     response_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateResponse.SerializeToString,
+            ),
+            'EstimateBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateBatch,
+                    request_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.FromString,
+                    response_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +244,33 @@ class GatewaySessionService(object):
             '/qlm.v1.GatewaySessionService/Estimate',
             protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateRequest.SerializeToString,
             protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qlm.v1.GatewaySessionService/EstimateBatch',
+            protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.SerializeToString,
+            protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

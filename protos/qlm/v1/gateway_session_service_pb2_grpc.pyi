@@ -46,6 +46,10 @@ class GatewaySessionServiceStub:
     """Shows groups, queues, agents and the plan in force. Read only."""
     Estimate: _grpc.UnaryUnaryMultiCallable[_gateway_session_service_pb2.EstimateRequest, _gateway_session_service_pb2.EstimateResponse]
     """Estimates the wait of a request that is not submitted. NOT_FOUND for a model that nobody serves. Read only."""
+    EstimateBatch: _grpc.UnaryUnaryMultiCallable[_gateway_session_service_pb2.EstimateBatchRequest, _gateway_session_service_pb2.EstimateBatchResponse]
+    """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
+    models; INVALID_ARGUMENT names the field. Read only.
+    """
 
 @_typing.type_check_only
 class GatewaySessionServiceAsyncStub(GatewaySessionServiceStub):
@@ -65,6 +69,10 @@ class GatewaySessionServiceAsyncStub(GatewaySessionServiceStub):
     """Shows groups, queues, agents and the plan in force. Read only."""
     Estimate: _aio.UnaryUnaryMultiCallable[_gateway_session_service_pb2.EstimateRequest, _gateway_session_service_pb2.EstimateResponse]  # type: ignore[assignment]
     """Estimates the wait of a request that is not submitted. NOT_FOUND for a model that nobody serves. Read only."""
+    EstimateBatch: _aio.UnaryUnaryMultiCallable[_gateway_session_service_pb2.EstimateBatchRequest, _gateway_session_service_pb2.EstimateBatchResponse]  # type: ignore[assignment]
+    """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
+    models; INVALID_ARGUMENT names the field. Read only.
+    """
 
 class GatewaySessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the solver, one stream per gateway."""
@@ -105,5 +113,15 @@ class GatewaySessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_session_service_pb2.EstimateResponse, _abc.Awaitable[_gateway_session_service_pb2.EstimateResponse]]:
         """Estimates the wait of a request that is not submitted. NOT_FOUND for a model that nobody serves. Read only."""
+
+    @_abc_1.abstractmethod
+    def EstimateBatch(
+        self,
+        request: _gateway_session_service_pb2.EstimateBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_session_service_pb2.EstimateBatchResponse, _abc.Awaitable[_gateway_session_service_pb2.EstimateBatchResponse]]:
+        """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
+        models; INVALID_ARGUMENT names the field. Read only.
+        """
 
 def add_GatewaySessionServiceServicer_to_server(servicer: GatewaySessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
