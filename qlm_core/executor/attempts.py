@@ -84,9 +84,13 @@ class Attempts:
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
-    def grow(self, item: InFlight, tokens: int) -> bool:
-        """A running request has produced so many more tokens; whether the engine had been doubted."""
-        if not item.produced:
+    def grow(self, item: InFlight, tokens: int, *, whole: bool = False) -> bool:
+        """A running request has produced so many more tokens; whether the engine had been doubted.
+
+        Args:
+            whole: this is all of its answer, be there a token in it or not.
+        """
+        if not item.produced and (tokens or whole):
             self.pace.read(item.resident_tokens, resumed=item.begun)
             self.fullness.worked()
         self.batch.grow(item, tokens)
