@@ -96,7 +96,7 @@ class Exchange(ABC):
         if self._too_late is not None and record.phase is Phase.SHED:
             return problem_of(self._too_late)
         retry_after_s = self._desk.driver.retry_after_s
-        return problem_of_end(record, retry_after_s, chat=self._live.request.chat)
+        return problem_of_end(record, retry_after_s, self._live.request.endpoint)
 
 
 class Whole(Exchange):

@@ -28,8 +28,10 @@ from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.refusing import refuse
 from gateway.resources import resources
 from gateway.routes import Route
+from gateway.shapes import chunk_of
 from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import NotFound, QlmError, QueueFull
 from qlm_core.model import RequestId
 
@@ -108,8 +110,8 @@ class HttpApp:
                 send=send,
             )
             await resource.answer(call)
-        elif method == "POST":
-            await self._generate(route.name == "chat", caller, headers, receive, send)
+        elif route.endpoint is not None:
+            await self._run(route.endpoint, caller, headers, receive, send)
         elif method == "DELETE":
             phase = await self._desk.sight.cancel(RequestId(route.arg), caller)
             await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
@@ -170,14 +172,14 @@ class HttpApp:
 
     # ---------------------------------------------------------------- generation
 
-    async def _generate(
-        self, chat: bool, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
+    async def _run(
+        self, endpoint: Endpoint, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
         body = await self._bodies.read(headers, receive)
         key = hd.key(headers)
         durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
         draft = self._desk.intake.draft(
-            body, chat=chat, wish=hd.wish(headers), caller=caller, keyed=bool(key)
+            body, endpoint, wish=hd.wish(headers), caller=caller, keyed=bool(key)
         )
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
@@ -229,12 +231,12 @@ class HttpApp:
         """The answer to a repeated submission of a request that has ended."""
         request, end = await self._desk.sight.ended(id, draft.caller)
         retry_after_s = self._desk.driver.retry_after_s
-        problem = problem_of_end(end.record, retry_after_s, chat=request.chat)
+        problem = problem_of_end(end.record, retry_after_s, request.endpoint)
         extra = hd.answered(headers, id, end.record)
         if problem is not None:
             await self._refuse(problem, send, headers, extra)
         elif draft.stream:
-            chunk = openai.event(openai.chunk_of(end.answer, chat=request.chat))
+            chunk = openai.event(chunk_of(end.answer, request.endpoint))
             await answer(send, 200, chunk + openai.DONE_EVENT, [*SSE, *extra])
         else:
             await answer(send, 200, end.answer, [JSON, *extra])

@@ -23,6 +23,7 @@ from gateway.keys import Caller
 from gateway.store import StoredRequest
 from qlm_core.config import Config, ModelConfig
 from qlm_core.config_doors import EXPLICIT
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, RequestId, Slo
 from qlm_core.resume import Resume, resume_of
@@ -59,13 +60,14 @@ class Draft:
     Attributes:
         body: the client's; a completion that names no limit on output has OpenAI's default added.
         prompt_tokens: estimated for text, and never more than the model's length for each prompt.
-        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none.
+        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none; 0 where nothing is
+            generated.
         service_tier: the tier to report in the answer.
         fingerprint: a digest of what is asked for, "" unless one was wanted.
         caller: who asks.
     """
 
-    chat: bool
+    endpoint: Endpoint
     body: bytes
     model: ModelName
     slo_class: str
@@ -89,10 +91,9 @@ class Draft:
         Args:
             time_s: now, as the store counts.
         """
-        kind = "chatcmpl" if self.chat else "cmpl"
         return StoredRequest(
-            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
-            chat=self.chat,
+            id=RequestId(f"{self.endpoint.id_prefix}-{os.urandom(12).hex()}"),
+            endpoint=self.endpoint,
             model=self.model,
             slo_class=self.slo_class,
             slo=self.slo,
@@ -134,8 +135,8 @@ class Intake:
     def draft(
         self,
         body: bytes,
+        endpoint: Endpoint,
         *,
-        chat: bool,
         wish: Wish,
         caller: Caller,
         model: str | None = None,
@@ -166,35 +167,37 @@ class Intake:
         # The length of a model that only agents know is a guess, by which nothing is refused.
         known_len = model_len if name in self._config.models else None
         prompt = bd.measure_prompt(
-            fields, chat=chat, model_len=known_len, prompts_max=self._limits.prompts_max
+            fields, endpoint, model_len=known_len, prompts_max=self._limits.prompts_max
         )
-        body, output = bd.with_limits(body, fields, chat=chat)
-        stream = bd.flag(fields, "stream")
-        options = fields.get("stream_options")
+        body, output = bd.with_limits(body, fields, endpoint)
+        stream = endpoint.generates and bd.flag(fields, "stream")
+        options = fields.get("stream_options") if endpoint.generates else None
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
         slo_class, slo, tier = self._targets(fields, wish, caller)
         return Draft(
-            chat=chat,
+            endpoint=endpoint,
             body=body,
             model=name,
             slo_class=slo_class,
             slo=slo,
             prompt_tokens=prompt,
             # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
-            max_output_tokens=model_len if output is None else min(max(1, output), LIMIT_MAX),
+            max_output_tokens=model_len
+            if output is None
+            else min(max(int(endpoint.generates), output), LIMIT_MAX),
             tenant=_tenant(fields, wish),
             caller=caller,
             service_tier=tier,
             ttl_s=self._ttl(wish),
-            resume=resume_of(fields, chat=chat),
+            resume=resume_of(fields, endpoint),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
             running_usage=bool(
                 options and options.get("include_usage") and options.get("continuous_usage_stats")
             ),
             trace=wish.trace,
-            fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
+            fingerprint=_fingerprint(endpoint, name, fields, wish) if keyed else "",
         )
 
     def targets(self, wish: Wish, caller: Caller) -> tuple[str, Slo]:
@@ -304,10 +307,12 @@ def explicit_class(ttft_s: float) -> str:
     return f"{EXPLICIT}-{2.0 ** max(-6, math.floor(math.log2(ttft_s))):g}s"
 
 
-def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
+def _fingerprint(endpoint: Endpoint, model: str, fields: Json, wish: Wish) -> str:
     """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
     asked = {key: value for key, value in fields.items() if key not in _NOT_DIGESTED}
-    said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
+    # As it was when there were two endpoints, so that keys from before an upgrade still fit.
+    called = endpoint.chat if endpoint.generates else endpoint.path
+    said = [called, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 

@@ -10,6 +10,7 @@ import re
 import msgspec
 
 from gateway.keys import Forbidden
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import (
     CONTEXT_CODE,
     Conflict,
@@ -203,12 +204,12 @@ def is_context_overflow(status: int, message: str) -> bool:
     return status in (400, 413, 422) and _TOO_LONG.search(message) is not None
 
 
-def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Problem | None:
+def problem_of_end(record: EndRecord, retry_after_s: float, endpoint: Endpoint) -> Problem | None:
     """What an unsuccessful end is over HTTP; None for a finished request.
 
     Args:
         retry_after_s: when to come back, for ends that clients may try again.
-        chat: which of the two endpoints the request came to; it names the field to blame.
+        endpoint: what was asked for; it names the field to blame.
     """
     if record.phase is Phase.FINISHED:
         return None
@@ -238,7 +239,7 @@ def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Pr
             message=record.error,
             type="invalid_request_error",
             code=CONTEXT_CODE,
-            param="messages" if chat else "prompt",
+            param=endpoint.prompt_field,
         )
     if 400 <= record.error_status < 500:
         return Problem(

@@ -22,9 +22,9 @@ def resume_again(request: StoredRequest) -> Resume:
             models are not known before agents have come.
     """
     fields = bd.parse(request.body)
-    bd.check_prompt(fields, chat=request.chat)
-    bd.with_limits(request.body, fields, chat=request.chat)
-    return resume_of(fields, chat=request.chat)
+    bd.check_prompt(fields, request.endpoint)
+    bd.with_limits(request.body, fields, request.endpoint)
+    return resume_of(fields, request.endpoint)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from qlm_core.endpoint import Endpoint
+
 _SLASHES = re.compile("/{2,}")
 _LOOK = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A kind of resource, and which one of that kind."""
+    """A kind of resource, and which one of that kind.
+
+    Attributes:
+        endpoint: what of a model's is asked for there.
+    """
 
     name: str
     methods: tuple[str, ...]
     arg: str = ""
+    endpoint: Endpoint | None = None
 
     @property
     def allow(self) -> str:
@@ -27,19 +34,23 @@ class Route:
         return ", ".join(self.methods)
 
 
+# vLLM serves some of them at several paths, as Jina and Cohere have them.
+_ENDPOINTS = {endpoint.path: endpoint for endpoint in Endpoint} | {
+    "/score": Endpoint.SCORE,
+    "/rerank": Endpoint.RERANK,
+    "/v2/rerank": Endpoint.RERANK,
+}
 _EXACT = {
     "/health": Route("health", _LOOK),
     "/healthz": Route("health", _LOOK),
     "/readyz": Route("ready", _LOOK),
     "/metrics": Route("metrics", _LOOK),
-    "/v1/completions": Route("completions", ("POST",)),
-    "/v1/chat/completions": Route("chat", ("POST",)),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
     "/v1/requests": Route("requests", _LOOK),
     "/v1/files": Route("files", (*_LOOK, "POST")),
     "/v1/batches": Route("batches", (*_LOOK, "POST")),
-}
+} | {path: Route("run", ("POST",), endpoint=endpoint) for path, endpoint in _ENDPOINTS.items()}
 _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
@@ -63,9 +74,6 @@ _ELSEWHERE = {
     "/v1/uploads": "Send the file in one piece to POST /v1/files.",
     "/v1/edits": "Use POST /v1/chat/completions.",
     "/v1/messages": "Use POST /v1/chat/completions, in OpenAI's form.",
-    "/v1/embeddings": "Ask a server of embedding models directly.",
-    "/v1/rerank": "Ask a server of ranking models directly.",
-    "/v1/score": "Ask a server of ranking models directly.",
     "/v1/audio": "Ask a server of audio models directly.",
     "/v1/realtime": "Ask a server of audio models directly.",
     "/v1/images": "Ask a server of image models directly.",

@@ -24,6 +24,9 @@ TIGHT_S = 120.0
 LIMIT_SCALES = 4
 """Limits above 512 output tokens are all alike: few outputs reach them."""
 
+PROMPT_ALONE = -1
+"""The scale of limits of a token at most: what has such a limit ends with its prompt."""
+
 
 class GroupKey(NamedTuple):
     """What all members of a group share.
@@ -31,7 +34,8 @@ class GroupKey(NamedTuple):
     `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
     they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
-    `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
+    `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something;
+    `PROMPT_ALONE` where there is hardly any.
     `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end, infinite if
     none was promised; `first_only` says that nothing is promised but a first token.
     """
@@ -50,7 +54,9 @@ class GroupKey(NamedTuple):
         ttft_s = request.target_s
         shift = 8 if ttft_s <= TIGHT_S else 10
         scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
-        limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
+        limit = PROMPT_ALONE
+        if request.max_output_tokens > 1:
+            limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
         only, e2e_s = request.slo.first_token_only, request.slo.e2e_s
         if e2e_s is None:
             e2e_s = inf

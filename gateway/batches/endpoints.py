@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from qlm_core import tokens
+from qlm_core.endpoint import Endpoint
 
 Body = Mapping[str, Any]
 
@@ -17,36 +18,37 @@ class BatchEndpoint:
     """An endpoint, as batches have to do with it.
 
     Attributes:
-        path: as a batch and its lines name it.
+        asks: what its requests ask of a model.
         title: as messages name it.
         required: of each group of fields a body has at least one; the first is the one that is asked for.
-        chat: whether its requests are chats.
         prompt_tokens: an estimate of a body's.
         output_limit: the body's own limit on output tokens, if it has one.
     """
 
-    path: str
+    asks: Endpoint
     title: str
     required: tuple[tuple[str, ...], ...]
-    chat: bool
     prompt_tokens: Callable[[Body], int]
     output_limit: Callable[[Body], int | None]
+
+    @property
+    def path(self) -> str:
+        """As a batch and its lines name it."""
+        return self.asks.path
 
 
 _ALL = (
     BatchEndpoint(
-        path="/v1/chat/completions",
+        asks=Endpoint.CHAT_COMPLETIONS,
         title="Chat Completions",
         required=(("messages",),),
-        chat=True,
         prompt_tokens=partial(tokens.prompt_tokens, chat=True),
         output_limit=partial(tokens.output_limit, chat=True),
     ),
     BatchEndpoint(
-        path="/v1/completions",
+        asks=Endpoint.COMPLETIONS,
         title="Completions",
         required=(("prompt", "prompt_embeds"),),
-        chat=False,
         prompt_tokens=partial(tokens.prompt_tokens, chat=False),
         output_limit=partial(tokens.output_limit, chat=False),
     ),

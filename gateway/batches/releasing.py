@@ -170,7 +170,7 @@ class Releaser:
             )
             await self._keep_result(line.batch, line.number, data, results.usage_of(end.answer))
         else:
-            problem = problem_of_end(record, 0.0, chat=line.batch.endpoint.chat)
+            problem = problem_of_end(record, 0.0, line.batch.endpoint.asks)
             assert problem is not None, "only what finished has no problem"
             data = results.refused(
                 line.batch.stored.id, line.number, line.custom_id, end.id, problem
@@ -250,7 +250,7 @@ class Releaser:
         stored = batch.stored
         draft = self._intake.draft(
             bytes(line.body),
-            chat=batch.endpoint.chat,
+            batch.endpoint.asks,
             wish=Wish(slo_class=stored.slo_class),
             # What its tenant may ask for was looked at when the batch was created.
             caller=Caller(tenant=stored.owner),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from gateway.store.clock import Seen
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.model import BatchId, GatewayId, ModelName, Phase, RequestId, RequestMeta, Slo
@@ -53,7 +54,7 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: RequestId
-    chat: bool
+    endpoint: Endpoint
     model: ModelName
     slo_class: str
     slo: Slo

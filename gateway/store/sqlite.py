@@ -149,7 +149,7 @@ class SqliteStore:
             raise SetAside(id)
         try:
             request = read_request(id, head, body)
-            end = None if ended_at is None else read_end(id, ended)
+            end = None if ended_at is None else read_end(request, ended)
         except UnreadableRowError as error:
             await self._set_aside([_Unreadable(rowid, id, str(error))])
             raise SetAside(id) from None

@@ -14,7 +14,7 @@ from functools import lru_cache
 from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
-from qlm_core.grouping import LIMIT_SCALES, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import EngineProfile, profile_from_throughput
 from qlm_core.rwt.calibration import Calibration, Coverage
@@ -148,7 +148,13 @@ class Estimators:
         return self.lengths(request.model, request.slo_class).passed(tokens, seen)
 
     def finished(self, request: RequestMeta, output_tokens: int, seen: int) -> None:
-        """Learn the output length of a finished request; at the client's limit it might have gone on."""
+        """Learn the output length of a finished request; at the client's limit it might have gone on.
+
+        One that never has output tells of its model alone, most of whose requests are like it.
+        """
+        if not request.max_output_tokens:
+            self._model_length(request.model).observe(1)
+            return
         if output_tokens >= request.max_output_tokens:
             self.produced(request, output_tokens, seen)
             return
@@ -156,11 +162,21 @@ class Estimators:
         self._model_length(request.model).observe(output_tokens, seen)
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
-        """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed."""
+        """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed.
+
+        Where nothing was generated that is the speed at which prompts were computed, as many together as there were.
+        """
         batch = min(state.mean_batch, float(profile.max_num_seqs))
-        if batch < 1.0 or state.tokens_per_s <= 0.0 or state.resumed_tokens_per_s > 0.0:
+        if batch < 1.0 or state.resumed_tokens_per_s > 0.0:
             return
         if abs(len(state.running) - batch) > _STEADY * batch:
+            return
+        if state.tokens_per_s <= 0.0:
+            tokens = min(batch * self._mean_prompt(profile), profile.max_num_batched_tokens)
+            self._speed(gpu, profile.base).observe(
+                realised_per_s=state.prompt_tokens_per_s,
+                predicted_per_s=tokens / profile.iteration_s(prefill_tokens=tokens),
+            )
             return
         prompts = self._prompts_per_iteration(profile, state)
         iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
@@ -406,5 +422,7 @@ def _with_throughput(profile: EngineProfile, tokens_per_s: float) -> EngineProfi
 
 
 def _limit(key: GroupKey) -> int:
-    """The most output tokens of a group's members."""
+    """The most output tokens of a group's members, at least 1: a prompt that is computed ends with a token or in its place."""
+    if key.limit_scale == PROMPT_ALONE:
+        return 1
     return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale

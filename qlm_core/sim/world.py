@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import Event, Granted
 from qlm_core.ledger import (
     AgentConnected,
@@ -219,7 +220,9 @@ class World:
                         self._agenda.after(self._link_s, self.tell_solver, said)
                     case Grant(agent, id, attempt, produced):
                         model = ModelName(self._requests[id].model)
-                        job = Payload(id, attempt, model, False, b"", produced_tokens=produced)
+                        job = Payload(
+                            id, attempt, model, Endpoint.COMPLETIONS, b"", produced_tokens=produced
+                        )
                         self._send(agent, Granted(GATEWAY, job))
                     case Refuse(agent, id, reason):
                         self._send(agent, Refused(id, reason))

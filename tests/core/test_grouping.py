@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlm_core.grouping import LIMIT_SCALES, Grouper, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, Grouper, GroupKey
 from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, Slo
 
 
@@ -102,7 +102,8 @@ def test_prompts_are_grouped_by_scale(prompt: int) -> None:
 def test_low_limits_on_the_output_are_grouped_by_scale(limit: int) -> None:
     meta = replace(request("a"), max_output_tokens=limit)
     scale = GroupKey.of(meta).limit_scale
-    assert limit <= 64 << scale or scale == LIMIT_SCALES
+    most = 1 if scale == PROMPT_ALONE else 64 << scale
+    assert limit <= most or scale == LIMIT_SCALES
     assert scale == 0 or limit > 64 << (scale - 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qlm_core.config import ExecutorConfig
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import (
     Abort,
     Drained,
@@ -152,7 +153,7 @@ class World:
         for id in ids or tuple(self.executor.batch.pulling):
             self.attempts[id] = self.attempts.get(id, 0) + 1
             model = ModelName(self.models[id.split("-")[0]])
-            job = Payload(RequestId(id), self.attempts[id], model, False, b"{}")
+            job = Payload(RequestId(id), self.attempts[id], model, Endpoint.COMPLETIONS, b"{}")
             self.tell(Granted(GATEWAY, job))
 
     def produce(self, id: str, tokens: int) -> None:

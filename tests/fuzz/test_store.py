@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.store.base import StoredEnd, StoredRequest
 from gateway.store.sqlite import SqliteStore
+from qlm_core.endpoint import Endpoint
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
 from tests.fuzz.bodies import CANARY, bodies
@@ -25,7 +26,7 @@ from tests.gateway.peers import config, running
 
 REQUEST = StoredRequest(
     id=RequestId("r"),
-    chat=False,
+    endpoint=Endpoint.COMPLETIONS,
     model=ModelName("tiny"),
     slo_class="batch-1",
     slo=Slo(ttft_s=60.0),
@@ -85,7 +86,7 @@ rows = st.tuples(
     cells,
     st.just(1e9) | cells,
     packed(REQUEST) | cells,
-    st.just(b'{"prompt": "%b"}' % CANARY.encode()) | bodies(chat=False) | cells,
+    st.just(b'{"prompt": "%b"}' % CANARY.encode()) | bodies(Endpoint.COMPLETIONS) | cells,
     st.none() | cells,
     st.none() | packed(END) | cells,
     st.just("") | cells,

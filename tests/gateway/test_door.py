@@ -79,7 +79,7 @@ async def test_a_wrong_method_is_told_the_right_ones(
 @pytest.mark.parametrize(
     ("method", "path", "words"),
     [
-        ("POST", "/v1/embeddings", "not served here. Ask a server of embedding models"),
+        ("POST", "/v1/moderations", "not served here. Ask a server of moderation models"),
         ("POST", "/v1/responses", "Use POST /v1/chat/completions"),
         ("GET", "/v1/responses/resp_1/", "Use POST /v1/chat/completions"),
         ("POST", "/v1/uploads", "POST /v1/files"),

@@ -195,7 +195,7 @@ async def test_bad_bodies_are_told_what_to_mend(
     [
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/moderations", 404, "not_found"),
         ("GET", "/", 404, "not_found"),
         ("DELETE", "/v1/requests/unknown", 404, "not_found"),
     ],

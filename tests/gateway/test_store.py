@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.store import MemoryStore, SqliteStore, Store, StoredEnd, StoredRequest, StoreError
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import QlmError
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
@@ -23,7 +24,7 @@ def request(
 ) -> StoredRequest:
     return StoredRequest(
         id=RequestId(id),
-        chat=True,
+        endpoint=Endpoint.CHAT_COMPLETIONS,
         model=ModelName("m"),
         slo_class="interactive",
         slo=Slo(ttft_s=20.0, e2e_s=3.0),
@@ -204,9 +205,9 @@ PRAGMA user_version = 1;
 
 def old_head(id: str, key: str) -> bytes:
     head = msgspec.to_builtins(request(id, key=key))
-    for field in ("trace", "key_owner", "fingerprint"):
+    for field in ("trace", "key_owner", "fingerprint", "endpoint"):
         del head[field]
-    return msgspec.msgpack.encode(head | {"body": b""})
+    return msgspec.msgpack.encode(head | {"chat": True, "body": b""})
 
 
 async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:

@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 
 from qlm_core.config import RwtConfig
+from qlm_core.grouping import GroupKey
 from qlm_core.manager.estimators import Estimators
-from qlm_core.model import GroupId, InstanceState, ModelName, RequestId, RunningRequest
+from qlm_core.model import (
+    GatewayId,
+    GroupId,
+    InstanceState,
+    ModelName,
+    RequestId,
+    RequestMeta,
+    RunningRequest,
+    Slo,
+)
 from tests.manager.conftest import profile
 
 BATCH = 20
@@ -82,3 +92,60 @@ def test_a_throughput_that_was_configured_makes_one_profile_of_equal_ones() -> N
     planned = estimators.profile(profile("m"))
     assert planned is estimators.profile(profile("m"))
     assert planned.iteration.per_sequence_ms == 2.0
+
+
+def alone(id: str, *, prompt: int = 400) -> RequestMeta:
+    """A request that ends with its prompt."""
+    return RequestMeta(
+        id=RequestId(id),
+        gateway=GatewayId("g"),
+        model=ModelName("m"),
+        slo_class="interactive",
+        slo=Slo(ttft_s=20.0),
+        prompt_tokens=prompt,
+        max_output_tokens=0,
+        arrival_s=0.0,
+    )
+
+
+def test_what_ends_with_its_prompt_is_planned_by_that_alone() -> None:
+    """Whatever is thought of outputs: as many together as a batch of tokens has room for, and then the next."""
+    engine = profile("m")
+    paces = []
+    for prior in (50, 5_000):
+        estimators = Estimators(RwtConfig(prior_output_tokens=prior))
+        for number in range(20):
+            estimators.arrived(alone(f"r{number}"))
+        key = GroupKey.of(alone("x"))
+        paces.append(estimators.rate(engine, key, now_s=0.0).seconds_per_request)
+        assert estimators.expected_output(alone("x")) == 1
+    assert paces[0] == paces[1]
+    together = engine.max_num_batched_tokens / 400
+    computed_s = engine.prefill_s(engine.max_num_batched_tokens)
+    assert paces[0] == pytest.approx(computed_s / together, rel=0.35)
+
+
+def test_a_model_that_generates_nothing_is_known_for_it() -> None:
+    """What is planned for a model in general follows what it does."""
+    estimators = Estimators(RwtConfig())
+    before_s = estimators.rate(profile("m"), None, now_s=0.0).residence_s
+    for number in range(200):
+        estimators.finished(alone(f"r{number}"), 0, 0)
+    assert estimators.rate(profile("m"), None, now_s=9.0).residence_s < 0.1 * before_s
+    # Another kind of request in the same class learns nothing from it.
+    assert estimators.lengths(ModelName("m"), "interactive").ended == 0.0
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_speed_shows_in_prompts_where_nothing_is_generated(speed: float) -> None:
+    estimators = Estimators(RwtConfig())
+    estimators.arrived(alone("a", prompt=100))
+    tokens = min(BATCH * 100, profile("m").max_num_batched_tokens)
+    per_s = speed * tokens / profile("m").iteration_s(prefill_tokens=tokens)
+    state = report(iterations_per_s=0.0, prompt_tokens_per_s=per_s)
+    for _ in range(1000):
+        estimators.reported("test", profile("m"), state)
+    assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+    idle = report(iterations_per_s=0.0, prompt_tokens_per_s=0.0)
+    estimators.reported("test", profile("m"), idle)
+    assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)

@@ -61,6 +61,11 @@ async def test_the_openai_client(config: Config) -> None:
     assert re.search(r"\n\d+ tokens as flex\n$", out)
 
 
+async def test_the_openai_client_measures(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("embeddings.create"), config))
+    assert re.fullmatch(r"\[32, 32\] \d+\n", out)
+
+
 async def test_the_openai_client_with_patience(config: Config) -> None:
     script = here(python("timeout=2"), config)
     first, again = [await output(sys.executable, "-c", script) for _ in range(2)]
@@ -99,4 +104,4 @@ async def test_curl(config: Config) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (6, 1)
+    assert (len(PYTHON), len(CURL)) == (7, 1)
