@@ -52,12 +52,17 @@ EXPOSED = (
     b"x-llm-d-request-dropped-reason",
     b"x-should-retry",
     b"retry-after",
+    b"retry-after-ms",
+    b"location",
+    b"preference-applied",
     b"allow",
     b"content-disposition",
     b"content-range",
     b"accept-ranges",
     b"etag",
 )
+# OpenAI's libraries do not come back at all where they are told to stay away for longer.
+RETRY_AFTER_S_MAX = 120.0
 
 
 def every(raw: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
@@ -98,6 +103,25 @@ def key(headers: Headers) -> str:
     if len(found) > KEY_BYTES_MAX:
         raise InvalidRequest("idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it.")
     return found
+
+
+def prefers_async(headers: Headers) -> bool:
+    """Whether the client prefers not to wait for the answer (RFC 7240)."""
+    preferences = text(headers, b"prefer").lower().split(",")
+    return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
+
+
+def come_back(in_s: float) -> RawHeaders:
+    """When to come back: in seconds, and in milliseconds for who reads that, which they do first.
+
+    What would be longer than clients heed is told as the longest that they do.
+    """
+    in_s = min(in_s, RETRY_AFTER_S_MAX)
+    # Never too early by a fraction, and not at once.
+    return [
+        (b"retry-after", b"%d" % max(1, math.ceil(in_s))),
+        (b"retry-after-ms", b"%d" % max(1, math.ceil(in_s * 1000.0))),
+    ]
 
 
 def wish(headers: Headers) -> Wish:
@@ -164,8 +188,7 @@ def problem(problem: Problem) -> RawHeaders:
     """What headers say of an error."""
     told: RawHeaders = []
     if problem.retry_after_s is not None:
-        # Never too early by a fraction.
-        told.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_s))))
+        told += come_back(problem.retry_after_s)
     if problem.should_retry is not None:
         told.append((b"x-should-retry", b"true" if problem.should_retry else b"false"))
     if problem.allow:

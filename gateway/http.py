@@ -23,6 +23,7 @@ from gateway.desk import Desk
 from gateway.exchange import SSE, Streamed, Whole
 from gateway.intake import Draft
 from gateway.keys import Caller
+from gateway.later import acknowledge
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.refusing import refuse
@@ -112,9 +113,6 @@ class HttpApp:
             await resource.answer(call)
         elif route.endpoint is not None:
             await self._run(route.endpoint, caller, headers, receive, send)
-        elif method == "DELETE":
-            phase = await self._desk.sight.cancel(RequestId(route.arg), caller)
-            await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
         else:
             status, body, kind = await self._look(route, caller)
             await answer(send, status, body, [(b"content-type", kind)])
@@ -148,12 +146,8 @@ class HttpApp:
                 body = desk.model(route.arg, caller)
             case "queue":
                 body = await desk.queues(caller)
-            case "explanation":
-                body = await desk.explain(RequestId(route.arg), caller)
-            case "requests":
-                body = desk.listing(caller)
             case _:
-                body = await desk.standing(RequestId(route.arg), caller)
+                body = await desk.explain(RequestId(route.arg), caller)
         return status, body, kind
 
     async def _preflight(self, admitted: bool, told: RawHeaders, send: Send) -> None:
@@ -177,12 +171,17 @@ class HttpApp:
     ) -> None:
         body = await self._bodies.read(headers, receive)
         key = hd.key(headers)
-        durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
+        at_once = hd.flag(headers, b"x-qlm-async") or hd.prefers_async(headers)
+        durable = hd.flag(headers, b"x-qlm-durable") or bool(key) or at_once
         draft = self._desk.intake.draft(
             body, endpoint, wish=hd.wish(headers), caller=caller, keyed=bool(key)
         )
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
+        if at_once:
+            id = await driver.submit_durable(draft, key=key, watched=False)
+            await acknowledge(self._desk, id, caller, headers, send)
+            return
         if durable:
             id = await driver.submit_durable(
                 draft,

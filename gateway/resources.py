@@ -6,6 +6,7 @@ from gateway.batches.door import BatchesDoor
 from gateway.call import Resource
 from gateway.desk import Desk
 from gateway.files.door import FilesDoor
+from gateway.requests_door import RequestsDoor
 from gateway.uploads import Uploads
 
 
@@ -13,6 +14,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     """What answers at which routes."""
     files = FilesDoor(desk, uploads)
     batches = BatchesDoor(desk, uploads)
+    requests = RequestsDoor(desk)
     return {
         "files": files,
         "file": files,
@@ -20,4 +22,6 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batches": batches,
         "batch": batches,
         "batch_cancel": batches,
+        "requests": requests,
+        "request": requests,
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from gateway.driver import Driver
 from gateway.keys import Caller
 from gateway.live import Live
-from gateway.store import Store, StoredEnd, StoredRequest
+from gateway.store import Endings, Store, StoredEnd, StoredRequest, owned_key
 from qlm_core.errors import NotFound, SetAside
 from qlm_core.ledger import Row
 from qlm_core.model import Phase, RequestId
@@ -59,6 +59,20 @@ class Sight:
         if found is None or found[1] is None or not caller.sees(found[0].owner):
             raise NotFound(f"id: no request {id[:64]!r} is known here")
         return found[0], found[1]
+
+    async def endings(
+        self, caller: Caller, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        """What has ended, as the store's, of what the caller may see. Raises Unavailable."""
+        owner = None if caller.operator else caller.tenant
+        return await self._store.endings(owner, before, limit)
+
+    async def of_key(self, key: str, caller: Caller) -> RequestId:
+        """The request under an idempotency key of the caller's. Raises NotFound, Unavailable."""
+        id = await self._store.find_key(owned_key(caller.tenant, key))
+        if id is None:
+            raise NotFound(f"idempotency_key: no request of yours is known under {key[:64]!r}")
+        return id
 
     async def cancel(self, id: RequestId, caller: Caller) -> Phase:
         """Cancel a request; returns how it ended, now or before. Raises NotFound."""

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.store.base import Kept, Opened, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import (
+    Ending,
+    Endings,
+    Kept,
+    Opened,
+    Store,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+    owned_key,
+)
 from gateway.store.clock import Seen, StoreClock
 from gateway.store.database import Database, together
 from gateway.store.memory import MemoryStore
@@ -11,6 +21,8 @@ from qlm_core.config import StoreConfig
 
 __all__ = [
     "Database",
+    "Ending",
+    "Endings",
     "Kept",
     "MemoryStore",
     "Opened",
@@ -22,6 +34,7 @@ __all__ = [
     "StoredEnd",
     "StoredRequest",
     "make_store",
+    "owned_key",
     "together",
 ]
 

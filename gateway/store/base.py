@@ -95,7 +95,12 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def owned_key(self) -> str:
         """The idempotency key as the store has it, unique until an end frees it; "" for none."""
-        return f"{self.owner}/{self.idempotency_key}" if self.idempotency_key else ""
+        return owned_key(self.owner, self.idempotency_key) if self.idempotency_key else ""
+
+
+def owned_key(owner: str, key: str) -> str:
+    """An idempotency key of somebody's as the store has it."""
+    return f"{owner}/{key}"
 
 
 class Kept(NamedTuple):
@@ -136,6 +141,25 @@ class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
         return self.record.phase is Phase.SHED and self.record.reason in _COME_BACK
 
 
+class Ending(NamedTuple):
+    """How a request ended, without its answer.
+
+    Attributes:
+        ended_at: seconds of the store's clock.
+    """
+
+    request: StoredRequest
+    ended_at: float
+    record: EndRecord
+
+
+class Endings(NamedTuple):
+    """A part of what has ended, the latest end first; whether there is more."""
+
+    endings: list[Ending]
+    more: bool
+
+
 class Store(Protocol):
     """Durable requests. Every method but `open` and `close` raises StoreError when the store fails."""
 
@@ -167,6 +191,21 @@ class Store(Protocol):
 
     async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
         """A request and how it ended, if it is here. Raises SetAside for one that cannot be read."""
+
+    async def find_key(self, owned_key: str) -> RequestId | None:
+        """The request that has an idempotency key, as `owned_key` writes it."""
+
+    async def endings(
+        self, owner: str | None, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        """Requests that have ended, the latest end first; those that cannot be read are set aside.
+
+        Args:
+            owner: whose; None for everybody's.
+            before: the end (seconds of the store's clock) and the id of the last one of the part before; None for the first
+                part.
+            limit: how many at most. There may be fewer although there are more.
+        """
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         """Keep a request as it is from now on, to be found by nobody but an operator.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest
+from gateway.store.base import Ending, Endings, Kept, Opened, StoredEnd, StoredRequest
 from gateway.store.clock import Seen
 from gateway.store.database import Database, MemoryDatabase
 from qlm_core.errors import SetAside
@@ -73,6 +73,24 @@ class MemoryStore:
             raise SetAside(id)
         request = self._requests.get(id)
         return None if request is None else (request, self._ends.get(id))
+
+    async def find_key(self, owned_key: str) -> RequestId | None:
+        return self._keys.get(owned_key)
+
+    async def endings(
+        self, owner: str | None, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        ended = sorted(
+            (
+                Ending(self._requests[id], end.ended_at, end.record)
+                for id, end in self._ends.items()
+                if owner in (None, self._requests[id].owner)
+                and (before is None or (end.ended_at, id) < before)
+            ),
+            key=lambda ending: (ending.ended_at, ending.request.id),
+            reverse=True,
+        )
+        return Endings(ended[:limit], len(ended) > limit)
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         self._aside[id] = reason

@@ -12,14 +12,26 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from gateway.store.base import StoredEnd, StoredRequest
+from gateway.store.base import Ending, StoredEnd, StoredRequest
 from qlm_core.endpoint import Endpoint
 from qlm_core.errors import QlmError
+from qlm_core.ledger import EndRecord
+from qlm_core.model import RequestId
 
 COUNT_MAX = 2**31 - 1
 _PLACE = re.compile(r" - at `([^`]*)`$")
 
 T = TypeVar("T")
+
+
+class _Owned(msgspec.Struct):
+    owner: str = msgspec.field(default="", name="key_owner")
+
+
+class _Ending(msgspec.Struct):
+    id: RequestId
+    ended_at: float
+    record: EndRecord
 
 
 class UnreadableRowError(QlmError):
@@ -67,6 +79,22 @@ def _read_head(head: object) -> StoredRequest:
         endpoint = Endpoint.CHAT_COMPLETIONS if fields["chat"] else Endpoint.COMPLETIONS
         brought_up = msgspec.msgpack.encode(fields | {"endpoint": endpoint})
         return _decoded(brought_up, StoredRequest, "head")
+
+
+def owner_of(head: object) -> str:
+    """Whose request a row is, "" where it does not say."""
+    try:
+        return _decoded(head, _Owned, "head").owner
+    except UnreadableRowError:
+        return ""
+
+
+def read_ending(request: StoredRequest, ended: object) -> Ending:
+    """How the request of a row ended, without its answer. Raises UnreadableRowError."""
+    ending = _decoded(ended, _Ending, "ended")
+    if ending.id != request.id:
+        raise UnreadableRowError("ended.id: it is another request's")
+    return Ending(request, ending.ended_at, ending.record)
 
 
 def read_end(request: StoredRequest, ended: object) -> StoredEnd:

@@ -14,18 +14,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.store import schema
-from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import (
+    Ending,
+    Endings,
+    Kept,
+    Opened,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+)
 from gateway.store.clock import Seen
 from gateway.store.database import Database
 from gateway.store.jobs import Jobs
 from gateway.store.place import Place
-from gateway.store.rows import UnreadableRowError, ended_of, head_of, read_end, read_request
+from gateway.store.rows import (
+    UnreadableRowError,
+    ended_of,
+    head_of,
+    read_end,
+    read_ending,
+    read_request,
+)
 from qlm_core.errors import QlmError, SetAside
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
 
 SWEEP_MAX = 500
+# Answers lie beside ends, so a part of these is cut short where that many bytes have been passed over.
+PAGE_BYTES = 33_554_432
 # Of rows that are set aside at once so many are named each; the file names all of them.
 NAMED_MAX = 20
 
@@ -83,12 +100,21 @@ class SqliteStore:
     async def add(self, request: StoredRequest) -> Kept:
         key = request.owned_key or None
         head = head_of(request)
-        row = (request.id, key, request.arrived_at, head, request.body, request.fingerprint)
+        row = (
+            request.id,
+            key,
+            request.arrived_at,
+            head,
+            request.body,
+            request.fingerprint,
+            request.owner,
+        )
 
         def work(connection: sqlite3.Connection) -> Kept:
             added = connection.execute(
-                "INSERT INTO requests (id, idempotency_key, arrived_at, head, body, fingerprint) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
+                "INSERT INTO requests "
+                "(id, idempotency_key, arrived_at, head, body, fingerprint, owner) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
                 row,
             )
             if added.rowcount:
@@ -154,6 +180,46 @@ class SqliteStore:
             await self._set_aside([_Unreadable(rowid, id, str(error))])
             raise SetAside(id) from None
         return request, end
+
+    async def find_key(self, owned_key: str) -> RequestId | None:
+        row = await self._opened.read(
+            lambda connection: connection.execute(
+                "SELECT id FROM requests WHERE idempotency_key = ?", (owned_key,)
+            ).fetchone()
+        )
+        return None if row is None else RequestId(row[0])
+
+    async def endings(
+        self, owner: str | None, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        whose, values = ("", ()) if owner is None else ("owner = ? AND ", (owner,))
+        after = before or (math.inf, "")
+
+        def work(connection: sqlite3.Connection) -> tuple[Endings, list[_Unreadable]]:
+            found: list[Ending] = []
+            unreadable: list[_Unreadable] = []
+            size = 0
+            rows = connection.execute(
+                "SELECT rowid, id, head, body, ended FROM requests "  # noqa: S608
+                f"WHERE {whose}ended_at <= ? AND (ended_at, id) < (?, ?) AND aside IS NULL "
+                "ORDER BY ended_at DESC, id DESC",
+                (*values, after[0], *after),
+            )
+            for rowid, id, head, body, ended in rows:
+                if len(found) == limit or size > PAGE_BYTES:
+                    return Endings(found, True), unreadable
+                try:
+                    found.append(read_ending(read_request(id, head, body), ended))
+                except UnreadableRowError as error:
+                    unreadable.append(_Unreadable(rowid, str(id), str(error)))
+                else:
+                    size += len(ended)
+            return Endings(found, False), unreadable
+
+        endings, unreadable = await self._opened.read(work)
+        if unreadable:
+            await self._set_aside(unreadable)
+        return endings
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         rowid = await self._opened.read(

@@ -11,7 +11,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.store import MemoryStore, SqliteStore, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store import (
+    Endings,
+    MemoryStore,
+    SqliteStore,
+    Store,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+    sqlite,
+)
+from gateway.store.rows import ended_of
 from qlm_core.endpoint import Endpoint
 from qlm_core.errors import QlmError
 from qlm_core.ledger import EndRecord
@@ -139,6 +149,50 @@ async def test_sweeping_takes_old_ends_only(store: Store) -> None:
     assert (await store.add(request("again", key="key-a"))).id == "again"
 
 
+def ids(endings: Endings) -> list[str]:
+    return [ending.request.id for ending in endings.endings]
+
+
+async def test_what_has_ended_is_listed_with_the_latest_first(store: Store) -> None:
+    for id, owner, ended_at in (("a", "x", 2.0), ("b", "y", 3.0), ("c", "x", 3.0), ("d", "x", 1.0)):
+        await store.add(request(id, owner=owner, key=f"key-{id}"))
+        await store.end(end(id, ended_at=ended_at))
+    await store.add(request("open", owner="x"))
+    everything = await store.endings(None, None, 9)
+    assert (ids(everything), everything.more) == (["c", "b", "a", "d"], False)
+    first = everything.endings[0]
+    assert (first.request.owner, first.ended_at, first.record) == ("x", 3.0, end("c").record)
+    part = await store.endings(None, None, 2)
+    assert (ids(part), part.more) == (["c", "b"], True)
+    part = await store.endings(None, (3.0, "b"), 1)
+    assert (ids(part), part.more) == (["a"], True)
+    mine = await store.endings("x", (3.0, "c"), 2)
+    assert (ids(mine), mine.more) == (["a", "d"], False)
+    assert await store.endings("x", None, 0) == ([], True)
+    assert await store.endings("nobody", None, 9) == ([], False)
+    assert await store.find_key("x/key-a") == "a"
+    assert await store.find_key("y/key-a") is None
+
+
+async def test_a_list_passes_over_what_cannot_be_read_and_ends_before_it_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(str(tmp_path / "q.sqlite"))
+    await store.open()
+    for index in range(6):
+        await store.add(request(f"r{index}"))
+        await store.end(end(f"r{index}", ended_at=float(index)))
+    await store.database.write(
+        lambda connection: connection.execute("UPDATE requests SET ended = x'00' WHERE id = 'r4'")
+    )
+    monkeypatch.setattr(sqlite, "PAGE_BYTES", len(ended_of(end("r5"))) + 1)
+    part = await store.endings(None, None, 9)
+    assert (ids(part), part.more) == (["r5", "r3"], True)
+    assert store.rows_aside == 1
+    assert ids(await store.endings(None, (3.0, "r3"), 9)) == ["r2", "r1"]
+    await store.close()
+
+
 async def test_memory_keeps_a_bounded_number_of_ends() -> None:
     store = MemoryStore(ended_max=2)
     for id in "abc":
@@ -236,6 +290,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path
             replace(request("done", key="k2"), body=b""),
             end("done"),
         )
+        assert ids(await store.endings("", None, 9)) == ["done"]
         await store.end(replace(end("x5"), ended_at=0.0))
         await store.close()
 
@@ -252,3 +307,23 @@ async def test_a_failing_store_says_so(tmp_path: Path) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.add(request("a"))
+
+
+async def test_a_file_from_before_ends_were_listed_tells_whose_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "q.sqlite"
+    store = SqliteStore(str(path))
+    await store.open()
+    for id, owner in (("a", "x"), ("b", "y"), ("odd", "x")):
+        await store.add(request(id, owner=owner))
+        await store.end(end(id))
+    await store.close()
+    with sqlite3.connect(path) as old:
+        old.execute("DROP INDEX requests_owned_ended")
+        old.execute("ALTER TABLE requests DROP COLUMN owner")
+        old.execute("UPDATE requests SET head = x'c1' WHERE id = 'odd'")
+        old.execute("PRAGMA user_version = 4")
+    old.close()
+    await store.open()
+    assert ids(await store.endings("x", None, 9)) == ["a"]
+    assert ids(await store.endings("y", None, 9)) == ["b"]
+    await store.close()

@@ -66,6 +66,11 @@ async def test_the_openai_client_measures(config: Config) -> None:
     assert re.fullmatch(r"\[32, 32\] \d+\n", out)
 
 
+async def test_the_openai_client_that_fetches_later(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("x-qlm-async"), config))
+    assert out.startswith("finished ")
+
+
 async def test_the_openai_client_with_patience(config: Config) -> None:
     script = here(python("timeout=2"), config)
     first, again = [await output(sys.executable, "-c", script) for _ in range(2)]
@@ -96,12 +101,19 @@ async def test_batches(config: Config) -> None:
     assert [line.partition(" ")[0] for line in out.splitlines()] == ["page-1", "page-2", "page-3"]
 
 
-async def test_curl(config: Config) -> None:
-    [command] = CURL
+async def curl(command: str, config: Config) -> str:
     words = shlex.split(here(command, config).replace("\\\n", ""))
-    answer = json.loads(await output(words[0], "-s", *words[1:]))
+    return await output(words[0], "-s", *words[1:])
+
+
+async def test_curl(config: Config) -> None:
+    command, later = CURL
+    answer = json.loads(await curl(command, config))
     assert 1 <= answer["usage"]["completion_tokens"] <= 20
+    head, _, body = (await curl(later, config)).partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 202 ")
+    assert f"location: /v1/requests/{json.loads(body)['id']}" in head
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (7, 1)
+    assert (len(PYTHON), len(CURL)) == (8, 2)
