@@ -30,7 +30,6 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import (
     KeyReused,
     QlmError,
-    QueueFull,
     Unavailable,
     kind_and_place,
 )
@@ -45,7 +44,6 @@ log = logging.getLogger(__name__)
 # Attempt numbers of one start of the gateway: room for this many before the next start's begin.
 ATTEMPTS_PER_START = 1 << 16
 STARTS_MAX = 1 << 15
-RETRY_AFTER_S_MAX = 300.0
 
 
 class Driver:
@@ -94,7 +92,6 @@ class Driver:
         self._pulse: asyncio.TimerHandle | None = None
         self._watch = SleepWatch(self._loop.time())
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._recent_wait_s = 0.0
         self._starting = self._draining = False
         self._appliers: dict[type, Callable[[Any], None]] = {
             lg.Tell: self._pass_on,
@@ -172,8 +169,8 @@ class Driver:
 
     @property
     def retry_after_s(self) -> float:
-        """When a refused client may try again: about one present wait from now."""
-        return min(max(1.0, self._recent_wait_s), RETRY_AFTER_S_MAX)
+        """When a refused client may try again for whom there is no turn."""
+        return self._admission.retry_after_s
 
     def gauges(self) -> Iterator[Gauge]:
         """What metrics read from here."""
@@ -189,12 +186,10 @@ class Driver:
         """Whether a request may come in. Raises QueueFull or Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is shutting down; send the request to another one")
-        own = draft.caller.requests_max
-        if own is not None and self.tenants.count(draft.caller.tenant) >= own:
-            raise QueueFull("open requests of this API key", own, self.retry_after_s)
         self._admission.admit(
             draft,
             open_requests=len(self._ledger) + self._adding,
+            own_requests=self.tenants.count(draft.caller.tenant),
             connections=connections,
             now_s=self._loop.time(),
         )
@@ -281,9 +276,9 @@ class Driver:
         self.handle(lg.CancelAsked(id))
         return (await asyncio.shield(live.ended)).phase
 
-    def turn_away(self, id: RequestId) -> bool:
-        """Shed a request that waits, as in overload; False if it is past that."""
-        self.handle(lg.ShedOrdered(id, ShedReason.SATURATED))
+    def turn_away(self, id: RequestId, retry_after_s: float) -> bool:
+        """Shed a request that waits, as in overload, to come back then; False if it is past that."""
+        self.handle(lg.ShedOrdered(id, ShedReason.SATURATED, retry_after_s))
         return self._ledger.row(id) is None
 
     def client_left(self, live: Live) -> None:
@@ -435,7 +430,7 @@ class Driver:
             live.estimate = effect.estimate
         if live.origin is None:
             # A line waits since its batch was accepted, which tells nobody anything of his own wait.
-            self._recent_wait_s += 0.2 * (effect.estimate.mean_s - self._recent_wait_s)
+            self._admission.estimated(effect.estimate)
         if live.estimated is not None and not live.estimated.done():
             live.estimated.set_result(None)
 

@@ -80,7 +80,7 @@ class Exchange(ABC):
                 return
             # Before, since turning away wakes who waits for the end.
             self._too_late = TooLate(wait_s, patience_s)
-            if not self._desk.driver.turn_away(live.request.id):
+            if not self._desk.driver.turn_away(live.request.id, self._too_late.retry_after_s):
                 self._too_late = None
 
         if live.estimated is None:

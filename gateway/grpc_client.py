@@ -238,7 +238,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         lengths = self.desk.intake.models(caller)
         if request.model not in lengths:
             raise UnknownModel(request.model[:NAME_BYTES_MAX], tuple(lengths))
-        slo_class, slo = self.desk.intake.targets(_wish(request), caller)
+        wish = _wish(request)
+        self.desk.intake.require_range(wish)
+        slo_class, slo = self.desk.intake.targets(wish, caller)
         now_s = self.desk.now_s
         meta = RequestMeta(
             id=RequestId("estimate"),
@@ -297,6 +299,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             raise InvalidRequest("request.model", "missing", "Name the model to use.")
         key = new.idempotency_key
         wish = replace(_wish(new), trace=_trace(context))
+        self.desk.intake.require_range(wish)
         draft = self.desk.intake.draft(
             new.body_json,
             endpoint,

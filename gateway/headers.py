@@ -31,6 +31,8 @@ _TENANT = (
     b"x-gateway-inference-fairness-id",
     b"x-tenant-id",
 )
+# Of agents: the conversation that a request is part of.
+_SESSION = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-affinity")
 _TTFT_MS = (b"x-llm-d-slo-ttft-ms", b"x-slo-ttft-ms")
 _TPOT_MS = (b"x-llm-d-slo-tpot-ms", b"x-slo-tpot-ms")
 _E2E_MS = (b"x-qlm-slo-e2e-ms",)
@@ -55,6 +57,7 @@ EXPOSED = (
     b"retry-after-ms",
     b"location",
     b"preference-applied",
+    b"x-qlm-clamped",
     b"allow",
     b"content-disposition",
     b"content-range",
@@ -133,6 +136,7 @@ def wish(headers: Headers) -> Wish:
         e2e_s=_milliseconds(headers, _E2E_MS),
         ttl_s=_duration(text(headers, _TTL)),
         tenant=text(headers, *_TENANT),
+        session=text(headers, *_SESSION),
         trace=trace(headers),
     )
 
@@ -161,6 +165,12 @@ def echoed(headers: Headers) -> RawHeaders:
     """The client's own request id, for an answer to something that never became a request."""
     own = headers.get(b"x-request-id", b"")
     return [(b"x-request-id", own)] if _is_plain(own) else []
+
+
+def clamped(values: Iterable[tuple[str, float]]) -> RawHeaders:
+    """What was brought within its range, so that nobody takes it for what was asked for."""
+    said = ", ".join(f"{name}={value:.6g}" for name, value in values)
+    return [(b"x-qlm-clamped", said.encode())] if said else []
 
 
 def answering(
@@ -220,10 +230,10 @@ def _milliseconds(headers: Headers, names: tuple[bytes, ...]) -> float | None:
         given = float(value)
     except ValueError:
         given = math.nan
-    if not (math.isfinite(given) and given > 0):
+    if not math.isfinite(given):
         raise InvalidRequest(
             name,
-            f"{value[:32]!r} is not a number above 0",
+            f"{value[:32]!r} is not a number",
             "Give milliseconds.",
             code="invalid_slo",
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
-from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, telling
 from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.connections import Connections
@@ -176,6 +176,7 @@ class HttpApp:
         draft = self._desk.intake.draft(
             body, endpoint, wish=hd.wish(headers), caller=caller, keyed=bool(key)
         )
+        send = telling(send, hd.clamped(draft.clamped))
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
         if at_once:

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -21,6 +20,7 @@ from gateway import body as bd
 from gateway.body import LIMIT_MAX, Json
 from gateway.keys import Caller
 from gateway.store import StoredRequest
+from gateway.tiers import Tiers
 from qlm_core.config import Config, ModelConfig
 from qlm_core.config_doors import EXPLICIT
 from qlm_core.endpoint import Endpoint
@@ -29,6 +29,8 @@ from qlm_core.model import ModelName, RequestId, Slo
 from qlm_core.resume import Resume, resume_of
 
 NAME_BYTES_MAX = 256
+# Of a target, or a time to live.
+SECONDS_MIN = 0.001
 # Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
 # name is digested separately, as it may also be said beside the body.
 _NOT_DIGESTED = ("model", "stream", "stream_options")
@@ -41,6 +43,7 @@ class Wish:
 
     Attributes:
         ttl_s: how long it may wait and run at most; it can only shorten the configured time.
+        session: a name that agents give the conversation which a request is part of: a tenant where none is said.
         trace: headers of the client's trace, for the engine.
     """
 
@@ -50,6 +53,7 @@ class Wish:
     e2e_s: float | None = None
     ttl_s: float | None = None
     tenant: str = ""
+    session: str = ""
     trace: tuple[tuple[str, str], ...] = ()
 
 
@@ -65,6 +69,7 @@ class Draft:
         service_tier: the tier to report in the answer.
         fingerprint: a digest of what is asked for, "" unless one was wanted.
         caller: who asks.
+        clamped: what was brought within its range, by name, with what it is now, in seconds.
     """
 
     endpoint: Endpoint
@@ -84,6 +89,7 @@ class Draft:
     caller: Caller
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
+    clamped: tuple[tuple[str, float], ...] = ()
 
     def accepted(self, time_s: float, *, key: str = "") -> StoredRequest:
         """The request that it becomes, under a new id.
@@ -112,6 +118,28 @@ class Draft:
         )
 
 
+class Within:
+    """Brings what a client asks for within its range, and remembers what it did.
+
+    Attributes:
+        clamped: names and what was made of them, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.clamped: list[tuple[str, float]] = []
+
+    def bring(self, name: str, value_s: float, most_s: float) -> float:
+        """The nearest in range. Raises InvalidRequest for what is no number of seconds."""
+        if not math.isfinite(value_s):
+            raise InvalidRequest(
+                f"slo.{name}", f"{value_s:g} is no time", "Give seconds.", code="invalid_slo"
+            )
+        nearest_s = min(max(value_s, SECONDS_MIN), most_s)
+        if nearest_s != value_s:
+            self.clamped.append((name, nearest_s))
+        return nearest_s
+
+
 class Intake:
     """Checks requests against the configuration and the models that agents announced."""
 
@@ -119,11 +147,7 @@ class Intake:
         self._config = config
         self._limits = config.gateway.limits
         self._fleet = fleet
-        self._class_of_tier = {
-            tier: name
-            for name, section in config.slo_classes.items()
-            for tier in section.service_tiers
-        }
+        self._tiers = Tiers(config)
 
     def models(self, caller: Caller) -> dict[str, int]:
         """Every model that the caller may use and its longest sequence in tokens, configured or announced."""
@@ -174,7 +198,8 @@ class Intake:
         options = fields.get("stream_options") if endpoint.generates else None
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
-        slo_class, slo, tier = self._targets(fields, wish, caller)
+        within = Within()
+        slo_class, slo, tier = self._targets(fields, wish, caller, within)
         return Draft(
             endpoint=endpoint,
             body=body,
@@ -189,7 +214,7 @@ class Intake:
             tenant=_tenant(fields, wish),
             caller=caller,
             service_tier=tier,
-            ttl_s=self._ttl(wish),
+            ttl_s=self._ttl(wish, within),
             resume=resume_of(fields, endpoint),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
@@ -197,13 +222,26 @@ class Intake:
                 options and options.get("include_usage") and options.get("continuous_usage_stats")
             ),
             trace=wish.trace,
+            clamped=tuple(within.clamped),
             fingerprint=_fingerprint(endpoint, name, fields, wish) if keyed else "",
         )
 
     def targets(self, wish: Wish, caller: Caller) -> tuple[str, Slo]:
         """The class and targets of a wish alone. Raises InvalidRequest."""
-        slo_class, slo, _ = self._targets({}, wish, caller)
+        slo_class, slo, _ = self._targets({}, wish, caller, Within())
         return slo_class, slo
+
+    def require_range(self, wish: Wish) -> None:
+        """Raise InvalidRequest for the first target that would be brought within its range."""
+        within = Within()
+        self._slo(wish, Slo(ttft_s=1.0), within)
+        for name, _ in within.clamped:
+            raise InvalidRequest(
+                f"slo.{name}",
+                f"must be at least {SECONDS_MIN:g} and at most {self._limits.slo_ttft_s_max:g} seconds",
+                "Give a target in that range.",
+                code="invalid_slo",
+            )
 
     def _model(self, name: object, caller: Caller) -> tuple[ModelName, int]:
         if name is None or name == "":
@@ -220,83 +258,41 @@ class Intake:
 
     # ---------------------------------------------------------------- targets
 
-    def _targets(self, fields: Json, wish: Wish, caller: Caller) -> tuple[str, Slo, str]:
+    def _targets(
+        self, fields: Json, wish: Wish, caller: Caller, within: Within
+    ) -> tuple[str, Slo, str]:
         """Class, targets and reported tier. What is said beside the body goes first."""
-        tier = fields.get("service_tier")
-        if tier is not None and not isinstance(tier, str):
-            raise InvalidRequest("service_tier", "must be a string", self._known_classes())
-        name = self._class_of(wish.slo_class, tier or "", caller)
+        name, reported = self._tiers.select(wish.slo_class, fields.get("service_tier"), caller)
         targets = (wish.ttft_s, wish.tpot_s, wish.e2e_s)
         caller.require_class(name, explicit=any(target is not None for target in targets))
-        base = self._config.slo_class(name).slo
-        reported = tier if tier and tier != "auto" and not wish.slo_class else self._tier_of(name)
-        explicit_ttft = wish.ttft_s is not None
-        slo = Slo(
-            ttft_s=self._seconds("slo.ttft_s", wish.ttft_s, base.ttft_s),
-            tpot_s=self._seconds("slo.tpot_s", wish.tpot_s, base.tpot_s),
-            e2e_s=self._seconds("slo.e2e_s", wish.e2e_s, None if explicit_ttft else base.e2e_s),
-        )
-        if not explicit_ttft:
+        slo = self._slo(wish, self._config.slo_class(name).slo, within)
+        if wish.ttft_s is None:
             return name, slo, reported
         return explicit_class(slo.ttft_s), slo, reported
 
-    def _class_of(self, asked: str, tier: str, caller: Caller) -> str:
-        classes = self._config.slo_classes
-        if asked:
-            name = asked if asked in classes else self._class_of_tier.get(asked, "")
-            if not name:
-                raise InvalidRequest(
-                    "slo_class",
-                    f"{asked[:NAME_BYTES_MAX]!r} is not a known class",
-                    self._known_classes(),
-                    code="unknown_slo_class",
-                )
-            return name
-        if tier:
-            name = self._class_of_tier.get(tier, tier if tier in classes else "")
-            if not name:
-                raise InvalidRequest(
-                    "service_tier",
-                    f"{tier[:NAME_BYTES_MAX]!r} selects no SLO class",
-                    self._known_classes(),
-                    code="unknown_service_tier",
-                )
-            return name
-        default = self._config.default_slo_class
-        theirs = [name for name in caller.classes if name in classes]
-        return default if default in theirs or not theirs else theirs[0]
+    def _slo(self, wish: Wish, base: Slo, within: Within) -> Slo:
+        """The targets of a wish, and of its class where it names none."""
+        most_s = self._limits.slo_ttft_s_max
 
-    def _tier_of(self, slo_class: str) -> str:
-        tiers = self._config.slo_classes[slo_class].service_tiers
-        if "default" in tiers:
-            return "default"
-        return tiers[0] if tiers else slo_class
+        def told(name: str, value: float | None) -> float | None:
+            return None if value is None else within.bring(name, value, most_s)
 
-    def _known_classes(self) -> str:
-        names = ", ".join(self._config.slo_classes)
-        tiers = ", ".join(self._class_of_tier) or "none"
-        return f"Use one of the classes {names}, or one of the tiers {tiers}."
+        ttft_s, tpot_s, e2e_s = (
+            told("ttft_s", wish.ttft_s),
+            told("tpot_s", wish.tpot_s),
+            told("e2e_s", wish.e2e_s),
+        )
+        if e2e_s is None and ttft_s is None:
+            e2e_s = base.e2e_s
+        return Slo(
+            ttft_s=base.ttft_s if ttft_s is None else ttft_s,
+            tpot_s=base.tpot_s if tpot_s is None else tpot_s,
+            e2e_s=e2e_s,
+        )
 
-    def _seconds(self, field: str, value: float | None, default: Any) -> Any:
-        if value is None:
-            return default
-        limit = self._limits.slo_ttft_s_max
-        if not (math.isfinite(value) and 0 < value <= limit):
-            raise InvalidRequest(
-                field,
-                f"must be above 0 and at most {limit:g} seconds, not {value:g}",
-                "Give a target in that range.",
-                code="invalid_slo",
-            )
-        return value
-
-    def _ttl(self, wish: Wish) -> float:
-        longest = self._config.gateway.request_ttl_s
-        if wish.ttl_s is None:
-            return longest
-        if not (math.isfinite(wish.ttl_s) and wish.ttl_s > 0):
-            raise InvalidRequest("ttl", f"must be above 0, not {wish.ttl_s:g}", "Give seconds.")
-        return min(wish.ttl_s, longest)
+    def _ttl(self, wish: Wish, within: Within) -> float:
+        longest_s = self._config.gateway.request_ttl_s
+        return longest_s if wish.ttl_s is None else within.bring("ttl_s", wish.ttl_s, longest_s)
 
 
 def explicit_class(ttft_s: float) -> str:
@@ -327,5 +323,9 @@ def _tenant(fields: Json, wish: Wish) -> str:
     for name in ("safety_identifier", "user"):
         value = fields.get(name)
         if isinstance(value, str) and value:
-            return value.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")
-    return ""
+            return _cut(value)
+    return _cut(wish.session)
+
+
+def _cut(name: str) -> str:
+    return name.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")

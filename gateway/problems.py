@@ -178,12 +178,19 @@ def problem_of(error: Exception) -> Problem:
 _SHED = {
     ShedReason.SATURATED.value: (429, "rate_limit_error", "The queue is saturated."),
     ShedReason.TTL_EXPIRED.value: (
-        408,
-        "timeout_error",
+        429,
+        "rate_limit_error",
         "The request waited out its time to live.",
     ),
-    ShedReason.NO_INSTANCE.value: (503, "server_error", "No instance serves this model now."),
+    ShedReason.NO_ENDPOINTS.value: (
+        503,
+        "server_error",
+        "The request waited out its time to live, and no engine serves its model.",
+    ),
 }
+
+# Of what an older release stored.
+_SHED_OTHERWISE = (503, "server_error", "The request was dropped from the queue.")
 
 # How servers say that a sequence is too long for the model: OpenAI and vLLM (both of its checks), SGLang, llama.cpp,
 # TGI. Clients shorten the conversation when they see the code, so it is given only where the words leave no doubt.
@@ -216,13 +223,16 @@ def problem_of_end(record: EndRecord, retry_after_s: float, endpoint: Endpoint) 
     if record.reason == ShedReason.LATE.value:
         return problem_of(ShedLate(record.retry_after_s))
     if record.phase is Phase.SHED:
-        status, kind, message = _SHED[record.reason]
+        status, kind, message = _SHED.get(record.reason, _SHED_OTHERWISE)
+        # Who waited for as long as they wanted to would wait for nobody by coming back.
+        over = record.reason == ShedReason.TTL_EXPIRED.value
         return Problem(
             status=status,
             message=message,
             type=kind,
             code=record.reason,
-            retry_after_s=retry_after_s if status != 408 else None,
+            retry_after_s=None if over else record.retry_after_s or retry_after_s,
+            should_retry=False if over else None,
             dropped=record.reason,
         )
     if record.phase is Phase.CANCELLED:

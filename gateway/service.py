@@ -92,7 +92,6 @@ class Gateway:
         limits = section.limits
         self._room = room or Room(limits.connections_max, limits.grpc_connections_max)
         self._unread = Budget(limits.unread_bytes_max)
-        self._admission = Admission(config)
         self._doors = Doors(config, Part(Role.GATEWAY, section.id))
         self._certificates = client_certificates(section)
         rejections = Rejections()
@@ -102,6 +101,9 @@ class Gateway:
             work_address=self._work_address,
             doors=self._doors,
             rng=random.Random(section.id),
+        )
+        self._admission = Admission(
+            config, served=self._solver.serves, now_s=asyncio.get_running_loop().time()
         )
         self.store = make_store(section.store)
         keeper = Keeper(section, self.store)

@@ -344,7 +344,9 @@ def _default_classes() -> dict[str, SloClassConfig]:
     # The classes of the paper's evaluation (§8): 20 s, 1 min and 1 h to the first token.
     return {
         "interactive": SloClassConfig(
-            ttft_s=20.0, weight=4.0, service_tiers=("auto", "default", "priority")
+            ttft_s=20.0,
+            weight=4.0,
+            service_tiers=("auto", "default", "scale", "priority", "fast"),
         ),
         "batch-1": SloClassConfig(ttft_s=60.0, weight=2.0, service_tiers=("flex",)),
         "batch-2": SloClassConfig(ttft_s=3600.0, weight=1.0, service_tiers=("background",)),

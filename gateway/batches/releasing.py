@@ -43,7 +43,7 @@ _READ_LINES, _READ_BYTES, _TURN_LINES = 64, 1_048_576, 8
 _REST_S_MIN, _REST_S_MAX = 1.0, 30.0
 _GONE_REST_S = 5.0
 # A line that was shed for one of these may be in time later.
-_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_INSTANCE.value, ShedReason.LATE.value)
+_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_ENDPOINTS.value, ShedReason.LATE.value)
 
 Keep = Callable[[OpenBatch, Result, Usage], Awaitable[None]]
 Handle = Callable[[bt.Event], None]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Requests that were shed for these reasons are answered with when to come back.
 _COME_BACK = (
     ShedReason.SATURATED.value,
-    ShedReason.NO_INSTANCE.value,
+    ShedReason.NO_ENDPOINTS.value,
     ShedReason.LATE.value,
 )
 

@@ -138,6 +138,7 @@ EXPOSED = (
     "retry-after-ms",
     "location",
     "preference-applied",
+    "x-qlm-clamped",
     "allow",
     "content-disposition",
     "content-range",

@@ -221,7 +221,7 @@ async def test_questions_go_to_the_solver() -> None:
         (
             new(slo=types_pb2.Slo(ttft_s=1, e2e_s=1e12)),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "slo.e2e_s: must be above 0 and at most",
+            "slo.e2e_s: must be at least 0.001 and at most",
         ),
         (new(tenant="t" * 300), grpc.StatusCode.INVALID_ARGUMENT, "tenant"),
         (new(endpoint=0), grpc.StatusCode.INVALID_ARGUMENT, "request.endpoint"),
