@@ -52,5 +52,12 @@ _ALL = (
         prompt_tokens=partial(tokens.prompt_tokens, chat=False),
         output_limit=partial(tokens.output_limit, chat=False),
     ),
+    BatchEndpoint(
+        asks=Endpoint.EMBEDDINGS,
+        title="Embeddings",
+        required=(("input", "messages"),),
+        prompt_tokens=lambda body: sum(tokens.measured_tokens(body, Endpoint.EMBEDDINGS)),
+        output_limit=lambda body: 0,  # noqa: ARG005
+    ),
 )
 ENDPOINTS = {endpoint.path: endpoint for endpoint in _ALL}
