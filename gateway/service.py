@@ -36,6 +36,7 @@ from gateway.open_files import Room, make_room
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
+from gateway.webhooks.driver import Webhooks
 from gateway.work import WorkServicer
 from protos.doors import Doors, Rejections, warn_of_open_doors
 from protos.identity import Part, Role
@@ -84,6 +85,7 @@ class Gateway:
 
     Attributes:
         store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
+        webhooks: who is told of what has ended.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -117,6 +119,7 @@ class Gateway:
             unread=self._unread,
         )
         intake, keys = Intake(config, self._solver.models), ApiKeys(section)
+        self.webhooks = Webhooks(section, self.store, self._metrics, time_s=keeper.time_s)
         self.batches = Batches(
             config,
             store=self.store,
@@ -126,6 +129,7 @@ class Gateway:
             keys=keys,
             solver=self._solver,
             metrics=self._metrics,
+            webhooks=self.webhooks,
             time_s=keeper.time_s,
         )
         self._solver.bulks = self.batches
@@ -167,6 +171,7 @@ class Gateway:
             )
             self._servers = (clients, agents)
             await self.driver.start()
+            await self.webhooks.open()
             await self.files.open()
             await self.batches.open()
             for server in self._servers:
@@ -211,6 +216,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._solver.close()
         await self.batches.close()
+        await self.webhooks.close()
         await self.files.close()
         await self.driver.close()
         log.info("gateway stopped")
@@ -235,6 +241,7 @@ class Gateway:
         yield from self.driver.gauges()
         yield from self.files.gauges()
         yield from self.batches.gauges()
+        yield from self.webhooks.gauges()
         held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
         if self._http is not None:
             connections, uploads = self._http.connections, self._http.uploads

@@ -19,6 +19,7 @@ from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
+from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.secret import HIDDEN, Secret
@@ -165,7 +166,8 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     prompts_max: prompts in one completion. waiting_bytes_max: bodies of all open requests. uploading_bytes_max: bodies that are
     still arriving. stream_backlog_bytes_max: output that one stream's client has not taken. unread_bytes_max: the same of all
     clients. header_s_max, idle_s_max, write_s_max: how long a client may take for the head of a request, between two requests,
-    and without reading anything of an answer.
+    and without reading anything of an answer. webhook_tries_max, webhook_backlog_max: of one webhook so many deliveries are
+    tried at a time, and so many wait at most. webhook_s_max: how long one try may take.
     """
 
     body_bytes_max: int = 8_388_608
@@ -188,6 +190,9 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     stream_backlog_chunks_max: int = 4_096
     stream_backlog_bytes_max: int = 4_194_304
     unread_bytes_max: int = 268_435_456
+    webhook_tries_max: int = 16
+    webhook_s_max: float = 15.0
+    webhook_backlog_max: int = 100_000
     message_bytes_max: int = 67_108_864
 
 
@@ -214,6 +219,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     store: StoreConfig = StoreConfig()
     files: FilesConfig = FilesConfig()
     batches: BatchesConfig = BatchesConfig()
+    webhooks: tuple[WebhookConfig, ...] = ()
     limits: GatewayLimits = GatewayLimits()
 
 
@@ -414,6 +420,7 @@ class Config(Section, frozen=True, kw_only=True):
             ) from None
         check(config)
         check_doors(config)
+        check_webhooks(config.gateway.webhooks)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:

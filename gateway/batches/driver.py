@@ -38,6 +38,7 @@ from gateway.keys import ApiKeys
 from gateway.metrics import Gauge, Metrics
 from gateway.solver_link import SolverLink
 from gateway.store import Database, Store, StoreError
+from gateway.webhooks.driver import Webhooks
 from qlm_core import batches as bt
 from qlm_core.batches import BatchStatus, Standing, Usage
 from qlm_core.config import Config, ModelConfig
@@ -79,6 +80,7 @@ class Batches:
         keys: ApiKeys,
         solver: SolverLink,
         metrics: Metrics,
+        webhooks: Webhooks,
         time_s: Callable[[], float],
     ) -> None:
         self.config = config
@@ -89,6 +91,7 @@ class Batches:
         self._store = store
         self._intake = intake
         self._metrics = metrics
+        self._webhooks = webhooks
         self._loop = asyncio.get_running_loop()
         self._book = bt.Book(waiting_lines_max=self._limits.waiting_lines_max)
         self._open: dict[BatchId, OpenBatch] = {}
@@ -405,9 +408,12 @@ class Batches:
             await asyncio.shield(batch.saving)
         totals = Totals.of(close.completed, close.failed, close.usage)
         ended = replace(_moved(batch.stored, close.status), totals=totals, released=())
-        work = partial(rows.update, number=batch.number, batch=ended, ended_at=self.time_s())
+        at = ended.moments[cast(Moment, ended.status.value)]
+        told = self._webhooks.deliveries(f"batch.{ended.status.value}", ended.id, at)
+        work = partial(rows.close, number=batch.number, batch=ended, at=self.time_s(), told=told)
         await self._stored(work)
         failpoints.at("gateway.batches.closed")
+        self._webhooks.kept(told)
         batch.stored = ended
         del self._open[ended.id]
         batch.over.set()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.openapi import kept, models, service, standing
+from gateway.openapi import kept, models, service, standing, told
 from gateway.openapi.operation import JSON_TYPE, Answer, Json, Operation, ref
 
-_PARTS = (models, standing, kept, service)
+_PARTS = (models, standing, kept, service, told)
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation for part in _PARTS for operation in part.OPERATIONS
 )
@@ -23,6 +23,7 @@ _TAGS = {
     "Requests": "What was asked for, and what became of it.",
     "Queues": "What waits, and why.",
     "Service": "The gateway itself.",
+    told.TAG: "Who is told that something is over, as `gateway.webhooks` says.",
 }
 _REQUEST_HEADERS = {
     "SloClass": ("x-qlm-slo-class", "string", "The SLO class, or a tier of it."),
@@ -76,6 +77,7 @@ def document(version: str) -> Json:
         "security": [{}, {"key": []}],
         "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
+        "webhooks": told.webhooks(),
         "components": {
             "schemas": _SCHEMAS,
             "parameters": {name: _parameter(*said) for name, said in _REQUEST_HEADERS.items()},

@@ -70,6 +70,17 @@ CREATE TABLE IF NOT EXISTS batch_records (
     reasoning_tokens INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS batch_results (place INTEGER PRIMARY KEY, line BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS webhook_deliveries (
+    event TEXT NOT NULL,
+    webhook TEXT NOT NULL,
+    type TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    created_unix_s INTEGER NOT NULL,
+    told_at REAL NOT NULL,
+    tries INTEGER NOT NULL,
+    due_at REAL NOT NULL,
+    PRIMARY KEY (event, webhook)
+) WITHOUT ROWID;
 """
 
 _OLDEST_COLUMNS = ("id", "idempotency_key", "arrived_at", "head", "body", "ended_at", "ended")
@@ -99,7 +110,7 @@ _MIGRATIONS = {
     ),
     # Files and batches came, in tables of their own, which are made below wherever they are missing.
     3: (),
-    # What has ended can be listed by whose it is, which a row says in its head.
+    # What has ended can be listed by whose it is, which a row says in its head. Webhooks came, in a table of their own.
     4: (
         "ALTER TABLE requests ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
         "UPDATE requests SET owner = owner_of(head)",

@@ -16,8 +16,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway import routes
 from gateway.openapi.document import document
+from gateway.webhooks.rows import Row, event_id
+from gateway.webhooks.sending import body_of, signed
 from qlm_core import messages as m
 from qlm_core.endpoint import Endpoint
+from qlm_core.webhooks import EVENT_TYPES
 from tests.gateway.peers import Fleet, config, fleet, running, soon
 
 Json = dict[str, Any]
@@ -36,8 +39,10 @@ def test_it_is_valid_and_names_each_operation_once() -> None:
     assert SAID["openapi"] == "3.1.0"
     ids = [operation["operationId"] for _, _, operation in operations()]
     assert len(dict.fromkeys(ids)) == len(ids)
+    told = [methods["post"] for methods in SAID["webhooks"].values()]
+    used = [operation for _, _, operation in operations()] + told
     tags = {tag["name"] for tag in SAID["tags"]}
-    assert {tag for _, _, operation in operations() for tag in operation["tags"]} == tags
+    assert {tag for operation in used for tag in operation["tags"]} == tags
 
 
 def test_it_has_every_route_and_no_other() -> None:
@@ -61,6 +66,25 @@ def test_the_table_is_what_is_found(path: str) -> None:
 def check(schema: Json, value: object) -> None:
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     Draft202012Validator(whole | {"components": SAID["components"]}).validate(value)
+
+
+@pytest.mark.parametrize("type", SAID["webhooks"])
+def test_webhooks_are_told_what_it_says(type: str) -> None:
+    told = SAID["webhooks"][type]["post"]
+    row = Row(
+        event_id(type, "resp_1"), "there", type, "resp_1", 1, told_at=0.0, tries=0, due_at=0.0
+    )
+    body = body_of(row)
+    event = json.loads(body)
+    check(told["requestBody"]["content"]["application/json"]["schema"], event)
+    assert event["type"] == type
+    headers = signed(b"key", row.event, 1, body)
+    for parameter in told["parameters"]:
+        assert parameter["name"] in headers
+
+
+def test_webhooks_are_those_that_there_are() -> None:
+    assert tuple(SAID["webhooks"]) == EVENT_TYPES
 
 
 class Caller:
@@ -91,7 +115,9 @@ class Caller:
                 assert answer.status >= 400
             data = await answer.read()
             for name in answer.headers:
-                if name.lower().startswith(("x-qlm", "x-llm", "x-should", "retry", "location", "pref")):
+                if name.lower().startswith(
+                    ("x-qlm", "x-llm", "x-should", "retry", "location", "pref")
+                ):
                     assert name.lower() in told.get("headers", {}), name
             kind = answer.content_type
             assert kind in told["content"], (path, answer.status, kind)
