@@ -8,8 +8,6 @@ admits requests, routes orders to agents' streams, and drains.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -24,6 +22,7 @@ from gateway.intake import Draft
 from gateway.keeping import Keeper
 from gateway.live import Backlog, Live
 from gateway.metrics import Gauge, Metrics
+from gateway.restoring import without_collector
 from gateway.store import Kept, Store, StoredEnd, StoredRequest
 from gateway.tenants import Tenants
 from protos.outbox import Outbox
@@ -125,7 +124,7 @@ class Driver:
             attempts_max=self._config.attempts_max,
             first_attempt=starts * ATTEMPTS_PER_START,
         )
-        with _without_collector():
+        with without_collector():
             restored = await self._keeper.restore()
             self._starting = True
             for request, resume in restored:
@@ -147,10 +146,12 @@ class Driver:
             log.info("draining", extra={"requests": len(waiting)})
             await asyncio.wait(waiting, timeout=self._config.drain_s)
         for id, live in list(self._live.items()):
-            if not live.durable:
-                self.handle(lg.FailAsked(id, "the gateway is shutting down"))
-            else:
+            if live.durable:
                 live.abandon("the gateway is shutting down; the request goes on when it is back")
+                continue
+            self.handle(lg.FailAsked(id, "the gateway is shutting down"))
+            if id in self._live:  # it has ended, and the store does not take the end
+                live.abandon("the gateway is shutting down and cannot keep the answer")
 
     async def close(self) -> None:
         """Release everything. Durable requests stay in the store for the next start."""
@@ -242,13 +243,13 @@ class Driver:
 
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         try:
             with self.tenants.adding(request.owner):
                 kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
-            self._admission.bodies.give(len(request.body))
+            self._admission.bodies.give(request.held_bytes)
         failpoints.at("gateway.driver.request_stored")
         if kept.id == request.id:
             self._enter(
@@ -302,7 +303,7 @@ class Driver:
         )
         self._live[request.id] = live
         self.tenants.opened(request.owner, request.id)
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
         arrival_s = now_s - max(0.0, stored_s - request.arrived_at)
@@ -426,10 +427,11 @@ class Driver:
         live, record = self._live[effect.id], effect.record
         self.tenants.ended(live.request.owner, effect.id)
         answer = b""
+        stored = effect.durable or live.keeps(record)
         try:
             if record.phase is Phase.FINISHED:
                 live.finish_output(record)
-            if effect.durable:
+            if stored:
                 answer = live.response(record)
         except BadChunkError as error:
             record = _failed(record, str(error))
@@ -447,7 +449,7 @@ class Driver:
             "request ended",
             extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
         )
-        if not effect.durable:
+        if not stored:
             self._forget(effect.id)
             live.close(record)
             return
@@ -457,14 +459,14 @@ class Driver:
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
         failpoints.at("gateway.driver.end_recorded")
-        kept = await self._keeper.keep_end(end)
+        kept = await self._keeper.keep_end(end, None if live.durable else live.request)
         failpoints.at("gateway.driver.end_stored")
         self._forget(end.id)
         live.record = kept.record
         live.close(kept.record)
 
     def _forget(self, id: RequestId) -> None:
-        self._admission.bodies.give(len(self._live.pop(id).request.body))
+        self._admission.bodies.give(self._live.pop(id).request.held_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
@@ -478,17 +480,6 @@ class Driver:
         if isinstance(error, Exception) and not isinstance(error, QlmError):
             # Nobody need be waiting for it, and what it was to do is not done.
             log.error("a task of the gateway failed", extra={"reason": kind_and_place(error)})
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Make many objects that stay without walking through all of them again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _failed(record: lg.EndRecord, error: str) -> lg.EndRecord:

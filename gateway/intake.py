@@ -31,7 +31,8 @@ NAME_BYTES_MAX = 256
 # Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
 # name is digested separately, as it may also be said beside the body.
 _NOT_DIGESTED = ("model", "stream", "stream_options")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Some clients on Windows begin a body with it, and engines overlook it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class Draft:
         service_tier: the tier to report in the answer.
         fingerprint: a digest of what is asked for, "" unless one was wanted.
         caller: who asks.
+        asked, kept: as of the `StoredRequest` that it becomes.
+        background: its client does not wait for the answer.
     """
 
     chat: bool
@@ -82,6 +85,14 @@ class Draft:
     caller: Caller
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
+    asked: bytes = b""
+    kept: bool = False
+    background: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory while it is open."""
+        return len(self.body) + len(self.asked)
 
     def accepted(self, time_s: float, *, key: str = "") -> StoredRequest:
         """The request that it becomes, under a new id.
@@ -89,9 +100,9 @@ class Draft:
         Args:
             time_s: now, as the store counts.
         """
-        kind = "chatcmpl" if self.chat else "cmpl"
+        kind = "resp_" if self.asked else "chatcmpl-" if self.chat else "cmpl-"
         return StoredRequest(
-            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
+            id=RequestId(kind + os.urandom(12).hex()),
             chat=self.chat,
             model=self.model,
             slo_class=self.slo_class,
@@ -108,6 +119,8 @@ class Draft:
             owner=self.caller.tenant,
             fingerprint=self.fingerprint,
             created_unix_s=int(time.time()),
+            asked=self.asked,
+            kept=self.kept,
         )
 
 
@@ -159,8 +172,7 @@ class Intake:
                 "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
                 code="body_too_large",
             )
-        # Some clients on Windows begin with it, and engines overlook it.
-        body = body.removeprefix(_BYTE_ORDER_MARK)
+        body = body.removeprefix(BYTE_ORDER_MARK)
         fields = bd.parse(body)
         name, model_len = self._model(fields.get("model") if model is None else model, caller)
         # The length of a model that only agents know is a guess, by which nothing is refused.

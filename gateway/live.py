@@ -19,7 +19,7 @@ from gateway.trail import Trail
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.messages import Chunk, Payload
-from qlm_core.model import Estimate
+from qlm_core.model import Estimate, Phase
 
 FOLD_BYTES = 65_536
 # A client for which less waits is not one that lags, and neither is one that has taken something this lately: after a
@@ -197,7 +197,7 @@ class Live:
             running_usage=running_usage,
         )
         self._followers: list[Follower] = []
-        self._answer = Answer(chat=request.chat)
+        self._answer = self._new_answer()
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
         self._trail = Trail()
@@ -254,7 +254,7 @@ class Live:
         """Forget the output so far."""
         self._raw = []
         self._raw_bytes = self._folded_bytes = 0
-        self._answer = Answer(chat=self.request.chat)
+        self._answer = self._new_answer()
         self._trail.clear()
 
     @property
@@ -284,7 +284,7 @@ class Live:
         """Several chunks as one."""
         if len(outputs) == 1:
             return outputs[0]
-        answer = Answer(chat=self.request.chat)
+        answer = self._new_answer()
         for output in outputs:
             answer.fold(output.data)
         tokens = sum(output.tokens for output in outputs)
@@ -330,6 +330,13 @@ class Live:
         if not self.ended.done():
             self.ended.set_exception(Unavailable(reason))
             self.ended.exception()  # nobody need be waiting for it
+
+    def keeps(self, record: EndRecord) -> bool:
+        """Whether this end is stored although the request is not: its client may ask for the answer again."""
+        return self.request.kept and record.phase is Phase.FINISHED
+
+    def _new_answer(self) -> Answer:
+        return Answer(chat=self.request.chat, in_turns=bool(self.request.asked))
 
     def _fold(self) -> None:
         raw, self._raw, self._raw_bytes = self._raw, [], 0

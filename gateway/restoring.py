@@ -1,9 +1,13 @@
-"""Whether a request that was accepted in an earlier life of the gateway can be taken up again.
+"""Taking up again what was accepted in an earlier life of the gateway: whether a request can be, and many of them at once.
 
 An older release may have let in what would be refused today; an agent must not be given that.
 """
 
 from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
 
 from gateway import body as bd
 from gateway.store import StoredRequest
@@ -21,3 +25,14 @@ def resume_again(request: StoredRequest) -> Resume:
     bd.check_prompt(fields, chat=request.chat)
     bd.with_limits(request.body, fields, chat=request.chat)
     return resume_of(fields, chat=request.chat)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Make many objects that stay without walking through all of them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from gateway.store.base import Kept, Opened, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import (
+    Back,
+    Found,
+    Kept,
+    Most,
+    Opened,
+    Store,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+)
 from gateway.store.clock import Seen, StoreClock
 from gateway.store.memory import MemoryStore
 from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
 
 __all__ = [
+    "Back",
+    "Found",
     "Kept",
     "MemoryStore",
+    "Most",
     "Opened",
     "Seen",
     "SqliteStore",
