@@ -1,6 +1,7 @@
 """The OpenAI-compatible front door, as a plain ASGI application.
 
-Checks who calls, finds the route, reads the body, submits it and hands it to an `Exchange`; looks up what GET asks for.
+Checks who calls, finds the route, reads the body, submits it and hands it to an `Exchange`; looks up what GET asks for. What
+is particular to /v1/responses is in `gateway.responses`.
 Every error is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and
 routes are described in docs/api.md.
 """
@@ -13,16 +14,18 @@ from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
-from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, read_body
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, read_body
 from gateway.connections import Connections
 from gateway.cors import Cors
 from gateway.desk import Desk
-from gateway.exchange import SSE, Streamed, Whole
+from gateway.exchange import SSE, run
 from gateway.intake import Draft
 from gateway.keys import KEY_BYTES_MAX, Caller
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
+from gateway.responses.door import Responses, exchange_of
 from gateway.routes import Route
+from gateway.store import Found
 from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
 from qlm_core.errors import InvalidRequest, NotFound, QlmError, QueueFull
@@ -46,6 +49,7 @@ class HttpApp:
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
         self._metrics_open = is_loopback(desk.config.gateway.http_listen)
+        self._responses = Responses(desk)
         self._cors = Cors(desk.config.gateway.cors_origins, exposed=hd.EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,8 +95,10 @@ class HttpApp:
             raise NotFound(routes.nothing_at(path))
         if method not in route.methods:
             await self._refuse(_method_problem(method, path, route), send, headers)
+        elif route.name.startswith("response_") or route.name == "response":
+            await self._responses.handle(route, caller, headers, scope, receive, send)
         elif method == "POST":
-            await self._generate(route.name == "chat", caller, headers, receive, send)
+            await self._generate(route, caller, headers, receive, send)
         elif method == "DELETE":
             phase = await self._desk.sight.cancel(RequestId(route.arg), caller)
             await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
@@ -154,7 +160,7 @@ class HttpApp:
     # ---------------------------------------------------------------- generation
 
     async def _generate(
-        self, chat: bool, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
+        self, route: Route, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
         coding = hd.text(headers, b"content-encoding").lower()
         if coding not in ("", "identity"):
@@ -170,10 +176,13 @@ class HttpApp:
             raise InvalidRequest(
                 "idempotency-key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
             )
-        durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
-        draft = self._desk.intake.draft(
-            body, chat=chat, wish=hd.wish(headers), caller=caller, keyed=bool(key)
-        )
+        wish, keyed = hd.wish(headers), bool(key)
+        if route.name == "responses":
+            draft = await self._responses.draft(body, wish=wish, caller=caller, keyed=keyed)
+        else:
+            chat = route.name == "chat"
+            draft = self._desk.intake.draft(body, chat=chat, wish=wish, caller=caller, keyed=keyed)
+        durable = hd.flag(headers, b"x-qlm-durable") or keyed or draft.background
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
         if durable:
@@ -194,7 +203,10 @@ class HttpApp:
                 # Its client hangs up then; work beyond that would be for nobody.
                 draft = replace(draft, ttl_s=patience_s)
             live = driver.submit(draft, watched=draft.stream, connections=self._connections.seats)
-        exchange = (Streamed if draft.stream else Whole)(
+        if live.request.asked and draft.background and not draft.stream:
+            await self._responses.accepted(live, headers, send)
+            return
+        exchange = exchange_of(live, stream=draft.stream)(
             self._desk,
             live,
             headers,
@@ -202,12 +214,7 @@ class HttpApp:
             include_usage=draft.include_usage,
             patience_s=patience_s,
         )
-        gone = asyncio.create_task(hung_up(receive))
-        gone.add_done_callback(exchange.hang_up)
-        try:
-            await exchange.run()
-        finally:
-            gone.cancel()
+        await run(exchange, receive)
 
     async def _turn_away(self, headers: hd.Headers, send: Send) -> None:
         """Answer that there are too many connections, and close this one."""
@@ -243,7 +250,10 @@ class HttpApp:
         retry_after_s = self._desk.driver.retry_after_s
         problem = problem_of_end(end.record, retry_after_s, chat=request.chat)
         extra = hd.answered(headers, id, end.record)
-        if problem is not None:
+        if request.asked and (problem is None or draft.background):
+            found = Found(request, end)
+            await self._responses.tell_ended(found, headers, send, stream=draft.stream)
+        elif problem is not None:
             await self._refuse(problem, send, headers, extra)
         elif draft.stream:
             chunk = openai.event(openai.chunk_of(end.answer, chat=request.chat))

@@ -36,20 +36,28 @@ _EXACT = {
     "/v1/chat/completions": Route("chat", ("POST",)),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
+    "/v1/responses": Route("responses", ("POST",)),
     "/v1/requests": Route("requests", _LOOK),
 }
 _BELOW = {
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),
+    "/v1/responses/": ("response", (*_LOOK, "DELETE")),
+}
+# What there is below one of something, by the beginning and the end of its path.
+_WITHIN = {
+    ("/v1/responses/", "/cancel"): ("response_cancel", ("POST",)),
+    ("/v1/responses/", "/input_items"): ("response_input_items", _LOOK),
 }
 
 # Parts of OpenAI's API and its relatives' that are not here, by the beginning of their path, and what serves instead.
 _ELSEWHERE = {
-    "/v1/responses": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/assistants": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/threads": "Use POST /v1/chat/completions, with the whole conversation in messages.",
-    "/v1/conversations": "Use POST /v1/chat/completions, with the whole conversation in messages.",
+    "/v1/conversations": "Use POST /v1/responses with previous_response_id, or with the whole conversation in input.",
+    "/v1/responses/compact": "Send a shorter conversation in input.",
+    "/v1/responses/input_tokens": "Tokens are counted by engines; usage.input_tokens of a response tells how many there were.",
     "/v1/chat/completions/": "Answers are kept for requests with x-qlm-durable: true; get them at /v1/requests/ID.",
     "/v1/batches": "Send the requests one by one in a batch class (service_tier), with x-qlm-durable: true.",
     "/v1/files": "Requests are sent one by one; durable ones are fetched at /v1/requests/ID.",
@@ -77,11 +85,15 @@ def find(path: str) -> Route | None:
     """The route of a path; None where there is nothing."""
     path = tidy(path)
     route = _EXACT.get(path)
-    if route is None:
-        for prefix, (name, methods) in _BELOW.items():
-            if path.startswith(prefix):
-                return Route(name, methods, path.removeprefix(prefix))
-    return route
+    if route is not None or path in _ELSEWHERE:
+        return route
+    for (prefix, suffix), (name, methods) in _WITHIN.items():
+        if path.startswith(prefix) and path.endswith(suffix) and len(path) > len(prefix + suffix):
+            return Route(name, methods, path[len(prefix) : -len(suffix)])
+    for prefix, (name, methods) in _BELOW.items():
+        if path.startswith(prefix):
+            return Route(name, methods, path.removeprefix(prefix))
+    return None
 
 
 def tidy(path: str) -> str:
