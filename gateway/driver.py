@@ -142,10 +142,12 @@ class Driver:
             log.info("draining", extra={"requests": len(waiting)})
             await asyncio.wait(waiting, timeout=self._config.drain_s)
         for id, live in list(self._live.items()):
-            if not live.durable:
-                self.handle(lg.FailAsked(id, "the gateway is shutting down"))
-            else:
+            if live.durable:
                 live.abandon("the gateway is shutting down; the request goes on when it is back")
+                continue
+            self.handle(lg.FailAsked(id, "the gateway is shutting down"))
+            if id in self._live:  # it has ended, and the store does not take the end
+                live.abandon("the gateway is shutting down and cannot keep the answer")
 
     async def close(self) -> None:
         """Release everything. Durable requests stay in the store for the next start."""
@@ -235,13 +237,13 @@ class Driver:
 
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         try:
             with self.tenants.adding(request.owner):
                 kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
-            self._admission.bodies.give(len(request.body))
+            self._admission.bodies.give(request.held_bytes)
         failpoints.at("gateway.driver.request_stored")
         if kept.id == request.id:
             self._enter(
@@ -305,7 +307,7 @@ class Driver:
         )
         self._live[request.id] = live
         self.tenants.opened(request.owner, request.id, line=origin is not None)
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
         arrival_s = now_s - max(0.0, stored_s - request.arrived_at)
@@ -438,10 +440,11 @@ class Driver:
         live, record = self._live[effect.id], effect.record
         self.tenants.ended(live.request.owner, effect.id, line=live.origin is not None)
         answer = b""
+        stored = effect.durable or live.keeps(record)
         try:
             if record.phase is Phase.FINISHED:
                 live.finish_output(record)
-            if effect.durable:
+            if stored:
                 answer = live.response(record)
         except BadChunkError as error:
             record = failed_record(record, str(error))
@@ -461,7 +464,7 @@ class Driver:
             "request ended",
             extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
         )
-        if not effect.durable:
+        if not stored:
             self._forget(effect.id)
             live.close(record)
             return
@@ -471,14 +474,17 @@ class Driver:
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
         failpoints.at("gateway.driver.end_recorded")
-        kept = await (live.origin or self._keeper).keep_end(end)
+        if live.origin is not None:
+            kept = await live.origin.keep_end(end)
+        else:
+            kept = await self._keeper.keep_end(end, None if live.durable else live.request)
         failpoints.at("gateway.driver.end_stored")
         self._forget(end.id)
         live.record = kept.record
         live.close(kept.record)
 
     def _forget(self, id: RequestId) -> None:
-        self._admission.bodies.give(len(self._live.pop(id).request.body))
+        self._admission.bodies.give(self._live.pop(id).request.held_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

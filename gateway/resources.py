@@ -7,6 +7,7 @@ from gateway.call import Resource
 from gateway.desk import Desk
 from gateway.files.door import FilesDoor
 from gateway.requests_door import RequestsDoor
+from gateway.responses.door import Responses
 from gateway.uploads import Uploads
 
 
@@ -15,6 +16,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     files = FilesDoor(desk, uploads)
     batches = BatchesDoor(desk, uploads)
     requests = RequestsDoor(desk)
+    responses = Responses(desk)
     return {
         "files": files,
         "file": files,
@@ -24,4 +26,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batch_cancel": batches,
         "requests": requests,
         "request": requests,
+        "response": responses,
+        "response_cancel": responses,
+        "response_input_items": responses,
     }
