@@ -40,6 +40,8 @@ from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
 
+# What there is to ask is no secret.
+_OPEN = ("openapi", "docs")
 # Who asks for what is told to everybody; no request is theirs.
 _NOBODY = Caller(tenant="")
 
@@ -91,7 +93,7 @@ class HttpApp:
             if self._connections.full:
                 await self._turn_away(headers, send)
                 return
-            if route is None or route.name != "metrics" or not self._metrics_open:
+            if route is None or not self._is_open(route):
                 known = self._keys.caller(*hd.every(scope["headers"], b"authorization"))
                 if known is None:
                     self._turned_away(scope)
@@ -119,6 +121,10 @@ class HttpApp:
         else:
             status, body, kind = await self._look(route, caller)
             await answer(send, status, body, [(b"content-type", kind)])
+
+    def _is_open(self, route: Route) -> bool:
+        """Whether it is told to everybody."""
+        return route.name in _OPEN or (route.name == "metrics" and self._metrics_open)
 
     def _turned_away(self, scope: Scope) -> None:
         client = scope.get("client") or ("", 0)

@@ -6,6 +6,7 @@ from gateway.batches.door import BatchesDoor
 from gateway.call import Resource
 from gateway.desk import Desk
 from gateway.files.door import FilesDoor
+from gateway.openapi.door import DescriptionDoor
 from gateway.requests_door import RequestsDoor
 from gateway.responses.door import Responses
 from gateway.uploads import Uploads
@@ -17,6 +18,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     batches = BatchesDoor(desk, uploads)
     requests = RequestsDoor(desk)
     responses = Responses(desk)
+    description = DescriptionDoor()
     return {
         "files": files,
         "file": files,
@@ -24,6 +26,8 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batches": batches,
         "batch": batches,
         "batch_cancel": batches,
+        "openapi": description,
+        "docs": description,
         "requests": requests,
         "request": requests,
         "response": responses,

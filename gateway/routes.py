@@ -45,6 +45,8 @@ _EXACT = {
     "/healthz": Route("health", _LOOK),
     "/readyz": Route("ready", _LOOK),
     "/metrics": Route("metrics", _LOOK),
+    "/openapi.json": Route("openapi", _LOOK),
+    "/docs": Route("docs", _LOOK),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
     "/v1/responses": Route("responses", ("POST",)),
@@ -91,6 +93,15 @@ _ELSEWHERE = {
     "/v1/evals": "Evaluate in the client.",
     "/v1/organization": "Keys and limits are in the gateway's configuration, counts at /metrics.",
 }
+
+
+def table() -> dict[str, tuple[str, ...]]:
+    """The methods at every path, with {} for what differs."""
+    paths = {path: route.methods for path, route in _EXACT.items()}
+    paths |= {prefix + "{}": methods for prefix, (_, methods) in _BELOW.items()}
+    return paths | {
+        prefix + "{}" + last: methods for (prefix, last), (_, methods) in _PARTS.items()
+    }
 
 
 def find(path: str) -> Route | None:
