@@ -182,7 +182,7 @@ class HttpApp:
         key = hd.key(headers)
         wish, keyed = hd.wish(headers), bool(key)
         if route.endpoint is None:
-            draft = await self._responses.draft(body, wish=wish, caller=caller, keyed=keyed)
+            draft = await self._desk.responses.draft(body, wish=wish, caller=caller, keyed=keyed)
         else:
             draft = self._desk.intake.draft(
                 body, route.endpoint, wish=wish, caller=caller, keyed=keyed

@@ -1,44 +1,31 @@
-"""What there is at /v1/responses: how a request comes in, and what can be asked of a response afterwards."""
+"""What there is at /v1/responses: how a client hears of its request, and what can be asked of a response afterwards."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
-
-import msgspec
-
-from gateway import body as bd
 from gateway import exchange as ex
 from gateway import headers as hd
 from gateway import openai
 from gateway.asgi import JSON, Send, answer
 from gateway.call import Call
 from gateway.desk import Desk
-from gateway.intake import BYTE_ORDER_MARK, Draft, Wish
 from gateway.keys import Caller
 from gateway.live import Live
-from gateway.responses import chain
 from gateway.responses import from_chat as fc
-from gateway.responses.asked import asked_of, encode, input_items, required, written
+from gateway.responses.asked import asked_of, input_items, required
+from gateway.responses.ended import ended_body
 from gateway.responses.exchange import (
     StreamedResponse,
     WholeResponse,
-    ended_body,
     replay,
     tell_ended,
 )
-from gateway.responses.fields import Json
-from gateway.responses.to_chat import field_of, translated
 from gateway.store import Found, StoredRequest
-from qlm_core.endpoint import Endpoint
 from qlm_core.errors import InvalidRequest, NotFound
 from qlm_core.model import RequestId
 
 # Of the input items of one response, as OpenAI's API lists them.
 _LISTED_MAX = 100
 _LISTED = 20
-# Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way.
-_NOT_DIGESTED = ("stream", "stream_options", "background")
 
 Query = dict[str, str]
 
@@ -48,49 +35,8 @@ class Responses:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._limits = desk.config.gateway.limits
 
-    # ---------------------------------------------------------------- a request comes in
-
-    async def draft(self, body: bytes, *, wish: Wish, caller: Caller, keyed: bool) -> Draft:
-        """The chat that a request becomes. Raises InvalidRequest, UnknownModel, Unavailable.
-
-        Args:
-            keyed: whether it comes under an idempotency key, which belongs to its content.
-        """
-        body = body.removeprefix(BYTE_ORDER_MARK)
-        fields = bd.parse(body)
-        read = translated(fields, items_max=self._limits.response_items_max)
-        sight, most = self._desk.sight, self._limits.response_chain_max
-        items = await chain.resolved(read.items, sight, caller, most=most)
-        read = replace(read, items=items)
-        before: list[Json] = []
-        if read.previous:
-            id = RequestId(read.previous)
-            before = await chain.conversation(sight, id, caller, self._limits)
-        chat = _as_written(read.chat, body, fields) | {"messages": read.messages(before)}
-        if read.within_s is not None and wish.e2e_s is None:
-            wish = replace(wish, e2e_s=read.within_s)
-        try:
-            draft = self._desk.intake.draft(
-                encode(chat), Endpoint.CHAT_COMPLETIONS, wish=wish, caller=caller, keyed=keyed
-            )
-        except InvalidRequest as error:
-            error.field = field_of(error.field)
-            raise
-        return replace(
-            draft,
-            asked=written(
-                read.told,
-                items,
-                previous=read.previous,
-                background=read.background,
-                stored=read.stored,
-            ),
-            kept=read.stored,
-            background=read.background,
-            fingerprint=_fingerprint(draft.fingerprint, fields) if keyed else "",
-        )
+    # ---------------------------------------------------------------- a request has come in
 
     async def accepted(self, live: Live, headers: hd.Headers, send: Send) -> None:
         """Tell a client that does not wait where its response stands."""
@@ -227,22 +173,8 @@ def exchange_of(live: Live, *, stream: bool) -> type[ex.Exchange]:
     return ex.Streamed if stream else ex.Whole
 
 
-def _as_written(chat: Json, body: bytes, fields: Json) -> Json:
-    """The fields of a chat, those that are passed on as they were written."""
-    raw = bd.raw_fields(body)
-    passed = [name for name in chat if name in raw and chat[name] is fields[name]]
-    return chat | {name: raw[name] for name in passed}
-
-
 def _unknown(id: RequestId) -> NotFound:
     return NotFound(f"Response with id {id[:64]!r} not found.")
-
-
-def _fingerprint(of_chat: str, fields: Json) -> str:
-    """A digest of all that was asked for, apart from any chat's."""
-    asked = {key: value for key, value in fields.items() if key not in _NOT_DIGESTED}
-    said = msgspec.json.encode(["responses", of_chat, asked], order="sorted")
-    return hashlib.sha256(said).hexdigest()
 
 
 def _flag(query: Query, name: str) -> bool:
