@@ -89,6 +89,21 @@ async def test_a_line_goes_on_from_a_response_that_is_kept() -> None:
         assert refused["body"]["error"]["code"] == "previous_response_not_found"
 
 
+async def test_a_line_takes_as_much_room_as_its_conversation() -> None:
+    async with bed() as one:
+        one.agent.answer("x" * 10_000)
+        first = await one.client.responses.create(model="tiny", input="Hello?")
+        one.answer(lambda payload, said: None)
+        lines = [line("a", previous_response_id=first.id)]
+        batch = await one.create(lines, endpoint=RESPOND)
+        await soon(lambda: len(one.agent.payloads) == 2)
+        releaser = one.fleet.gateway.batches._releaser
+        assert releaser.held_bytes > 10_000
+        one.agent.say(one.agent.payloads[1], "y", finish="stop")
+        await one.until(batch)
+        assert releaser.held_bytes == 0
+
+
 async def test_anothers_response_is_none_to_go_on_from() -> None:
     async with bed(api_keys=KEYS) as one:
         one.agent.answer("Four.")
