@@ -86,7 +86,7 @@ class Admission:
         """
         self._admit_own(draft, own_requests, now_s)
         share = self._share(draft.slo.ttft_s)
-        size = len(draft.body)
+        size = draft.held_bytes
         bytes_max = max(self._limits.body_bytes_max, int(share * self.bodies.bytes_max))
         by_limit = {
             "open_requests_max": math.ceil(share * self._limits.open_requests_max) - open_requests,

@@ -64,6 +64,11 @@ def parse(body: bytes) -> Json:
     return fields
 
 
+def raw_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body that can be parsed, each as it was written: numbers keep their digits."""
+    return _decode_shallow(body)
+
+
 def check_prompt(fields: Json, endpoint: Endpoint) -> Any:
     """The prompt or the messages, after checking that there are any, of the right form; None for given embeddings.
 

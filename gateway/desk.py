@@ -18,6 +18,7 @@ from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.queue_view import explanation_of, view_of
+from gateway.responses.drafting import ResponseIntake
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import StoredRequest
@@ -38,6 +39,7 @@ class Desk:
     config: Config
     driver: Driver
     intake: Intake
+    responses: ResponseIntake
     solver: SolverLink
     metrics: Metrics
     keys: ApiKeys

@@ -2,6 +2,7 @@
 
 Checks who calls and finds the route. What has a resource of its own (`gateway.resources`) is answered by that. Of a
 request to a model the body is read and submitted, and an `Exchange` answers it; what GET asks for elsewhere is looked up.
+A request to /v1/responses becomes one to a model (`gateway.responses`).
 Every error is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and
 routes are described in docs/api.md.
 """
@@ -14,13 +15,13 @@ from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
-from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up, telling
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, telling
 from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.connections import Connections
 from gateway.cors import Cors
 from gateway.desk import Desk
-from gateway.exchange import SSE, Streamed, Whole
+from gateway.exchange import SSE, run
 from gateway.intake import Draft
 from gateway.keys import Caller
 from gateway.later import acknowledge
@@ -28,11 +29,12 @@ from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.refusing import refuse
 from gateway.resources import resources
+from gateway.responses.door import Responses, exchange_of
 from gateway.routes import Route
 from gateway.shapes import chunk_of
+from gateway.store import Found
 from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
-from qlm_core.endpoint import Endpoint
 from qlm_core.errors import NotFound, QlmError, QueueFull
 from qlm_core.model import RequestId
 
@@ -56,6 +58,7 @@ class HttpApp:
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
         self._metrics_open = is_loopback(desk.config.gateway.http_listen)
+        self._responses = Responses(desk)
         self._cors = Cors(desk.config.gateway.cors_origins, exposed=hd.EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,8 +116,8 @@ class HttpApp:
                 send=send,
             )
             await resource.answer(call)
-        elif route.endpoint is not None:
-            await self._run(route.endpoint, caller, headers, receive, send)
+        elif method == "POST":
+            await self._run(route, caller, headers, receive, send)
         else:
             status, body, kind = await self._look(route, caller)
             await answer(send, status, body, [(b"content-type", kind)])
@@ -173,15 +176,22 @@ class HttpApp:
     # ---------------------------------------------------------------- generation
 
     async def _run(
-        self, endpoint: Endpoint, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
+        self, route: Route, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
         body = await self._bodies.read(headers, receive)
         key = hd.key(headers)
-        at_once = hd.flag(headers, b"x-qlm-async") or hd.prefers_async(headers)
-        durable = hd.flag(headers, b"x-qlm-durable") or bool(key) or at_once
-        draft = self._desk.intake.draft(
-            body, endpoint, wish=hd.wish(headers), caller=caller, keyed=bool(key)
+        wish, keyed = hd.wish(headers), bool(key)
+        if route.endpoint is None:
+            draft = await self._desk.responses.draft(body, wish=wish, caller=caller, keyed=keyed)
+        else:
+            draft = self._desk.intake.draft(
+                body, route.endpoint, wish=wish, caller=caller, keyed=keyed
+            )
+        # A response in the background has an acknowledgement of its own.
+        at_once = not draft.background and (
+            hd.flag(headers, b"x-qlm-async") or hd.prefers_async(headers)
         )
+        durable = hd.flag(headers, b"x-qlm-durable") or keyed or at_once or draft.background
         send = telling(send, hd.clamped(draft.clamped))
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
@@ -207,7 +217,10 @@ class HttpApp:
                 # Its client hangs up then; work beyond that would be for nobody.
                 draft = replace(draft, ttl_s=patience_s)
             live = driver.submit(draft, watched=draft.stream, connections=self._connections.seats)
-        exchange = (Streamed if draft.stream else Whole)(
+        if live.request.asked and draft.background and not draft.stream:
+            await self._responses.accepted(live, headers, send)
+            return
+        exchange = exchange_of(live, stream=draft.stream)(
             self._desk,
             live,
             headers,
@@ -215,12 +228,7 @@ class HttpApp:
             include_usage=draft.include_usage,
             patience_s=patience_s,
         )
-        gone = asyncio.create_task(hung_up(receive))
-        gone.add_done_callback(exchange.hang_up)
-        try:
-            await exchange.run()
-        finally:
-            gone.cancel()
+        await run(exchange, receive)
 
     async def _turn_away(self, headers: hd.Headers, send: Send) -> None:
         """Answer that there are too many connections, and close this one."""
@@ -239,7 +247,10 @@ class HttpApp:
         retry_after_s = self._desk.driver.retry_after_s
         problem = problem_of_end(end.record, retry_after_s, request.endpoint)
         extra = hd.answered(headers, id, end.record)
-        if problem is not None:
+        if request.asked and (problem is None or draft.background):
+            found = Found(request, end)
+            await self._responses.tell_ended(found, headers, send, stream=draft.stream)
+        elif problem is not None:
             await self._refuse(problem, send, headers, extra)
         elif draft.stream:
             chunk = openai.event(chunk_of(end.answer, request.endpoint))

@@ -34,7 +34,8 @@ SECONDS_MIN = 0.001
 # Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
 # name is digested separately, as it may also be said beside the body.
 _NOT_DIGESTED = ("model", "stream", "stream_options")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Some clients on Windows begin a body with it, and engines overlook it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class Draft:
         fingerprint: a digest of what is asked for, "" unless one was wanted.
         caller: who asks.
         clamped: what was brought within its range, by name, with what it is now, in seconds.
+        asked, kept: as of the `StoredRequest` that it becomes.
+        background: its client does not wait for the answer.
     """
 
     endpoint: Endpoint
@@ -90,6 +93,14 @@ class Draft:
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
     clamped: tuple[tuple[str, float], ...] = ()
+    asked: bytes = b""
+    kept: bool = False
+    background: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory while it is open."""
+        return len(self.body) + len(self.asked)
 
     def accepted(self, time_s: float, *, key: str = "") -> StoredRequest:
         """The request that it becomes, under a new id.
@@ -97,8 +108,9 @@ class Draft:
         Args:
             time_s: now, as the store counts.
         """
+        prefix = "resp_" if self.asked else f"{self.endpoint.id_prefix}-"
         return StoredRequest(
-            id=RequestId(f"{self.endpoint.id_prefix}-{os.urandom(12).hex()}"),
+            id=RequestId(prefix + os.urandom(12).hex()),
             endpoint=self.endpoint,
             model=self.model,
             slo_class=self.slo_class,
@@ -115,6 +127,8 @@ class Draft:
             owner=self.caller.tenant,
             fingerprint=self.fingerprint,
             created_unix_s=int(time.time()),
+            asked=self.asked,
+            kept=self.kept,
         )
 
 
@@ -184,8 +198,7 @@ class Intake:
                 "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
                 code="body_too_large",
             )
-        # Some clients on Windows begin with it, and engines overlook it.
-        body = body.removeprefix(_BYTE_ORDER_MARK)
+        body = body.removeprefix(BYTE_ORDER_MARK)
         fields = bd.parse(body)
         name, model_len = self._model(fields.get("model") if model is None else model, caller)
         # The length of a model that only agents know is a guess, by which nothing is refused.

@@ -92,13 +92,20 @@ class Keeper:
         assert self._clock is not None, "the store is not open"
         return self._clock.read(self._loop.time())
 
-    async def keep_end(self, end: StoredEnd) -> StoredEnd:
-        """Store an end, however long that takes; returns what is stored of it."""
+    async def keep_end(self, end: StoredEnd, request: StoredRequest | None = None) -> StoredEnd:
+        """Store an end, however long that takes; returns what is stored of it.
+
+        Args:
+            request: what ended, where the store does not have it yet.
+        """
         self._ends_waiting += 1
         try:
             while True:
                 try:
-                    await self._store.end(end)
+                    if request is None:
+                        await self._store.end(end)
+                    else:
+                        await self._store.keep(request, end)
                     break
                 except StoreError as error:
                     self._fails(error)

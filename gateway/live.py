@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from gateway.budget import Budget
-from gateway.shapes import answer_of, framer_of
+from gateway.shapes import Folded, answer_of, framer_of
 from gateway.store import StoredEnd, StoredRequest
 from gateway.trail import Trail
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.messages import Chunk, Payload
-from qlm_core.model import Estimate
+from qlm_core.model import Estimate, Phase
 
 FOLD_BYTES = 65_536
 # A client for which less waits is not one that lags, and neither is one that has taken something this lately: after a
@@ -208,7 +208,7 @@ class Live:
         self.estimated: asyncio.Future[None] | None = None
         self._framer = framer_of(request, running_usage=running_usage)
         self._followers: list[Follower] = []
-        self._answer = answer_of(request.endpoint)
+        self._answer = self._new_answer()
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
         self._trail = Trail()
@@ -265,7 +265,7 @@ class Live:
         """Forget the output so far."""
         self._raw = []
         self._raw_bytes = self._folded_bytes = 0
-        self._answer = answer_of(self.request.endpoint)
+        self._answer = self._new_answer()
         self._trail.clear()
 
     @property
@@ -295,7 +295,7 @@ class Live:
         """Several chunks as one."""
         if len(outputs) == 1:
             return outputs[0]
-        answer = answer_of(self.request.endpoint)
+        answer = self._new_answer()
         for output in outputs:
             answer.fold(output.data)
         tokens = sum(output.tokens for output in outputs)
@@ -341,6 +341,13 @@ class Live:
         if not self.ended.done():
             self.ended.set_exception(Unavailable(reason))
             self.ended.exception()  # nobody need be waiting for it
+
+    def keeps(self, record: EndRecord) -> bool:
+        """Whether this end is stored although the request is not: its client may ask for the answer again."""
+        return self.request.kept and record.phase is Phase.FINISHED
+
+    def _new_answer(self) -> Folded:
+        return answer_of(self.request.endpoint, in_turns=bool(self.request.asked))
 
     @property
     def _shows(self) -> bool:

@@ -8,6 +8,7 @@ from gateway.desk import Desk
 from gateway.files.door import FilesDoor
 from gateway.openapi.door import DescriptionDoor
 from gateway.requests_door import RequestsDoor
+from gateway.responses.door import Responses
 from gateway.uploads import Uploads
 
 
@@ -16,6 +17,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     files = FilesDoor(desk, uploads)
     batches = BatchesDoor(desk, uploads)
     requests = RequestsDoor(desk)
+    responses = Responses(desk)
     description = DescriptionDoor()
     return {
         "files": files,
@@ -28,4 +30,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "docs": description,
         "requests": requests,
         "request": requests,
+        "response": responses,
+        "response_cancel": responses,
+        "response_input_items": responses,
     }

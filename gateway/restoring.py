@@ -1,4 +1,4 @@
-"""Whether a request that was accepted in an earlier life of the gateway can be taken up again.
+"""Taking up again what was accepted in an earlier life of the gateway: whether a request can be, and many of them at once.
 
 An older release may have let in what would be refused today; an agent must not be given that.
 """

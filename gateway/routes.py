@@ -49,6 +49,7 @@ _EXACT = {
     "/docs": Route("docs", _LOOK),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
+    "/v1/responses": Route("responses", ("POST",)),
     "/v1/requests": Route("requests", _LOOK),
     "/v1/files": Route("files", (*_LOOK, "POST")),
     "/v1/batches": Route("batches", (*_LOOK, "POST")),
@@ -57,6 +58,7 @@ _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),
+    "/v1/responses/": ("response", (*_LOOK, "DELETE")),
     "/v1/files/": ("file", (*_LOOK, "DELETE")),
     "/v1/batches/": ("batch", _LOOK),
 }
@@ -64,14 +66,17 @@ _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
 _PARTS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("/v1/files/", "/content"): ("file_content", _LOOK),
     ("/v1/batches/", "/cancel"): ("batch_cancel", ("POST",)),
+    ("/v1/responses/", "/cancel"): ("response_cancel", ("POST",)),
+    ("/v1/responses/", "/input_items"): ("response_input_items", _LOOK),
 }
 
 # Parts of OpenAI's API and its relatives' that are not here, by the beginning of their path, and what serves instead.
 _ELSEWHERE = {
-    "/v1/responses": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/assistants": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/threads": "Use POST /v1/chat/completions, with the whole conversation in messages.",
-    "/v1/conversations": "Use POST /v1/chat/completions, with the whole conversation in messages.",
+    "/v1/conversations": "Use POST /v1/responses with previous_response_id, or with the whole conversation in input.",
+    "/v1/responses/compact": "Send a shorter conversation in input.",
+    "/v1/responses/input_tokens": "Tokens are counted by engines; usage.input_tokens of a response tells how many there were.",
     "/v1/chat/completions/": "Answers are kept for requests with x-qlm-durable: true; get them at /v1/requests/ID.",
     "/v1/uploads": "Send the file in one piece to POST /v1/files.",
     "/v1/edits": "Use POST /v1/chat/completions.",
@@ -103,14 +108,15 @@ def find(path: str) -> Route | None:
     """The route of a path; None where there is nothing."""
     path = tidy(path)
     route = _EXACT.get(path)
-    if route is None:
-        for (prefix, last), (name, methods) in _PARTS.items():
-            if path.startswith(prefix) and path.endswith(last) and len(path) > len(prefix + last):
-                return Route(name, methods, path[len(prefix) : -len(last)])
-        for prefix, (name, methods) in _BELOW.items():
-            if path.startswith(prefix):
-                return Route(name, methods, path.removeprefix(prefix))
-    return route
+    if route is not None or path in _ELSEWHERE:
+        return route
+    for (prefix, last), (name, methods) in _PARTS.items():
+        if path.startswith(prefix) and path.endswith(last) and len(path) > len(prefix + last):
+            return Route(name, methods, path[len(prefix) : -len(last)])
+    for prefix, (name, methods) in _BELOW.items():
+        if path.startswith(prefix):
+            return Route(name, methods, path.removeprefix(prefix))
+    return None
 
 
 def tidy(path: str) -> str:

@@ -33,6 +33,7 @@ from gateway.listeners import (
 )
 from gateway.metrics import Gauge, Metrics
 from gateway.open_files import Room, make_room
+from gateway.responses.drafting import ResponseIntake
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
@@ -120,12 +121,15 @@ class Gateway:
         )
         intake, keys = Intake(config, self._solver.models), ApiKeys(section)
         self.webhooks = Webhooks(section, self.store, self._metrics, time_s=keeper.time_s)
+        sight = Sight(self.driver, self.store)
+        responses = ResponseIntake(intake, sight, section.limits)
         self.batches = Batches(
             config,
             store=self.store,
             files=self.files,
             driver=self.driver,
             intake=intake,
+            responses=responses,
             keys=keys,
             solver=self._solver,
             metrics=self._metrics,
@@ -137,10 +141,11 @@ class Gateway:
             config=config,
             driver=self.driver,
             intake=intake,
+            responses=responses,
             solver=self._solver,
             metrics=self._metrics,
             keys=keys,
-            sight=Sight(self.driver, self.store),
+            sight=sight,
             files=self.files,
             batches=BatchDesk(self.batches),
             rejections=rejections,

@@ -48,9 +48,15 @@ class Frames(Protocol):
         """What reports token usage after the output; b"" for nothing."""
 
 
-def answer_of(endpoint: Endpoint) -> Folded:
-    """An empty answer."""
-    return Answer(chat=endpoint.chat) if endpoint.generates else MeasuredAnswer()
+def answer_of(endpoint: Endpoint, *, in_turns: bool = False) -> Folded:
+    """An empty answer.
+
+    Args:
+        in_turns: it is read as parts in order, so what is folded says where that is not the usual one.
+    """
+    if not endpoint.generates:
+        return MeasuredAnswer()
+    return Answer(chat=endpoint.chat, in_turns=in_turns)
 
 
 def framer_of(request: StoredRequest, *, running_usage: bool) -> Frames:

@@ -163,15 +163,19 @@ class StoreConfig(Section, frozen=True, kw_only=True):
 class GatewayLimits(Section, frozen=True, kw_only=True):
     """Bounds on what one gateway accepts and holds.
 
-    prompts_max: prompts in one completion. waiting_bytes_max: bodies of all open requests. uploading_bytes_max: bodies that are
-    still arriving. stream_backlog_bytes_max: output that one stream's client has not taken. unread_bytes_max: the same of all
-    clients. header_s_max, idle_s_max, write_s_max: how long a client may take for the head of a request, between two requests,
-    and without reading anything of an answer. webhook_tries_max, webhook_backlog_max: of one webhook so many deliveries are
-    tried at a time, and so many wait at most. webhook_s_max: how long one try may take.
+    prompts_max: prompts in one completion. response_items_max: input items of one response. response_chain_max: responses that
+    one goes on from by `previous_response_id`, one after the other. waiting_bytes_max: bodies of all open requests.
+    uploading_bytes_max: bodies that are still arriving. stream_backlog_bytes_max: output that one stream's client has not
+    taken. unread_bytes_max: the same of all clients. header_s_max, idle_s_max, write_s_max: how long a client may take for the
+    head of a request, between two requests, and without reading anything of an answer. webhook_tries_max,
+    webhook_backlog_max: of one webhook so many deliveries are tried at a time, and so many wait at most. webhook_s_max: how
+    long one try may take.
     """
 
     body_bytes_max: int = 8_388_608
     prompts_max: int = 4_096
+    response_items_max: int = 4_096
+    response_chain_max: int = 256
     body_s_max: float = 60.0
     header_bytes_max: int = 65_536
     headers_max: int = 128

@@ -69,6 +69,8 @@ _ABOVE_0 = (
     "report_interval_s",
     "request_ttl_s",
     "requests_max",
+    "response_chain_max",
+    "response_items_max",
     "restart_backoff_s",
     "slo_ttft_s_max",
     "solve_work",

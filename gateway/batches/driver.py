@@ -22,6 +22,7 @@ from msgspec.structs import replace
 import failpoints
 from gateway.batches import restoring, rows
 from gateway.batches.bulk import Bulk
+from gateway.batches.drafting import Drafter
 from gateway.batches.index import Fault, Index, Scan
 from gateway.batches.opened import OpenBatch
 from gateway.batches.releasing import Releaser
@@ -36,6 +37,7 @@ from gateway.files.checks import LINE_REST_BYTES
 from gateway.intake import Intake
 from gateway.keys import ApiKeys
 from gateway.metrics import Gauge, Metrics
+from gateway.responses.drafting import ResponseIntake
 from gateway.solver_link import SolverLink
 from gateway.store import Database, Store, StoreError
 from gateway.webhooks.driver import Webhooks
@@ -77,6 +79,7 @@ class Batches:
         files: FileStore,
         driver: Driver,
         intake: Intake,
+        responses: ResponseIntake,
         keys: ApiKeys,
         solver: SolverLink,
         metrics: Metrics,
@@ -108,7 +111,7 @@ class Batches:
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            intake,
+            Drafter(intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,

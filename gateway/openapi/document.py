@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.openapi import kept, models, service, standing, told
+from gateway.openapi import kept, models, responses, service, standing, told
 from gateway.openapi.operation import JSON_TYPE, Answer, Json, Operation, ref
 
-_PARTS = (models, standing, kept, service, told)
+_PARTS = (models, responses, standing, kept, service, told)
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation for part in _PARTS for operation in part.OPERATIONS
 )
@@ -16,6 +16,7 @@ _SCHEMAS = {name: schema for part in _PARTS for name, schema in part.SCHEMAS.ite
 
 _TAGS = {
     "Text": "Text that a model generates.",
+    "Responses": "Answers as items, kept for the next turn.",
     "Measures": "Texts that a model measures.",
     "Models": "What there is to ask.",
     "Files": "What batches read and write.",

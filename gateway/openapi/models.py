@@ -17,7 +17,7 @@ from gateway.openapi.operation import (
     whole,
 )
 
-_RUN_HEADERS = (
+RUN_HEADERS = (
     "SloClass",
     "SloTtft",
     "SloTpot",
@@ -31,11 +31,11 @@ _RUN_HEADERS = (
     "Prefer",
     "RequestId",
 )
-_RUN_ANSWER = ("RequestId", "OwnId", "QueueDuration", "EstimatedWait", "Clamped")
-_LATER = Answer(
+RUN_ANSWER = ("RequestId", "OwnId", "QueueDuration", "EstimatedWait", "Clamped")
+LATER = Answer(
     text="Stored, where the client does not wait for the answer; `location` says where it will be.",
     schema="Request",
-    headers=(*_RUN_ANSWER, "Location", "RetryAfter", "RetryAfterMs", "PreferenceApplied"),
+    headers=(*RUN_ANSWER, "Location", "RetryAfter", "RetryAfterMs", "PreferenceApplied"),
 )
 _EVENTS = {
     EVENTS_TYPE: text(
@@ -53,15 +53,15 @@ def _run(path: str, name: str, tag: str, id: str, summary: str, *, streams: bool
         summary=summary,
         text="Fields that are not named here reach the engine unchanged, and what it answers beside these comes back.",
         body=f"{name}Request",
-        headers=_RUN_HEADERS,
+        headers=RUN_HEADERS,
         answers={
             "200": Answer(
                 text="The answer.",
                 schema=name,
                 types=_EVENTS if streams else {},
-                headers=_RUN_ANSWER,
+                headers=RUN_ANSWER,
             ),
-            "202": _LATER,
+            "202": LATER,
         },
     )
 
@@ -98,12 +98,12 @@ OPERATIONS = (
     ),
 )
 
-_MODEL = text("A model that is served.")
+MODEL = text("A model that is served.")
 _USAGE = record(
     {"prompt_tokens": whole("Tokens of the prompt."), "total_tokens": whole("All tokens.")},
     {"completion_tokens": whole("Tokens of the output.")},
 )
-_TIER = maybe(
+TIER = maybe(
     text(
         "Selects an SLO class: one of OpenAI's (`auto`, `default`, `flex`, `scale`, `priority`, `fast`), another that the "
         "configuration lists, or the name of a class."
@@ -114,7 +114,7 @@ _GENERATING: Json = {
     "stream_options": maybe(
         record({}, {"include_usage": truth("Whether the last chunk has the usage.")})
     ),
-    "service_tier": _TIER,
+    "service_tier": TIER,
     "user": maybe(text("Who asks, where no header says it.")),
     "temperature": maybe(number("Of sampling.")),
     "stop": {"description": "Text, or a list of texts, at which the output ends."},
@@ -130,7 +130,7 @@ _HEAD = {
     "model": text("As it was asked for."),
 }
 _MEASURED_OPTIONS: Json = {
-    "service_tier": _TIER,
+    "service_tier": TIER,
     "user": maybe(text("Who asks, where no header says it.")),
     "truncate_prompt_tokens": maybe(whole("Texts are cut to so many tokens; -1: to what fits.")),
 }
@@ -138,7 +138,7 @@ _MEASURED_OPTIONS: Json = {
 SCHEMAS: dict[str, Json] = {
     "ChatRequest": record(
         {
-            "model": _MODEL,
+            "model": MODEL,
             "messages": lists(
                 record(
                     {"role": text("Whose it is.")},
@@ -176,7 +176,7 @@ SCHEMAS: dict[str, Json] = {
         {"service_tier": text("The tier that was used.")},
     ),
     "CompletionRequest": record(
-        {"model": _MODEL},
+        {"model": MODEL},
         _GENERATING
         | {
             "prompt": _TEXTS | {"type": ["string", "array", "null"]},
@@ -202,7 +202,7 @@ SCHEMAS: dict[str, Json] = {
         {"service_tier": text("The tier that was used.")},
     ),
     "EmbeddingsRequest": record(
-        {"model": _MODEL},
+        {"model": MODEL},
         _MEASURED_OPTIONS
         | {
             "input": _TEXTS,
@@ -230,7 +230,7 @@ SCHEMAS: dict[str, Json] = {
         _HEAD | {"usage": _USAGE},
     ),
     "ScoreRequest": record(
-        {"model": _MODEL},
+        {"model": MODEL},
         _MEASURED_OPTIONS
         | {
             "text_1": _TEXTS,
@@ -246,7 +246,7 @@ SCHEMAS: dict[str, Json] = {
     ),
     "RerankRequest": record(
         {
-            "model": _MODEL,
+            "model": MODEL,
             "query": _TEXTS,
             "documents": _TEXTS | {"description": "Texts, or objects with a text."},
         },

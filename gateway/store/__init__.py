@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from gateway.store.base import (
+    Back,
     Ending,
     Endings,
+    Found,
     Kept,
+    Most,
     Opened,
     Store,
     StoredEnd,
@@ -20,11 +23,14 @@ from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
 
 __all__ = [
+    "Back",
     "Database",
     "Ending",
     "Endings",
+    "Found",
     "Kept",
     "MemoryStore",
+    "Most",
     "Opened",
     "Seen",
     "SqliteStore",

@@ -10,6 +10,7 @@ added.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -51,6 +52,9 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
         fingerprint: a digest of what was asked for; "" where nobody noted it.
         created_unix_s: when it came by the wall clock, whole Unix seconds, as answers tell it; 0 where nobody noted it.
         batch: the batch that it is a line of; "" for a request by itself. Lines are stored with their batch.
+        asked: of a request to /v1/responses what is kept of it beside the chat that it became (`gateway.responses.asked`);
+            empty for others. It stays when the request has ended.
+        kept: whether its end is stored even where the request itself is not.
     """
 
     id: RequestId
@@ -71,6 +75,13 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
     created_unix_s: int = 0
     batch: BatchId = BatchId("")
+    asked: bytes = b""
+    kept: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory while it is open."""
+        return len(self.body) + len(self.asked)
 
     @property
     def created(self) -> int:
@@ -101,6 +112,28 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
 def owned_key(owner: str, key: str) -> str:
     """An idempotency key of somebody's as the store has it."""
     return f"{owner}/{key}"
+
+
+class Found(NamedTuple):
+    """A request that the store has, and how it ended, if it has."""
+
+    request: StoredRequest
+    end: StoredEnd | None
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept of what was asked and answered."""
+        return len(self.request.asked) + (0 if self.end is None else len(self.end.answer))
+
+
+class Most(NamedTuple):
+    """How much of a chain is read."""
+
+    rows: int
+    kept_bytes: int
+
+
+Back = Callable[[StoredRequest], RequestId | None]
 
 
 class Kept(NamedTuple):
@@ -186,10 +219,13 @@ class Store(Protocol):
         The request is found by its id as before. False if it is unknown or had ended.
         """
 
+    async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
+        """Keep a request that was not stored before, with its end and without its body. False if its id is known."""
+
     async def open_requests(self) -> list[StoredRequest]:
         """All requests without a terminal record, in order of arrival; those that cannot be read are set aside."""
 
-    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
+    async def find(self, id: RequestId) -> Found | None:
         """A request and how it ended, if it is here. Raises SetAside for one that cannot be read."""
 
     async def find_key(self, owned_key: str) -> RequestId | None:
@@ -206,6 +242,17 @@ class Store(Protocol):
                 part.
             limit: how many at most. There may be fewer although there are more.
         """
+
+    async def chain(self, id: RequestId, back: Back, most: Most) -> list[Found]:
+        """A request, and from each found one the one that `back` names, until it names none, one that is not here or
+        cannot be read, or until there are so many.
+
+        Args:
+            most: nothing is read beyond the row with which either number is reached.
+        """
+
+    async def forget(self, id: RequestId) -> bool:
+        """Delete a request that has ended; its key is free. False if it is unknown, open or set aside."""
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         """Keep a request as it is from now on, to be found by nobody but an operator.

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from gateway.store.base import Ending, Endings, Kept, Opened, StoredEnd, StoredRequest
+from gateway.store.base import (
+    Back,
+    Ending,
+    Endings,
+    Found,
+    Kept,
+    Most,
+    Opened,
+    StoredEnd,
+    StoredRequest,
+)
 from gateway.store.clock import Seen
 from gateway.store.database import Database, MemoryDatabase
 from qlm_core.errors import SetAside
@@ -60,6 +70,12 @@ class MemoryStore:
             self._forget(next(iter(self._ends)))
         return True
 
+    async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
+        if request.id in self._requests:
+            return False
+        self._requests[request.id] = request
+        return await self.end(end)
+
     async def open_requests(self) -> list[StoredRequest]:
         waiting = [
             request
@@ -68,11 +84,29 @@ class MemoryStore:
         ]
         return sorted(waiting, key=lambda request: request.arrived_at)
 
-    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
+    async def find(self, id: RequestId) -> Found | None:
         if id in self._aside:
             raise SetAside(id)
         request = self._requests.get(id)
-        return None if request is None else (request, self._ends.get(id))
+        return None if request is None else Found(request, self._ends.get(id))
+
+    async def chain(self, id: RequestId, back: Back, most: Most) -> list[Found]:
+        found: list[Found] = []
+        next_id: RequestId | None = id
+        size = 0
+        while next_id is not None and next_id in self._requests and next_id not in self._aside:
+            found.append(Found(self._requests[next_id], self._ends.get(next_id)))
+            size += found[-1].kept_bytes
+            if len(found) >= most.rows or size >= most.kept_bytes:
+                break
+            next_id = back(found[-1].request)
+        return found
+
+    async def forget(self, id: RequestId) -> bool:
+        if id not in self._ends or id in self._aside:
+            return False
+        self._forget(id)
+        return True
 
     async def find_key(self, owned_key: str) -> RequestId | None:
         return self._keys.get(owned_key)

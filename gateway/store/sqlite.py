@@ -15,9 +15,12 @@ from typing import NamedTuple
 
 from gateway.store import schema
 from gateway.store.base import (
+    Back,
     Ending,
     Endings,
+    Found,
     Kept,
+    Most,
     Opened,
     StoredEnd,
     StoredRequest,
@@ -50,6 +53,23 @@ _BUMP = """
 INSERT INTO facts VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
 WHERE typeof(value) = 'integer' RETURNING value
 """
+
+
+class _Row(NamedTuple):
+    """A row as it stands in the table."""
+
+    rowid: int
+    id: RequestId
+    head: object
+    body: object
+    ended_at: object
+    ended: object
+    aside: object
+
+    def read(self) -> Found:
+        """What it says. Raises UnreadableRowError."""
+        request = read_request(self.id, self.head, self.body)
+        return Found(request, None if self.ended_at is None else read_end(request, self.ended))
 
 
 class _Unreadable(NamedTuple):
@@ -140,6 +160,26 @@ class SqliteStore:
 
         return await self._opened.write(work)
 
+    async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
+        row = (
+            request.id,
+            request.arrived_at,
+            head_of(request),
+            request.owner,
+            end.ended_at,
+            ended_of(end),
+        )
+        return await self._opened.write(
+            lambda connection: (
+                connection.execute(
+                    "INSERT INTO requests (id, arrived_at, head, body, owner, ended_at, ended) "
+                    "VALUES (?, ?, ?, x'', ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                    row,
+                ).rowcount
+                == 1
+            )
+        )
+
     async def open_requests(self) -> list[StoredRequest]:
         def work(connection: sqlite3.Connection) -> tuple[list[StoredRequest], list[_Unreadable]]:
             found: list[StoredRequest] = []
@@ -162,24 +202,47 @@ class SqliteStore:
             await self._set_aside(unreadable)
         return found
 
-    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
-        row = await self._opened.read(
-            lambda connection: connection.execute(
-                "SELECT rowid, head, body, ended_at, ended, aside FROM requests WHERE id = ?", (id,)
-            ).fetchone()
-        )
+    async def find(self, id: RequestId) -> Found | None:
+        row = await self._opened.read(lambda connection: _row(connection, id))
         if row is None:
             return None
-        rowid, head, body, ended_at, ended, aside = row
-        if aside is not None:
+        if row.aside is not None:
             raise SetAside(id)
         try:
-            request = read_request(id, head, body)
-            end = None if ended_at is None else read_end(request, ended)
+            return row.read()
         except UnreadableRowError as error:
-            await self._set_aside([_Unreadable(rowid, id, str(error))])
+            await self._set_aside([_Unreadable(row.rowid, id, str(error))])
             raise SetAside(id) from None
-        return request, end
+
+    async def chain(self, id: RequestId, back: Back, most: Most) -> list[Found]:
+        def work(connection: sqlite3.Connection) -> list[Found]:
+            found: list[Found] = []
+            next_id: RequestId | None = id
+            size = 0
+            while next_id is not None and len(found) < most.rows and size < most.kept_bytes:
+                row = _row(connection, next_id)
+                if row is None or row.aside is not None:
+                    break
+                try:
+                    found.append(row.read())
+                except UnreadableRowError:
+                    break  # whoever asks for it by its id sets it aside
+                size += found[-1].kept_bytes
+                next_id = back(found[-1].request)
+            return found
+
+        return await self._opened.read(work)
+
+    async def forget(self, id: RequestId) -> bool:
+        return await self._opened.write(
+            lambda connection: (
+                connection.execute(
+                    "DELETE FROM requests WHERE id = ? AND ended_at IS NOT NULL AND aside IS NULL",
+                    (id,),
+                ).rowcount
+                == 1
+            )
+        )
 
     async def find_key(self, owned_key: str) -> RequestId | None:
         row = await self._opened.read(
@@ -307,6 +370,13 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         return schema.connect(self._place.path, fsync=self._fsync)
+
+
+def _row(connection: sqlite3.Connection, id: RequestId) -> _Row | None:
+    row = connection.execute(
+        "SELECT rowid, head, body, ended_at, ended, aside FROM requests WHERE id = ?", (id,)
+    ).fetchone()
+    return None if row is None else _Row(row[0], id, *row[1:])
 
 
 def _starts(connection: sqlite3.Connection, path: Path) -> int:

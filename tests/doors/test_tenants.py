@@ -72,8 +72,12 @@ async def answers(it: Fleet, id: str, key: str) -> list[Any]:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await ask_it()
             heard.append((raised.value.code(), str(raised.value.details()).replace(id, "ID")))
-    for method, path in (("GET", "requests"), ("DELETE", "requests"), ("GET", "queue")):
-        status, body, _ = await ask(it, method, f"/v1/{path}/{id}", key)
+    for method, path in (
+        *(("GET", f"requests/{id}"), ("DELETE", f"requests/{id}"), ("GET", f"queue/{id}")),
+        *(("GET", f"responses/{id}"), ("DELETE", f"responses/{id}")),
+        *(("GET", f"responses/{id}/input_items"), ("POST", f"responses/{id}/cancel")),
+    ):
+        status, body, _ = await ask(it, method, f"/v1/{path}", key)
         heard.append((status, json.dumps(body).replace(id, "ID")))
     return heard
 

@@ -25,6 +25,7 @@ from gateway.store.sqlite import SqliteStore
 from qlm_core.batches import BatchStatus
 from qlm_core.endpoint import Endpoint
 from qlm_core.model import BatchId, ModelName
+from tests.fuzz import test_responses as responses
 from tests.fuzz.bodies import CANARY, WORDS, bodies, values
 from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import Fleet, Notes, serving
@@ -88,6 +89,13 @@ written = (
     | bodies(Endpoint.COMPLETIONS).map(
         lambda body: (
             b'{"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": ' + body + b"}"
+        )
+    )
+    | responses.requests.map(
+        lambda body: (
+            b'{"custom_id": "c", "method": "POST", "url": "/v1/responses", "body": '
+            + responses.sent(body)
+            + b"}"
         )
     )
     | st.binary(max_size=30)

@@ -78,6 +78,7 @@ paths = st.tuples(
             b"/v1/requests/",
             b"/v1/models/",
             b"/v1/queue/",
+            b"/v1/responses/",
             b"/v1/requests/x/",
             b"/v1/",
             b"/metrics/",

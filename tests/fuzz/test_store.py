@@ -126,10 +126,11 @@ async def test_no_row_keeps_a_gateway_from_serving(
         store = {"kind": "sqlite", "path": str(path)}
         async with running(config(store=store)) as (_, at), aiohttp.ClientSession() as http:
             for id in [*map(str, ids), "r", "nobody"]:
-                url = f"http://{at.http}/v1/requests/{json.dumps(id)[1:-1]}"
-                async with http.get(url) as answer:
-                    said = await answer.text()
-                    assert answer.status < 500 or "request_set_aside" in said, said
+                for kind in ("requests", "responses"):
+                    url = f"http://{at.http}/v1/{kind}/{json.dumps(id)[1:-1]}"
+                    async with http.get(url) as answer:
+                        said = await answer.text()
+                        assert answer.status < 500 or "request_set_aside" in said, said
             async with http.get(f"http://{at.http}/health") as answer:
                 assert answer.status == 200
     finally:

@@ -188,8 +188,29 @@ async def test_what_it_says_is_true_of_real_answers() -> None:
         await call("get", "/v1/models/{model}", "tiny")
         for path in ("/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
             await call("get", path)
+        await respond(call, it)
         await keep(call)
         assert set(call.seen) == {(path, method) for path, method, _ in operations()}
+
+
+async def respond(call: Caller, it: Fleet) -> None:
+    """Responses."""
+    answer_all(it)
+    asked = {"model": "tiny", "input": "x"}
+    made = await call("post", "/v1/responses", body=asked)
+    assert made["status"] == "completed"
+    stream = await call("post", "/v1/responses", body=asked | {"stream": True})
+    assert b"response.completed" in stream
+    await call("post", "/v1/responses", body=asked, headers={"prefer": "respond-async"})
+    await call("get", "/v1/responses/{id}", made["id"])
+    await call("get", "/v1/responses/{id}/input_items", made["id"])
+    await call("delete", "/v1/responses/{id}", made["id"])
+    it.agent.on_payload = lambda payload: None
+    later = await call("post", "/v1/responses", body=asked | {"background": True})
+    await call("get", "/v1/responses/{id}", later["id"])
+    await call("post", "/v1/responses/{id}/cancel", later["id"])
+    stream = await call("get", "/v1/responses/{id}", later["id"], params={"stream": "true"})
+    assert b"response.failed" in stream
 
 
 async def keep(call: Caller) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from gateway.store import (
     Endings,
     MemoryStore,
+    Most,
     SqliteStore,
     Store,
     StoredEnd,
@@ -193,6 +194,45 @@ async def test_a_list_passes_over_what_cannot_be_read_and_ends_before_it_is_too_
     await store.close()
 
 
+async def test_a_request_may_be_kept_with_its_end(store: Store) -> None:
+    made = replace(request("a", owner="x"), asked=b"asked", kept=True)
+    assert await store.keep(made, end("a")) is True
+    assert await store.keep(made, end("a", ended_at=9.0)) is False
+    assert await store.find(RequestId("a")) == (replace(made, body=b""), end("a"))
+    assert await store.open_requests() == []
+    assert ids(await store.endings("x", None, 9)) == ["a"]
+    assert await store.sweep(ended_before=3.0) == 1
+    assert await store.find(RequestId("a")) is None
+
+
+async def test_a_request_that_has_ended_can_be_forgotten(store: Store) -> None:
+    await store.add(request("a", key="k"))
+    assert await store.forget(RequestId("a")) is False
+    await store.end(end("a"))
+    assert await store.forget(RequestId("a")) is True
+    assert await store.forget(RequestId("a")) is False
+    assert await store.find(RequestId("a")) is None
+    assert (await store.add(request("b", key="k"))).id == "b"
+
+
+async def test_a_chain_is_read_until_it_ends_or_is_long_enough(store: Store) -> None:
+    async def read(rows: int = 10, kept_bytes: int = 1000) -> list[str]:
+        most = Most(rows=rows, kept_bytes=kept_bytes)
+        found = await store.chain(RequestId("d"), lambda one: RequestId(one.asked.decode()), most)
+        assert all(one.end == end(one.request.id) for one in found)
+        return [one.request.id for one in found]
+
+    assert await read() == []
+    for id, earlier in (("a", "gone"), ("b", "a"), ("c", "b"), ("d", "c")):
+        await store.keep(replace(request(id), asked=earlier.encode()), end(id))
+    assert await read() == ["d", "c", "b", "a"]
+    assert await read(rows=2) == ["d", "c"]
+    each = len(b"c") + len(end("d").answer)
+    assert await read(kept_bytes=each + 1) == ["d", "c"]
+    await store.set_aside(RequestId("b"), "odd")
+    assert await read() == ["d", "c"]
+
+
 async def test_memory_keeps_a_bounded_number_of_ends() -> None:
     store = MemoryStore(ended_max=2)
     for id in "abc":
@@ -259,7 +299,7 @@ PRAGMA user_version = 1;
 
 def old_head(id: str, key: str) -> bytes:
     head = msgspec.to_builtins(request(id, key=key))
-    for field in ("trace", "key_owner", "fingerprint", "endpoint"):
+    for field in ("trace", "key_owner", "fingerprint", "endpoint", "asked", "kept"):
         del head[field]
     return msgspec.msgpack.encode(head | {"chat": True, "body": b""})
 

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, run as they stand against a fleet."""
+"""The examples of docs/api.md and docs/responses.md, run as they stand against a fleet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from qlm_core.config import Config
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "api.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PYTHON = FENCED.findall(TEXT)
+RESPONSES = FENCED.findall((ROOT / "docs" / "responses.md").read_text())
 CURL = re.findall(r"^    (curl .*?)\n\n", TEXT, re.DOTALL | re.MULTILINE)
 AGENTS = "agents=[{name: one, gpu: a100, models: [mistral-7b], engine: {sim: {time_scale: 20}}}]"
 
@@ -113,6 +115,12 @@ async def test_curl(config: Config) -> None:
     head, _, body = (await curl(later, config)).partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 202 ")
     assert f"location: /v1/requests/{json.loads(body)['id']}" in head
+
+
+async def test_responses(config: Config) -> None:
+    (script,) = RESPONSES
+    out = await output(sys.executable, "-c", here(script, config))
+    assert re.fullmatch(r"(completed|incomplete) \d+\n(completed|incomplete)\n", out)
 
 
 def test_no_example_is_left_out() -> None:
