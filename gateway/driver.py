@@ -446,7 +446,7 @@ class Driver:
         if live.origin is not None:
             kept = await live.origin.keep_end(end)
         else:
-            kept = await self._keeper.keep_end(end, None if live.durable else live.request)
+            kept = await self._keeper.keep_end(end, live.request, stored=live.durable)
         failpoints.at("gateway.driver.end_stored")
         self._forget(end.id)
         live.record = kept.record

@@ -34,6 +34,7 @@ from gateway.listeners import (
 from gateway.metrics import Gauge, Metrics
 from gateway.open_files import Room, make_room
 from gateway.responses.drafting import ResponseIntake
+from gateway.responses.news import ResponseNews
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
@@ -121,6 +122,7 @@ class Gateway:
         )
         intake, keys = Intake(config, self._solver.models), ApiKeys(section)
         self.webhooks = Webhooks(section, self.store, self._metrics, time_s=keeper.time_s)
+        keeper.news = ResponseNews(self.webhooks)
         sight = Sight(self.driver, self.store)
         responses = ResponseIntake(intake, sight, section.limits)
         self.batches = Batches(

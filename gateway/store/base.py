@@ -23,7 +23,7 @@ from qlm_core.model import BatchId, GatewayId, ModelName, Phase, RequestId, Requ
 from qlm_core.outcome import ShedReason
 
 if TYPE_CHECKING:
-    from gateway.store.database import Database
+    from gateway.store.database import Database, Work
 
 # Requests that were shed for these reasons are answered with when to come back.
 _COME_BACK = (
@@ -213,10 +213,13 @@ class Store(Protocol):
         Returns what is stored under the key: the given one, or the earlier.
         """
 
-    async def end(self, end: StoredEnd) -> bool:
+    async def end(self, end: StoredEnd, beside: Work[None] | None = None) -> bool:
         """Keep a terminal record, drop the body, and free the key where the end says so.
 
         The request is found by its id as before. False if it is unknown or had ended.
+
+        Args:
+            beside: another change, of the tables beside requests: both are made or neither.
         """
 
     async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:

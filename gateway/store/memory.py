@@ -16,7 +16,7 @@ from gateway.store.base import (
     StoredRequest,
 )
 from gateway.store.clock import Seen
-from gateway.store.database import Database, MemoryDatabase
+from gateway.store.database import Database, MemoryDatabase, Work
 from qlm_core.errors import SetAside
 from qlm_core.model import RequestId
 
@@ -59,9 +59,11 @@ class MemoryStore:
         self._requests[request.id] = request
         return Kept(request.id, request.fingerprint)
 
-    async def end(self, end: StoredEnd) -> bool:
+    async def end(self, end: StoredEnd, beside: Work[None] | None = None) -> bool:
         if end.id not in self._requests or end.id in self._ends:
             return False
+        if beside is not None:
+            await self.database.write(beside)
         self._requests[end.id] = replace(self._requests[end.id], body=b"")
         self._ends[end.id] = end
         if end.frees_key:

@@ -27,7 +27,7 @@ from gateway.store.base import (
     StoreError,
 )
 from gateway.store.clock import Seen
-from gateway.store.database import Database
+from gateway.store.database import Database, Work, together
 from gateway.store.jobs import Jobs
 from gateway.store.place import Place
 from gateway.store.rows import (
@@ -146,7 +146,7 @@ class SqliteStore:
 
         return await self._opened.write(work)
 
-    async def end(self, end: StoredEnd) -> bool:
+    async def end(self, end: StoredEnd, beside: Work[None] | None = None) -> bool:
         row = (end.ended_at, ended_of(end), end.frees_key, end.id)
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -158,7 +158,14 @@ class SqliteStore:
             )
             return changed.rowcount == 1
 
-        return await self._opened.write(work)
+        def both(connection: sqlite3.Connection) -> bool:
+            with together(connection):
+                ended = work(connection)
+                if ended and beside is not None:
+                    beside(connection)
+            return ended
+
+        return await self._opened.write(work if beside is None else both)
 
     async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
         row = (

@@ -77,12 +77,21 @@ class Webhooks:
         self._tries: dict[asyncio.Task[None], None] = {}
         self._forgetting: asyncio.Task[None] | None = None
         self._lookups: Lookups | None = None
-        self._closed = False
+        self._opened = self._closed = False
 
     # ---------------------------------------------------------------- life of the gateway
 
     async def open(self) -> None:
         """Take up what the store still holds. Raises QlmError."""
+        if self._receivers:
+            self._lookups = Lookups()
+            for receiver in self._receivers.values():
+                receiver.sender = Sender(
+                    receiver.webhook, self._lookups, try_s_max=self._limits.webhook_s_max
+                )
+            self._forgetting = self._loop.create_task(self._forget())
+        # What is stored before this is taken up below, what is stored from now on is also told by who stored it.
+        self._opened = True
         found, gone = await self._store.database.write(
             partial(rows.take_up, webhooks=tuple(self._receivers))
         )
@@ -90,14 +99,6 @@ class Webhooks:
             log.warning(
                 "webhooks that are configured no more are not told", extra={"deliveries": gone}
             )
-        if not self._receivers:
-            return
-        self._lookups = Lookups()
-        for receiver in self._receivers.values():
-            receiver.sender = Sender(
-                receiver.webhook, self._lookups, try_s_max=self._limits.webhook_s_max
-            )
-        self._forgetting = self._loop.create_task(self._forget())
         if found:
             log.info("webhooks restored", extra={"deliveries": len(found)})
         self.kept(found)
@@ -148,6 +149,11 @@ class Webhooks:
             # Who waits for this may go away meanwhile, and what is stored must be known here.
             await asyncio.shield(self._spawn(self._keep(told)))
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody is to be told of anything."""
+        return bool(self._receivers)
+
     def deliveries(self, event_type: str, id: str, created_unix_s: int) -> tuple[Row, ...]:
         """The rows of an event, to be stored by `rows.put` within another change and then said to be `kept`."""
         assert event_type in wh.EVENT_TYPES, event_type
@@ -163,6 +169,8 @@ class Webhooks:
         """These are stored."""
         if told:
             failpoints.at("gateway.webhooks.told")
+        if not self._opened:
+            return
         behind_s = self._time_s() - self._loop.time()
         for row in told:
             until_s, due_s = row.told_at + wh.TRIED_S - behind_s, row.due_at - behind_s

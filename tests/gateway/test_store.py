@@ -100,6 +100,30 @@ async def test_a_request_ends_once(store: Store) -> None:
     assert found == (replace(request("a"), body=b""), end("a"))
 
 
+async def test_what_is_kept_beside_an_end_is_kept_with_it_or_not_at_all(store: Store) -> None:
+    def note(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO facts VALUES ('beside', 1)")
+
+    def fail(connection: sqlite3.Connection) -> None:
+        note(connection)
+        raise sqlite3.OperationalError("it is full")
+
+    def noted(connection: sqlite3.Connection) -> int:
+        query = "SELECT count(*) FROM facts WHERE name = 'beside'"
+        count: int = connection.execute(query).fetchone()[0]
+        return count
+
+    await store.add(request("a"))
+    with pytest.raises(StoreError):
+        await store.end(end("a"), fail)
+    assert await store.database.read(noted) == 0
+    assert await store.find(RequestId("a")) == (request("a"), None)
+    assert await store.end(end("a"), note) is True
+    assert await store.database.read(noted) == 1
+    # Nothing is kept beside what has ended already.
+    assert await store.end(end("a"), fail) is False
+
+
 async def test_an_idempotency_key_names_one_request(store: Store) -> None:
     first, again = request("a", key="k", fingerprint="1"), request("b", key="k", fingerprint="2")
     both = await asyncio.gather(store.add(first), store.add(again))
