@@ -22,6 +22,7 @@ from protos.outbox import batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
+from protos.stopping import being_stopped, end_if_stopped
 from qlm_core.config import AgentConfig
 from qlm_core.executor import GatewayLost, GatewayUp, Granted
 from qlm_core.executor.work_log import Outgoing, WorkLog
@@ -146,8 +147,7 @@ class GatewayLink:
                         said["address"] = self.address
                         log.warning("cannot join the gateway; trying on", extra=said)
                 except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if self._closing or (task is not None and task.cancelling()):
+                    if self._closing or being_stopped():
                         raise
                 except Exception as error:  # a link that ends for good makes the agent useless
                     kind = type(error).__name__
@@ -157,6 +157,7 @@ class GatewayLink:
                     if self.connected and not taken_over:
                         backoff.reset()
                     self._lost()
+            end_if_stopped()
             if not self._closing:
                 await asyncio.sleep(backoff.pause_s())
 

@@ -21,6 +21,7 @@ from protos.identity import SOLVER
 from protos.pulse import Pulse
 from protos.qlm.v1 import agent_session_service_pb2 as agent_pb
 from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
+from protos.stopping import being_stopped, end_if_stopped
 from qlm_core.config import AgentConfig
 from qlm_core.errors import kind_and_place
 from qlm_core.messages import AgentHello, Gateways, QueueUpdate
@@ -95,8 +96,7 @@ class SolverLink:
                     log.error("solver sent what cannot be read", extra={"reason": str(error)})
                 except asyncio.CancelledError:
                     # Only the call was, for silence.
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
+                    if being_stopped():
                         raise
                 except Exception as error:  # a link that ends for good makes the agent useless
                     said = {"reason": kind_and_place(error)}
@@ -105,6 +105,7 @@ class SolverLink:
                     if self.connected and not taken_over:
                         backoff.reset()
                     self.connected = False
+            end_if_stopped()
             await asyncio.sleep(backoff.pause_s())
 
     async def _session(self, call: _SessionCall, driver: Driver) -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks import knee_report, knees
 from benchmarks import paper_published as published
 from benchmarks.paper import Experiment, Key, experiments, run_all
 from benchmarks.paper_waits import GROUPS, MODELS, Accuracy, of_bed, of_queue
+from qlm.plots import draw_curves
 from qlm.simulations import Run, draw_to
 from qlm_core.planning import Limits, Problem
 from qlm_core.planning.compiled import compiled_kernels
 from qlm_core.planning.search import search
+
+Part = Literal["figures", "knees"]
+PARTS: tuple[Part, ...] = ("figures", "knees")
 
 Progress = Callable[[str], None]
 Rows = list[list[str]]
@@ -28,26 +34,47 @@ _OVERHEAD_QUEUES = 10
 _OVERHEAD_WORK = 20_000
 
 
-def main(out: Path, *, quick: bool, seeds: int, jobs: int, progress: Progress) -> Path:
+def main(
+    out: Path,
+    *,
+    only: Sequence[Part] = PARTS,
+    traces: Sequence[str] = (),
+    quick: bool,
+    seeds: int,
+    jobs: int,
+    progress: Progress,
+) -> Path:
     """Run everything; returns the report's path.
 
     Args:
         out: folder for `paper.md`, `paper.json` and the pictures; made if it is not there.
+        only: the parts to run.
+        traces: whose knees are sought as well, each `FILE` or `FILE@SCALE`.
     """
     out.mkdir(parents=True, exist_ok=True)
     begin_s = time.monotonic()
-    wanted = experiments(quick=quick)
-    runs = run_all(wanted, seeds=seeds, jobs=jobs, progress=progress)
     parts = [_head(quick=quick, seeds=seeds)]
-    for experiment in wanted:
-        parts.append(_experiment(experiment, runs, out))
-    parts.append(_waits(wanted, out, quick=quick, jobs=jobs, progress=progress))
-    parts.append(_overhead(out, progress))
+    data: dict[str, Any] = {}
+    if "figures" in only:
+        wanted = experiments(quick=quick)
+        runs = run_all(wanted, seeds=seeds, jobs=jobs, progress=progress)
+        for experiment in wanted:
+            parts.append(_experiment(experiment, runs, out))
+        parts.append(_waits(wanted, out, quick=quick, jobs=jobs, progress=progress))
+        parts.append(_overhead(out, progress))
+        data["runs"] = [
+            {"experiment": key.experiment, "at": key.at} | run for key, run in runs.items()
+        ]
+    if "knees" in only:
+        beds, search = knees.knee_beds(quick=quick, traces=traces), knees.search_of(quick=quick)
+        names = knees.policies(quick=quick)
+        found = knees.find_all(beds, names, search, seeds=seeds, jobs=jobs, progress=progress)
+        parts.append(knee_report.section(beds, found, search, out))
+        data["knees"] = knee_report.figures(found, search)
     parts.append(f"Took {time.monotonic() - begin_s:.0f} s with {jobs} processes.\n")
     report = out / "paper.md"
     report.write_text("\n".join(parts), encoding="utf-8")
-    plain = [{"experiment": key.experiment, "at": key.at} | run for key, run in runs.items()]
-    (out / "paper.json").write_text(json.dumps({"runs": plain}, indent=1), encoding="utf-8")
+    (out / "paper.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     return report
 
 
@@ -79,7 +106,8 @@ def _experiment(experiment: Experiment, runs: dict[Key, Run], out: Path) -> str:
         axis = [point.at for point in experiment.points]
         text.append(_table([f"{metric} at {experiment.axis}", *(f"{at:g}" for at in axis)], rows))
         picture = out / f"{experiment.name}-{metric.split()[0].lower()}.png"
-        _draw_curves(picture, experiment, metric, axis, curves)
+        beside = _at_our_places(printed, axis) if metric == "SLOs met" else {}
+        _draw_curves(picture, experiment, metric, axis, curves, beside)
         text.append(f"![{experiment.title}]({picture.name})\n")
     return "\n".join(text)
 
@@ -311,8 +339,17 @@ def _draw_curves(
     metric: str,
     axis: list[float],
     curves: dict[str, list[float | None]],
+    beside: published.Curves,
 ) -> None:
-    _draw_lines(path, f"{experiment.title}: {metric}", experiment.axis, axis, curves)
+    title = f"{experiment.title}: {metric}"
+    _draw_lines(path, title, experiment.axis, axis, curves, published=beside)
+
+
+def _at_our_places(printed: published.Curves, axis: list[float]) -> published.Curves:
+    """What the paper prints, at the same places of our axis."""
+    return {
+        name: dict(zip(axis, points.values(), strict=False)) for name, points in printed.items()
+    }
 
 
 def _draw_lines(
@@ -321,13 +358,22 @@ def _draw_lines(
     label: str,
     axis: list[float],
     curves: dict[str, list[float | None]] | dict[str, list[float]],
+    *,
+    published: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
 ) -> None:
+    """Curves, with what the paper prints of them as hollow marks."""
+    points = {
+        name: [(at, value) for at, value in zip(axis, values, strict=True) if value is not None]
+        for name, values in curves.items()
+    }
+    every = [y for curve in points.values() for _, y in curve]
+    every += [y for curve in published.values() for y in curve.values()]
+    low, high = min([0.0, *every]), max([0.0, *every])
+
     def draw(axes: Any) -> None:
-        for name, values in curves.items():
-            axes.plot(axis, values, marker="o", label=name)
         axes.set_xlabel(label)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.legend(fontsize="small")
+        axes.set_ylim(low - 0.04 * (high - low), high + 0.06 * (high - low))
+        draw_curves(axes, points, published=published)
 
     draw_to(path, draw, title=title)
 

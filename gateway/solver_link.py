@@ -22,6 +22,7 @@ from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
+from protos.stopping import being_stopped, end_if_stopped
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, NotFound, Unavailable, kind_and_place
@@ -160,7 +161,7 @@ class SolverLink:
                 # Another gateway has this id; a fight over it would help neither.
                 self._heard &= error.code() is not grpc.StatusCode.ABORTED
             except asyncio.CancelledError:
-                if _cancelling():
+                if being_stopped():
                     raise
                 if self._silent:
                     log.warning("nothing is heard of the solver; dialling again")
@@ -175,6 +176,7 @@ class SolverLink:
                 self._heard = False
             finally:
                 self._facts = self._hang_up = None
+            end_if_stopped()
             if self._heard:
                 backoff_s = BACKOFF_S_MIN
             await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
@@ -295,12 +297,6 @@ class SolverLink:
 
 def _no_answer(error: grpc.aio.AioRpcError) -> Unavailable:
     return Unavailable(f"the solver does not answer ({error.code().name}); try again later")
-
-
-def _cancelling() -> bool:
-    """Whether it is us who are being stopped, and not only a call."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _messages(

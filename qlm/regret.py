@@ -1,7 +1,8 @@
 """Regret on random beds: how far `qlm` is behind the best rival on each, and on how many beds, over all and by kind.
 
 A bed is drawn from a seed and a number (`qlm_core.sim.beds`), so whatever is printed names the command that repeats it. The
-clairvoyant policy runs beside the others as a reference; it is no rival. Attainment is given plain and weighted as classes are.
+clairvoyant policy runs beside the others as a reference; it is no rival. Attainment is given plain and weighted as classes are,
+and as a share of what any policy could reach (`qlm_core.sim.bound`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Literal
 
-from qlm.simulations import Bed, Progress, Run, draw_to, in_processes, run_one
+from qlm.bounds import bounds_of, share_of, weighted
+from qlm.bounds import figures as bound_figures
+from qlm.simulations import Bed, Progress, Run, in_processes, run_one, save
 from qlm_core.errors import ConfigError
 from qlm_core.sim.beds import DrawnBed, draw_bed
+from qlm_core.sim.bound import Bound
 from qlm_core.sim.policies import policy_named, policy_names
 from qlm_core.sim.scenario import scenario_from_mapping
 
@@ -26,6 +30,9 @@ OURS = "qlm"
 REFERENCE = "clairvoyant"
 LOST_BY = 0.005
 """A bed is lost when a rival keeps so much more of the targets: half a point."""
+
+ONE_MODEL = "one model"
+SEVERAL = "several models"
 
 WORST = 10
 _SAY_S = 5.0
@@ -43,11 +50,13 @@ class BedResult:
 
     Attributes:
         attainment: by measure and policy, 0 to 1.
+        bound: what no policy exceeds.
         runs: the whole figures of each policy, as `qlm sim --json` gives them.
     """
 
     bed: DrawnBed
     attainment: dict[Measure, dict[str, float]]
+    bound: Bound
     runs: tuple[Run, ...]
 
     def best_rival(self, measure: Measure) -> tuple[str, float]:
@@ -58,6 +67,14 @@ class BedResult:
         """Best rival of a policy less the policy; below 0 where it is ahead of all."""
         found = self.attainment[measure]
         return best_rival(found, besides=policy)[1] - found[policy]
+
+    def most(self, measure: Measure) -> float:
+        """The attainment that no policy exceeds."""
+        return self.bound.weighted if measure == "weighted" else self.bound.plain
+
+    def share(self, measure: Measure, policy: str = OURS) -> float:
+        """What a policy reaches of that."""
+        return share_of(self.attainment[measure][policy], self.most(measure))
 
 
 def best_rival(attainment: dict[str, float], *, besides: str = OURS) -> tuple[str, float]:
@@ -104,9 +121,15 @@ def run_beds(
         jobs=jobs,
         progress=_now_and_then(progress),
     )
+    bounds = bounds_of(
+        [(bed, one.run_seed) for bed, one in zip(beds, drawn, strict=True)],
+        [f"bed {one.index}" for one in drawn],
+        jobs=jobs,
+        progress=_now_and_then(progress),
+    )
     by_key = dict(zip(wanted, found, strict=True))
     return [
-        result_of(one, tuple(by_key[number, name] for name in names))
+        result_of(one, bounds[number], tuple(by_key[number, name] for name in names))
         for number, one in enumerate(drawn)
     ]
 
@@ -124,23 +147,18 @@ def _now_and_then(progress: Progress) -> Progress:
     return say
 
 
-def result_of(bed: DrawnBed, runs: tuple[Run, ...]) -> BedResult:
+def result_of(bed: DrawnBed, bound: Bound, runs: tuple[Run, ...]) -> BedResult:
     """The attainments of one bed's runs."""
     weights = {name: one["weight"] for name, one in bed.scenario["slo_classes"].items()}
     return BedResult(
         bed=bed,
         attainment={
-            "weighted": {run["policy"]: _weighted(run, weights) for run in runs},
+            "weighted": {run["policy"]: weighted(run, weights) for run in runs},
             "plain": {run["policy"]: run["slo_attainment"] for run in runs},
         },
+        bound=bound,
         runs=runs,
     )
-
-
-def _weighted(run: Run, weights: dict[str, float]) -> float:
-    classes = run["classes"]
-    kept = sum(weights[name] * one["attained"] for name, one in classes.items())
-    return float(kept / sum(weights[name] * one["requests"] for name, one in classes.items()))
 
 
 # --------------------------------------------------------------------------- figures
@@ -190,6 +208,7 @@ def figures(results: Sequence[BedResult]) -> dict[str, Any]:
             }
             for measure in MEASURES
         },
+        "share_of_bound": {measure: shares(results, measure) for measure in MEASURES},
         "beds": [
             {
                 "seed": one.bed.seed,
@@ -198,12 +217,36 @@ def figures(results: Sequence[BedResult]) -> dict[str, Any]:
                 "command": command(one.bed),
                 "kinds": one.bed.kinds,
                 "attainment": one.attainment,
+                "bound": bound_figures(one.bound, one.bed.run_seed),
+                "share_of_bound": {
+                    measure: {name: one.share(measure, name) for name in one.attainment[measure]}
+                    for measure in MEASURES
+                },
                 "regret": {measure: one.regret(measure) for measure in MEASURES},
                 "runs": one.runs,
             }
             for one in results
         ],
     }
+
+
+def shares(results: Sequence[BedResult], measure: Measure) -> dict[str, dict[str, float]]:
+    """For each policy, most first: its median share of the bound, over all beds, those of several models, and each kind."""
+    groups: dict[str, list[BedResult]] = {"all": list(results), SEVERAL: []}
+    for one in results:
+        if ONE_MODEL not in one.bed.kinds:
+            groups[SEVERAL].append(one)
+        for kind in one.bed.kinds:
+            groups.setdefault(kind, []).append(one)
+    found = {
+        name: {
+            kind: median(one.share(measure, name) for one in of_kind)
+            for kind, of_kind in groups.items()
+            if of_kind
+        }
+        for name in results[0].attainment[measure]
+    }
+    return dict(sorted(found.items(), key=lambda one: -one[1]["all"]))
 
 
 def _best_single_rival(results: Sequence[BedResult], measure: Measure) -> dict[str, Any]:
@@ -231,6 +274,9 @@ def report(results: Sequence[BedResult]) -> str:
             "",
             *_worst_table(results, measure),
             "",
+            f"share of what any policy could reach, {measure} attainment, medians over the beds",
+            *_shares_table(results, measure),
+            "",
         ]
     return "\n".join(lines[:-1])
 
@@ -255,48 +301,79 @@ def _worst_table(results: Sequence[BedResult], measure: Measure) -> list[str]:
     return lines
 
 
+def _shares_table(results: Sequence[BedResult], measure: Measure) -> list[str]:
+    found = shares(results, measure)
+    kinds = ["all", SEVERAL, *dict.fromkeys(one.bed.kinds[0] for one in results)]
+    kinds = [kind for kind in kinds if kind in found[OURS]]
+    bounds = median(one.most(measure) for one in results)
+    lines = [f"| policy | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+    for name, of_kinds in found.items():
+        lines.append(f"| {name} | {' | '.join(f'{of_kinds[kind]:.1%}' for kind in kinds)} |")
+    return [*lines, "", f"the bound itself is {bounds:.1%} in the median"]
+
+
 def bed_report(result: BedResult) -> str:
     """What each policy reached on one bed, most weighted attainment first, as Markdown."""
     classes = list(result.bed.scenario["slo_classes"])
-    head = ["policy", "weighted", "plain", *classes, "swaps", "evictions", "wall s"]
+    head = ["policy", "weighted", "of the bound", "plain", "of the bound", *classes]
+    head += ["swaps", "evictions", "wall s"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    weighted, plain = result.attainment["weighted"], result.attainment["plain"]
-    for run in sorted(result.runs, key=lambda run: -weighted[run["policy"]]):
+    kept_most = result.attainment["weighted"]
+    for run in sorted(result.runs, key=lambda run: -kept_most[run["policy"]]):
         name = run["policy"]
         of_classes = [
             f"{run['classes'][one]['attainment']:.1%}" if one in run["classes"] else ""
             for one in classes
         ]
-        cells = [name, f"{weighted[name]:.1%}", f"{plain[name]:.1%}", *of_classes]
+        cells = [name]
+        for measure in MEASURES:
+            kept = result.attainment[measure][name]
+            cells += [f"{kept:.1%}", f"{result.share(measure, name):.1%}"]
+        cells += of_classes
         cells += [str(run["swaps"]), str(run["evictions"]), f"{run['wall_s']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    return f"bed {result.bed.index}: {', '.join(result.bed.kinds)}\n\n" + "\n".join(lines)
+    most = result.bound
+    told = (
+        f"bound: {most.weighted:.1%} weighted, {most.plain:.1%} plain; if swaps were free "
+        f"{most.unswapped.weighted:.1%} and {most.unswapped.plain:.1%}, if each request were alone "
+        f"{most.alone.weighted:.1%} and {most.alone.plain:.1%}"
+    )
+    kinds = ", ".join(result.bed.kinds)
+    return f"bed {result.bed.index}: {kinds}\n\n" + "\n".join([*lines, "", told])
 
 
 def plot(results: Sequence[BedResult], path: Path) -> None:
-    """The cumulative distribution of each policy's weighted regret over the beds. Raises as `simulations.save`."""
+    """Two cumulative distributions over the beds, for each policy: weighted regret, and the share of the bound.
+
+    Raises:
+        ConfigError: as `simulations.save`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     names = list(results[0].attainment["weighted"])
+    for number, name in enumerate(names):
+        style = {"color": "black", "linewidth": 2.5} if name == OURS else {}
+        style["linestyle"] = ("-", "--", ":")[number % 3]
+        _distribution(left, [one.regret("weighted", name) for one in results], name, style)
+        _distribution(right, [one.share("weighted", name) for one in results], name, style)
+    left.set_xscale("symlog", linthresh=1.0)
+    left.axvline(100 * LOST_BY, color="grey", linewidth=0.5)
+    left.set_xlabel("regret, weighted attainment (points)")
+    left.set_ylabel("share of beds")
+    left.legend(fontsize="x-small", ncols=2)
+    right.axvline(100.0, color="grey", linewidth=0.5)
+    right.set_xlabel("share of what any policy could reach, weighted attainment (%)")
+    figure.suptitle(f"{len(results)} random beds")
+    save(figure, path)
 
-    def draw(axes: Axes) -> None:
-        for number, name in enumerate(names):
-            regrets = sorted(100 * one.regret("weighted", name) for one in results)
-            shares = [(place + 1) / len(regrets) for place in range(len(regrets))]
-            style = {"color": "black", "linewidth": 2.5} if name == OURS else {}
-            axes.step(
-                regrets,
-                shares,
-                where="post",
-                label=name,
-                linestyle=("-", "--", ":")[number % 3],
-                **style,
-            )
-        axes.set_xscale("symlog", linthresh=1.0)
-        axes.axvline(100 * LOST_BY, color="grey", linewidth=0.5)
-        axes.set_xlabel("regret, weighted attainment (points)")
-        axes.set_ylabel("share of beds")
-        axes.legend(fontsize="x-small", ncols=2)
 
-    draw_to(path, draw, title=f"{len(results)} random beds")
+def _distribution(axes: Axes, values: Sequence[float], name: str, style: dict[str, Any]) -> None:
+    """The share of beds with at most each value, in hundredths."""
+    in_order = sorted(100 * value for value in values)
+    places = [(place + 1) / len(in_order) for place in range(len(in_order))]
+    axes.step(in_order, places, where="post", label=name, **style)
 
 
 def save_bed(bed: DrawnBed, policies: Sequence[str], path: Path) -> None:

@@ -237,8 +237,13 @@ def run_one(
     record = world.run()
     if not len(record.arrival_s):
         raise ConfigError(f"{bed.trace or bed.scenario.name}: no requests. Give it some to serve.")
-    name = policy + "".join(f" -{lso}" for lso in removed)
+    name = name_of_run(policy, without)
     return report_of(record, policy=name, seed=seed, wall_s=time.perf_counter() - begin_s)
+
+
+def name_of_run(policy: str, without: tuple[str, ...]) -> str:
+    """The policy's name, and what was taken out of ours."""
+    return policy + "".join(f" -{lso}" for lso in without if policy == "qlm")
 
 
 def _watched(

@@ -66,14 +66,19 @@ def read_requests(path: Path, mapping: TraceMapping) -> Iterator[WorkloadRequest
         TableError: the file, a column or a value is unusable; the message says where and what to
             do.
     """
-    columns = columns_of(path)
-    if not (_has(columns, SERVEGEN) or _has(columns, SERVEGEN_TOTALS)):
+    if not holds_rates(path):
         return requests_from_trace(read_trace(path), mapping)
     windows = read_rate_windows(path, rate_scale=mapping.rate_scale)
     rows = rows_from_rate_windows(
         windows, seed=mapping.seed, rate_scale=mapping.rate_scale, window_s=WINDOW_S
     )
     return requests_from_trace(rows, mapping.at_trace_rate())
+
+
+def holds_rates(path: Path) -> bool:
+    """Whether a trace file holds rates, from which any number of requests can be drawn. Raises as `read_requests`."""
+    columns = columns_of(path)
+    return _has(columns, SERVEGEN) or _has(columns, SERVEGEN_TOTALS)
 
 
 def read_trace(path: Path) -> Iterator[TraceRow]:

@@ -16,7 +16,7 @@ from itertools import chain
 from math import frexp, inf
 from typing import NamedTuple
 
-from qlm_core.model import AgentId, GroupId, ModelName, RequestId, RequestMeta
+from qlm_core.model import REST_S, AgentId, GroupId, ModelName, RequestId, RequestMeta
 
 TIGHT_S = 120.0
 """Targets up to this are planned closely; with later ones there is time for whole outputs, which take a minute or so."""
@@ -36,8 +36,8 @@ class GroupKey(NamedTuple):
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
     `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something;
     `PROMPT_ALONE` where there is hardly any.
-    `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end, infinite if
-    none was promised; `first_only` says that nothing is promised but a first token.
+    `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end and `pace_s`
+    that of a token after the first, infinite if none was promised; `first_only` says that nothing is promised but a first token.
     """
 
     model: ModelName
@@ -45,6 +45,7 @@ class GroupKey(NamedTuple):
     ttft_s: float
     first_only: bool
     e2e_s: float
+    pace_s: float
     prompt_scale: int
     limit_scale: int
 
@@ -60,13 +61,16 @@ class GroupKey(NamedTuple):
         only, e2e_s = request.slo.first_token_only, request.slo.e2e_s
         if e2e_s is None:
             e2e_s = inf
-        return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, scale, limit)
+        pace_s = inf
+        if request.slo.tpot_s is not None and limit != PROMPT_ALONE:
+            pace_s = request.slo.tpot_s
+        return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, pace_s, scale, limit)
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What is learned of together: targets within a power of two. Clients may name any, and none comes twice."""
         power = frexp(self.ttft_s)[1]
-        targets = power, self.first_only, self.e2e_s < inf
+        targets = power, self.first_only, self.e2e_s < inf, frexp(min(self.pace_s, REST_S))[1]
         return self.model, self.slo_class, targets, self.prompt_scale, self.limit_scale
 
     @property

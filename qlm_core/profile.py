@@ -20,6 +20,10 @@ _MS_MAX = 1e12
 _COUNT_MAX = 1e18
 
 
+PACE_AIM = 0.9
+"""Share of a promised pace that batches are made for: iterations are longer in some mixtures than in the mean."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationTime:
     """Duration of one engine iteration, in milliseconds, as a function of what it computes.
@@ -289,6 +293,31 @@ class EngineProfile:
         attention_ms = form.per_attention_pair_ms * prompts * mean_prompt**2 / 2
         decode_s = self.iteration_s(decode_batch=decode_batch, context_tokens=context_tokens)
         return decode_s + (prefill_ms + attention_ms) / 1e3
+
+    def slots_at_pace(
+        self, pace_s: float, *, mean_prompt: float, mean_output: float, resident_tokens: float
+    ) -> int:
+        """Sequences that may decode together so that each has a token every `pace_s` seconds in the mean; at least 1.
+
+        Each that ends has a successor, whose prompt is computed between the others' tokens.
+
+        Args:
+            resident_tokens: mean tokens of one sequence in the KV cache.
+        """
+        least, most = 1, self.max_num_seqs
+        while least < most:
+            size = (least + most + 1) // 2
+            iteration_s = self.mean_iteration_s(
+                prompts=size / mean_output,
+                mean_prompt=mean_prompt,
+                decode_batch=size,
+                context_tokens=size * resident_tokens,
+            )
+            if iteration_s <= pace_s:
+                least = size
+            else:
+                most = size - 1
+        return least
 
     @staticmethod
     def _mean_produced(mean_output: float, variation: float) -> float:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qlm.simulations import Bed
+    from collections.abc import Sequence
+
+    from qlm.simulations import Bed, Run
+    from qlm_core.sim.bound import Bound
 
 _FORMS = ("trace", "new", "size")
 _NUMBERS = (("seeds", 1), ("jobs", 1), ("largest", 1), ("seed", 0), ("limit", 1))
@@ -22,7 +25,9 @@ _OF_TRACE = {
     "limit": None,
 }
 _OF_SIZING = {"target": 0.99, "gpu": None, "largest": 64}
-_OF_COMPARING = {"seeds": "1", "without": ""}
+_OF_COMPARING = {"seeds": "1", "without": "", "bound": False}
+_OF_KNEE = {"knee": None}
+_OF_EACH_CLASS = {"each_class": False}
 _OF_FAULTS = {"events": None, "keep": None}
 """Options of one form only, with their defaults."""
 
@@ -32,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "sim",
         help="simulate a fleet and compare policies",
-        usage="qlm sim SCENARIO.yaml [options]\n"
+        usage="qlm sim SCENARIO.yaml [--knee SHARE] [options]\n"
         "       qlm sim trace TRACE [--fleet FLEET.yaml] [--mix CLASS=SHARE,...] [options]\n"
         "       qlm sim size TRACE|SCENARIO.yaml [--gpu GPU,...] [--target SHARE] [options]\n"
         "       qlm sim new [FILE]\n"
@@ -57,11 +62,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--seed", type=int, help="the first seed (default: 0); for faults, the one to trace"
     )
+    parser.add_argument(
+        "--knee",
+        type=float,
+        metavar="SHARE",
+        help="find the highest rate at which each policy keeps this share of the targets",
+    )
+    parser.add_argument(
+        "--each-class",
+        action="store_true",
+        default=None,
+        help="with --knee: of every class for itself",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures here; - is standard output"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw attainment here (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--bound",
+        action="store_true",
+        default=None,
+        help="also tell what no policy can exceed, and the share of it that each reaches",
+    )
     trace = parser.add_argument_group("for a trace")
     trace.add_argument(
         "--fleet",
@@ -94,7 +117,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and report; status 1 when a request was lost or no fleet reaches the target."""
-    from qlm import simulations
+    from qlm import bounds, simulations
     from qlm_core.errors import ConfigError
 
     if args.what == "faults":
@@ -111,16 +134,21 @@ def run(args: argparse.Namespace) -> int:
     if without and "qlm" not in names:
         raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
     seeds = range(args.seed or 0, (args.seed or 0) + int(args.seeds))
+    if args.knee is not None:
+        return _knee(args, bed, names, seeds, without)
     runs = simulations.run_all(
         bed, names, seeds, without=without, jobs=args.jobs, progress=_progress
     )
-    _write(args.json, simulations.to_json(runs))
+    limits = _bounds(args, bed, seeds) if args.bound else {}
+    _write(args.json, _json(runs, limits))
     if args.plot:
         simulations.plot_attainment(runs, Path(args.plot), title=bed.scenario.name)
     if args.json != "-":
         print(simulations.table(runs))
         if note := simulations.cut_note(runs):
             print(note)
+        if limits:
+            print("\n" + bounds.table(bed, runs, limits))
     return 1 if any(one["lost"] or one["duplicated"] for one in runs) else 0
 
 
@@ -133,6 +161,8 @@ def _settle(args: argparse.Namespace) -> None:
         (_OF_TRACE, of_trace, "a trace"),
         (_OF_SIZING, args.what == "size", "qlm sim size"),
         (_OF_COMPARING, args.what not in ("size", "new"), "comparing policies"),
+        (_OF_KNEE, args.what not in ("size", "new"), "comparing policies"),
+        (_OF_EACH_CLASS, args.knee is not None, "qlm sim --knee"),
         (_OF_FAULTS, False, "qlm sim faults"),
     ):
         for name, default in options.items():
@@ -158,6 +188,8 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}: {value} is out of range. Give at least {least}.")
     if not 0.0 < args.target <= 1.0:
         raise ConfigError(f"--target: {args.target} is out of range. Give a share up to 1.")
+    if args.knee is not None and not 0.0 < args.knee <= 1.0:
+        raise ConfigError(f"--knee: {args.knee} is out of range. Give a share up to 1.")
     if args.what in ("trace", "size") and args.file is None:
         raise ConfigError(f"qlm sim {args.what}: FILE is missing. Name a trace.")
     if args.what not in _FORMS and args.file is not None:
@@ -187,7 +219,18 @@ def _faults(args: argparse.Namespace) -> int:
     from qlm import fault_runs
     from qlm_core.errors import ConfigError
 
-    others = [*_OF_TRACE, *_OF_SIZING, "without", "policy", "json", "plot", "file"]
+    others = [
+        *_OF_TRACE,
+        *_OF_SIZING,
+        *_OF_KNEE,
+        *_OF_EACH_CLASS,
+        "without",
+        "bound",
+        "policy",
+        "json",
+        "plot",
+        "file",
+    ]
     for name in others:
         if getattr(args, name) is not None:
             option = "a second name" if name == "file" else "--" + name.replace("_", "-")
@@ -230,6 +273,28 @@ def _bed(args: argparse.Namespace) -> Bed:
     )
 
 
+def _knee(
+    args: argparse.Namespace,
+    bed: Bed,
+    policies: list[str],
+    seeds: range,
+    without: tuple[str, ...],
+) -> int:
+    from qlm import knee
+
+    search = knee.Search(target=args.knee, each_class=args.each_class)
+    load = knee.load_of(bed, seeds)
+    found = knee.find_knees(
+        load, policies, search, seeds, without=without, jobs=args.jobs, progress=_progress
+    )
+    _write(args.json, knee.to_json(found, search))
+    if args.plot:
+        knee.plot(found, args.knee, Path(args.plot), title=bed.scenario.name)
+    if args.json != "-":
+        print(knee.table(found, search))
+    return 1 if any(each.faulty for one in found for each in one.tries) else 0
+
+
 def _size(args: argparse.Namespace, bed: Bed) -> int:
     from qlm import fleet_sizing
     from qlm_core.errors import ConfigError
@@ -262,6 +327,30 @@ def _size(args: argparse.Namespace, bed: Bed) -> int:
     if args.json != "-":
         print(fleet_sizing.describe(found, args.target, args.largest))
     return 0 if any(one.smallest is not None for one in found) else 1
+
+
+def _bounds(args: argparse.Namespace, bed: Bed, seeds: Sequence[int]) -> dict[int, Bound]:
+    """What no policy exceeds, by seed."""
+    from qlm import bounds
+
+    found = bounds.bounds_of(
+        [(bed, seed) for seed in seeds],
+        [f"seed {seed}" for seed in seeds],
+        jobs=args.jobs,
+        progress=_progress,
+    )
+    return dict(zip(seeds, found, strict=True))
+
+
+def _json(runs: list[Run], limits: dict[int, Bound]) -> str:
+    import json
+
+    from qlm import bounds, simulations
+
+    if not limits:
+        return simulations.to_json(runs)
+    found = [bounds.figures(one, seed) for seed, one in limits.items()]
+    return json.dumps({"runs": runs, "bounds": found}, indent=1)
 
 
 def _listed(text: str | None) -> list[str]:

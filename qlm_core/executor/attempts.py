@@ -23,6 +23,8 @@ from qlm_core.model import PAUSE_SHARE, ModelName, RequestId, RequestRef, SloCla
 
 # How many requests are remembered that were evicted, to bound how often each is, or turned away.
 _REMEMBERED = 4096
+# An output that rests is allowed so much more time than is expected: lengths vary as much as they are long.
+_LONGER = 1.5
 
 
 class Attempts:
@@ -43,7 +45,9 @@ class Attempts:
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self._evictions_max = config.evictions_max
+        classes = tuple(classes)
         self._slos = {one.name: one.slo for one in classes}
+        self._weights = {one.name: one.weight for one in classes}
         self._evictions: OrderedDict[RequestId, int] = OrderedDict()
         self._rests: OrderedDict[RequestId, float] = OrderedDict()
 
@@ -52,10 +56,19 @@ class Attempts:
         slo = self._slos.get(slo_class)
         return slo.start_s if slo is not None else 0.0
 
+    def weight(self, slo_class: str) -> float:
+        """What a request of a class in time is worth."""
+        return self._weights.get(slo_class, 1.0)
+
     def first_token_only(self, slo_class: str) -> bool:
         """Whether a class promises nothing but a first token. Of an unknown one that is not assumed."""
         slo = self._slos.get(slo_class)
         return slo is not None and slo.first_token_only
+
+    def pace_of(self, slo_class: str) -> float:
+        """Seconds a token that a class promises; infinite for none."""
+        slo = self._slos.get(slo_class)
+        return inf if slo is None or slo.tpot_s is None else slo.tpot_s
 
     def pauses_until_s(self, slo_class: str) -> float:
         """Work of a class that has begun lets first tokens pass that are due by then."""
@@ -68,8 +81,11 @@ class Attempts:
         item = InFlight(
             ref=ref,
             model=model,
+            slo_class=slo_class,
             class_ttft_s=self.laxity(slo_class),
             first_token_only=self.first_token_only(slo_class),
+            # Whoever ends with his first token has no pace after it.
+            pace_s=self.pace_of(slo_class) if ref.max_output_tokens > 1 else inf,
             pulled_s=self.now_s,
             charged_tokens=self.batch.charge(ref),
             foreseen_tokens=self.batch.foreseen(ref),
@@ -91,6 +107,7 @@ class Attempts:
             whole: this is all of its answer, be there a token in it or not.
         """
         if not item.produced and (tokens or whole):
+            item.begun_s = self.now_s
             self.pace.read(item.resident_tokens, resumed=item.begun)
             self.fullness.worked()
         self.batch.grow(item, tokens)
@@ -191,9 +208,27 @@ class Attempts:
         """
         return item.laxity_s > laxity_s and self.may_evict(item)
 
-    def evict(self, item: InFlight) -> None:
-        """Return an attempt for a more urgent one."""
-        if item.state is AttemptState.RUNNING:
+    def may_pause_s(self, item: InFlight) -> float:
+        """How long an output may rest from now on with all that was promised of it kept; 0 before its first token."""
+        slo = self._slos.get(item.slo_class)
+        if slo is None or not item.produced:
+            return 0.0
+        rest_s = _LONGER * item.remaining_tokens * self.pace.token_s
+        spare_s = inf
+        if slo.e2e_s is not None:
+            spare_s = item.ref.due_s - slo.start_s + slo.e2e_s - self.now_s - rest_s
+        if slo.tpot_s is not None:
+            produced_s = slo.tpot_s * (item.produced + item.remaining_tokens - 1)
+            spare_s = min(spare_s, item.begun_s + produced_s - self.now_s - rest_s)
+        return spare_s
+
+    def evict(self, item: InFlight, *, counts: bool = True) -> None:
+        """Return an attempt for a more urgent one.
+
+        Args:
+            counts: whether it is one of the `evictions_max` that a request bears; not where it has come on since the last.
+        """
+        if counts and item.state is AttemptState.RUNNING:
             id = item.ref.id
             self._evictions[id] = self._evictions.get(id, 0) + 1
             self._evictions.move_to_end(id)

@@ -15,6 +15,7 @@ from itertools import chain
 from math import inf
 
 from qlm_core.executor.states import ATTEMPT_MOVES, AttemptState
+from qlm_core.executor.tempo import Tempo
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId, RequestRef, RunningRequest
 
@@ -39,17 +40,22 @@ class InFlight:
 
     Attributes:
         class_ttft_s: the first-token target of its class: how lax it is.
+        slo_class: its class.
         first_token_only: its class promises nothing but a first token.
+        pace_s: seconds a token that its class promises; infinite for none.
         charged_tokens: KV tokens that the batch counts for it.
         foreseen_tokens: output that was counted when it was pulled.
         pulled_s: when its payload was asked for.
         evictable: False for a request that could not be continued elsewhere.
+        begun_s: when this attempt's first token came.
     """
 
     ref: RequestRef
     model: ModelName
+    slo_class: str
     class_ttft_s: float
     first_token_only: bool
+    pace_s: float
     pulled_s: float
     charged_tokens: int
     foreseen_tokens: int
@@ -58,6 +64,7 @@ class InFlight:
     attempt: int = 0
     produced: int = 0
     evictable: bool = True
+    begun_s: float = 0.0
     job: Payload | None = None
 
     @property
@@ -142,7 +149,8 @@ class Batch:
     """
 
     def __init__(self, slots: int, kv_tokens: int, *, output_share: float = 1.0) -> None:
-        self.slots = slots
+        self._slots = slots
+        self.tempo = Tempo()
         self.kv_tokens = kv_tokens
         self._output_share = output_share
         self.pulling: OrderedDict[RequestId, InFlight] = OrderedDict()
@@ -165,7 +173,20 @@ class Batch:
 
     def resize(self, slots: int, kv_tokens: int) -> None:
         """Count room by another model's profile."""
-        self.slots, self.kv_tokens = slots, kv_tokens
+        self._slots, self.kv_tokens = slots, kv_tokens
+
+    @property
+    def slots(self) -> int:
+        """Sequences that may run: the engine's, or as many as keep everybody's promised pace."""
+        return int(min(self._slots, self.tempo.slots(self._charged_running + self._charged_ahead)))
+
+    def _count(self, item: InFlight, sign: int) -> None:
+        self.tempo.count(
+            sign,
+            prompt_tokens=item.ref.prompt_tokens,
+            output_tokens=item.expected_tokens,
+            pace_s=item.pace_s,
+        )
 
     @property
     def free_tokens(self) -> int:
@@ -218,6 +239,7 @@ class Batch:
         """Its payload is asked for."""
         self.pulling[item.ref.id] = item
         self.line.count(item, 1)
+        self._count(item, 1)
         self._charged_ahead += item.charged_tokens
 
     def hold(self, item: InFlight, job: Payload) -> None:
@@ -254,6 +276,7 @@ class Batch:
         """It is no longer in flight."""
         before = item.state
         self._move(item, state)
+        self._count(item, -1)
         if before is AttemptState.RUNNING:
             del self.running[item.ref.id]
             self._charged_running -= item.charged_tokens
@@ -284,7 +307,7 @@ class Batch:
         running = self.running.values()
         assert self._charged_running == sum(item.charged_tokens for item in running)
         assert self.resident_tokens == sum(item.resident_tokens for item in running)
-        assert len(self.running) <= self.slots
+        assert len(self.running) <= self._slots
         assert all(item.state is AttemptState.RUNNING for item in running)
 
     @staticmethod

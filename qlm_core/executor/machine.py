@@ -18,7 +18,7 @@ States and moves are in `states`. Work per event is O(1), except for checks of u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import chain, islice
+from itertools import chain
 from math import inf
 from typing import Any
 
@@ -30,7 +30,8 @@ from qlm_core.executor.models import Models, cheapest_to_leave
 from qlm_core.executor.relief import Relief
 from qlm_core.executor.reserve import Reserve
 from qlm_core.executor.states import EXECUTOR_MOVES, AttemptState, ExecutorState, Trigger
-from qlm_core.executor.urgency import LOOKAHEAD, latest_begin_s, overflow
+from qlm_core.executor.turns import Turns
+from qlm_core.executor.urgency import overflow
 from qlm_core.messages import (
     AttemptReturned,
     Pull,
@@ -41,7 +42,6 @@ from qlm_core.messages import (
 )
 from qlm_core.model import (
     GatewayId,
-    GroupId,
     InstanceState,
     QueuedGroup,
     RequestId,
@@ -78,14 +78,10 @@ class Executor:
         self._report_interval_s = report_interval_s
         self._relief = Relief(self._attempts, config)
         self._reserve = Reserve(self._attempts, config)
-        self._started: GroupId | None = None
+        self._turns = Turns(self._attempts, self._models, config)
         self._starved = False
         self._lacks_place: QueuedGroup | None = None
-        self._hold_s = inf
-        self._latest_swap: tuple[GroupId, float] | None = None
-        self._empty_by_s = inf
         self._drain_deadline_s = inf
-        self._prefill_s_per_token = 0.0
         self._report_s = 0.0
         self._now_s = 0.0
         self._effects: list[e.Effect] = []
@@ -133,13 +129,13 @@ class Executor:
             oldest = next(iter(self.batch.pulling.values()))
             due_s = min(due_s, oldest.pulled_s + self._config.pull_timeout_s)
         if self.state is _S.SERVING:
-            due_s = min(due_s, self._hold_s)
+            due_s = min(due_s, self._turns.hold_s)
             if self._starved:
                 due_s = min(due_s, self._relief.due_s)
             due_s = min(due_s, self._attempts.trust.wakeup_s(self._now_s))
             due_s = min(due_s, self._attempts.fullness.wakeup_s(self._now_s))
-        elif self.state is _S.EMPTYING and self._now_s < self._empty_by_s:
-            due_s = min(due_s, self._empty_by_s)
+        elif self.state is _S.EMPTYING and self._now_s < self._turns.empty_by_s:
+            due_s = min(due_s, self._turns.empty_by_s)
         elif self.state is _S.LEAVING:
             due_s = min(due_s, self._drain_deadline_s)
         return min([due_s, *self._models.passed_over.values()])
@@ -170,8 +166,9 @@ class Executor:
         new = [ref for ref in update.add if ref.id not in self.window and ref.id not in self.batch]
         if not self.window.apply(update, self.batch):
             return False
-        self._latest_swap = None
+        self._turns.changed()
         self._relief.soon(self._now_s, self._reserve.arrived(new, self._now_s) / 4)
+        self._turns.arrived(new)
         if update.order is not None or update.snapshot:
             self._relief.due_s = 0.0
             self._models.pass_over_unknown(self.window.order)
@@ -224,12 +221,12 @@ class Executor:
 
     def _on_gateway_up(self, event: e.GatewayUp) -> bool:
         self.window.set_reachable(event.gateway, True)
-        self._latest_swap = None
+        self._turns.changed()
         return True
 
     def _on_gateway_lost(self, event: e.GatewayLost) -> bool:
         self.window.set_reachable(event.gateway, False)
-        self._latest_swap = None
+        self._turns.changed()
         unanswered = [
             item for item in self.batch.pulling.values() if item.ref.gateway == event.gateway
         ]
@@ -271,8 +268,9 @@ class Executor:
         self._attempts.fullness.worked()
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
+        self.batch.tempo.engine(profile)
         chunk = profile.max_num_batched_tokens
-        self._prefill_s_per_token = profile.prefill_s(chunk) / chunk
+        self._turns.prefill_s_per_token = profile.prefill_s(chunk) / chunk
         self._attempts.pace.token_s = profile.iteration_s(
             decode_batch=profile.max_num_seqs / 2, context_tokens=kv_tokens / 2
         )
@@ -322,6 +320,10 @@ class Executor:
             self._leave()
         if self.state not in (_S.SERVING, _S.EMPTYING):
             return
+        next_turn = self._turns.next(emptying=self.state is _S.EMPTYING)
+        if next_turn is not None:
+            self._empty(next_turn)
+            return
         head = self._head()
         if head is None or self._models.serves(head.model):
             if self.state is _S.EMPTYING:
@@ -336,39 +338,12 @@ class Executor:
             return
         if self.state is _S.SERVING:
             self._move(Trigger.HEAD_NEEDS_SWAP)
-            longest_s = self._config.drain_s_max if self._config.eviction else inf
-            self._empty_by_s = self._now_s + longest_s
+            self._turns.leave()
         self._empty(head)
 
     def _head(self) -> QueuedGroup | None:
-        """The group to serve next: the first in order, unless the started one may be finished first."""
-        head = self.window.head(self._models.passed_over)
-        self._hold_s = inf
-        if head is None or self._models.serves(head.model):
-            return head
-        if self._started is None or self.state is not _S.SERVING:
-            return head
-        started = self.window.group(self._started)
-        if started is None or not self._models.serves(started.model):
-            return head
-        latest_s = self._latest_swap_s(head)
-        if self._now_s >= latest_s:
-            return head
-        self._hold_s = latest_s
-        return started
-
-    def _latest_swap_s(self, head: QueuedGroup) -> float:
-        """When a swap, or making place, has to begin at the latest for the next request that can still be in time."""
-        if self._latest_swap is not None and self._latest_swap[0] == head.id:
-            return self._latest_swap[1]
-        latest_s = latest_begin_s(
-            islice(self.window.peek(head.id), LOOKAHEAD),
-            before_s=self._models.swap_s(head.model),
-            prefill_s_per_token=self._prefill_s_per_token,
-            now_s=self._now_s,
-        )
-        self._latest_swap = (head.id, latest_s - self._config.evict_margin_s)
-        return self._latest_swap[1]
+        """The group to serve next."""
+        return self._turns.head(serving=self.state is _S.SERVING)
 
     def _fill(self) -> None:
         """Give the engine what there is room for, and ask for more."""
@@ -404,8 +379,8 @@ class Executor:
                 break
             self.window.take(ref.id)
             self._attempts.ask(ref, group.model, group.slo_class)
-            if self._started != group.id:
-                self._started = group.id
+            if self._turns.started != group.id:
+                self._turns.started = group.id
                 self._relief.soon(self._now_s)
             wanted.setdefault(ref.gateway, []).append(ref.id)
         for gateway, ids in wanted.items():
@@ -441,7 +416,7 @@ class Executor:
             self._relief.later(self._now_s)
         elif self._starved and self._now_s >= self._relief.due_s:
             if self._lacks_place is None:
-                givers = self._relief.givers(head, self._now_s, self._prefill_s_per_token)
+                givers = self._relief.givers(head, self._now_s, self._turns.prefill_s_per_token)
             else:
                 givers = self._leavers(self._lacks_place)
         for item in givers:
@@ -452,7 +427,7 @@ class Executor:
 
     def _leavers(self, head: QueuedGroup) -> list[InFlight]:
         """Requests of one adapter that leaves the batch if the head group's next request would be late otherwise."""
-        latest_s = self._latest_swap_s(head)
+        latest_s = self._turns.latest_swap_s(head)
         self._relief.at(latest_s, self._now_s)
         if self._now_s < latest_s:
             return []
@@ -465,18 +440,10 @@ class Executor:
 
     def _empty(self, head: QueuedGroup) -> None:
         """Swap once nothing is in flight; cut the drain short when its time is up."""
-        batch = self.batch
-        loaded = list(chain(batch.held.values(), batch.running.values()))
-        if self._config.eviction and self._now_s < self._empty_by_s:
-            laxity = self._attempts.laxity(head.slo_class)
-            if all(item.class_ttft_s > laxity for item in chain(batch.pulling.values(), loaded)):
-                self._empty_by_s = min(self._empty_by_s, self._latest_swap_s(head))
-        if self._now_s >= self._empty_by_s:
-            for item in loaded:
-                if self._attempts.may_evict(item):
-                    self._attempts.evict(item)
+        for item in self._turns.cut(head):
+            self._attempts.evict(item, counts=not item.produced)
         self._start_held()
-        if not len(batch):
+        if not len(self.batch):
             base = self._models.swapping_to = self._models.base(head.model)
             self._move(Trigger.EMPTIED)
             self._effects.append(e.SwapModel(base))

@@ -59,6 +59,16 @@ class Models:
         asleep = dict(self.tiers).get(model) is ModelTier.ASLEEP
         return profile.sleep_s + (profile.wake_s if asleep else profile.cold_s) + profile.load_s
 
+    def back_s(self, model: ModelName) -> float:
+        """Seconds from a model that is awake to what is awake now."""
+        if self.awake is None or self.serves(model):
+            return 0.0
+        return self._profiles[model].sleep_s + self._profiles[self.awake].wake_s
+
+    def apart(self, base: ModelName | None) -> list[ModelName]:
+        """Models that are not served while a base is awake."""
+        return [model for model in self._profiles if self.base(model) != base]
+
     def ready(self, event: EngineReady) -> EngineProfile:
         """The engine has a base awake; its profile."""
         self.awake, self.tiers = event.awake, event.tiers

@@ -16,7 +16,7 @@ from math import inf, sqrt
 from qlm_core.config import RwtConfig
 from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
-from qlm_core.profile import EngineProfile, profile_from_throughput
+from qlm_core.profile import PACE_AIM, EngineProfile, profile_from_throughput
 from qlm_core.rwt.calibration import Calibration, Coverage
 from qlm_core.rwt.lengths import LengthModel, exponential_prior
 from qlm_core.rwt.rates import ArrivalRate, RecentMean, SpeedFactor
@@ -334,6 +334,10 @@ class Estimators:
         speed = factor.value
         ended = self._model_length(ModelName(profile.model)).ended
         batch = profile.batch_size(prompt, output, output_variation=variation)
+        if key is not None and key.pace_s < inf:
+            batch = min(
+                batch, self._paced_batch(profile, key.pace_s * speed, prompt, output, variation)
+            )
         iteration_s = profile.steady_iteration_s(batch, prompt, output, output_variation=variation)
         seconds_per_token = iteration_s / batch / speed
         chunk = profile.max_num_batched_tokens
@@ -351,6 +355,16 @@ class Estimators:
                 seconds_per_token * output,
                 profile.prefill_s(chunk) / chunk * prompt / speed,
             ),
+        )
+
+    @staticmethod
+    def _paced_batch(
+        profile: EngineProfile, pace_s: float, prompt: float, output: float, variation: float
+    ) -> float:
+        """The batch in which each has a token every `pace_s` seconds: agents let no more run together."""
+        resident = prompt + output * (1.0 + variation**2) / 2
+        return profile.slots_at_pace(
+            PACE_AIM * pace_s, mean_prompt=prompt, mean_output=output, resident_tokens=resident
         )
 
     def _means(self, model: ModelName, key: GroupKey | None) -> tuple[float, float]:

@@ -19,17 +19,17 @@ from qlm_core.planning import annealing_kernels, kernels, pricing_kernels, ruin_
 @cache
 def compiled_kernels() -> ModuleType | None:
     """The kernels of the search, compiled when first called; None without numba."""
-    return _twins(kernels, annealing_kernels, ruin_kernels)
+    return twins(kernels, annealing_kernels, ruin_kernels)
 
 
 @cache
 def compiled_pricing() -> ModuleType | None:
     """`pricing_kernels`, likewise."""
-    return _twins(pricing_kernels)
+    return twins(pricing_kernels)
 
 
-def _twins(*modules: ModuleType) -> ModuleType | None:
-    """A module with the compiled functions of all these; each may use those before it."""
+def twins(*modules: ModuleType) -> ModuleType | None:
+    """A module with the compiled functions of all these; each may use those before it. None without numba."""
     if importlib.util.find_spec("numba") is None:
         return None
     import numba

@@ -36,17 +36,22 @@ def seconds(instant: int) -> float:
 
 
 class IterationCosts:
-    """A profile's coefficients in whole picoseconds, host time included."""
+    """A profile's coefficients in whole picoseconds, host time included.
 
-    __slots__ = ("_base", "_half_pair", "_knee", "_sequence", "_token", "per_context_token")
+    Attributes:
+        knee: in tokens; None for the plain linear form.
+        half_pair: half of a pair of prefill attention.
+    """
+
+    __slots__ = ("base", "half_pair", "knee", "per_context_token", "sequence", "token")
 
     def __init__(self, profile: EngineProfile):
         form = profile.iteration
-        self._base = _cost(form.base_ms + profile.host_overhead_ms)
-        self._token = _cost(form.per_token_ms)
-        self._sequence = _cost(form.per_sequence_ms + profile.host_per_sequence_ms)
-        self._half_pair = _cost(form.per_attention_pair_ms / 2)
-        self._knee = form.knee_tokens
+        self.base = _cost(form.base_ms + profile.host_overhead_ms)
+        self.token = _cost(form.per_token_ms)
+        self.sequence = _cost(form.per_sequence_ms + profile.host_per_sequence_ms)
+        self.half_pair = _cost(form.per_attention_pair_ms / 2)
+        self.knee = form.knee_tokens
         self.per_context_token = _cost(form.per_context_token_ms)
 
     def iteration(self, *, decoding: int, context: int, prefill: int, half_pairs: int) -> int:
@@ -59,13 +64,13 @@ class IterationCosts:
             half_pairs: twice the pairs of prefill attention: p * (p + 2 * q), summed over chunks of
                 p tokens after q computed ones.
         """
-        tokens = prefill if self._knee is None else max(0, prefill + decoding - self._knee)
+        tokens = prefill if self.knee is None else max(0, prefill + decoding - self.knee)
         return (
-            self._base
-            + self._token * tokens
-            + self._sequence * decoding
+            self.base
+            + self.token * tokens
+            + self.sequence * decoding
             + self.per_context_token * context
-            + self._half_pair * half_pairs
+            + self.half_pair * half_pairs
         )
 
 

@@ -363,6 +363,7 @@ class TraceMapping:
         rename: replace the models that the trace names.
         rate_scale: how much faster requests come than in the trace.
         limit: most requests taken.
+        until_s: no arrivals from then on, as they come here.
         max_tokens: the clients' limit; a longer output has its own length for it.
         prompt_tokens_max: longer prompts are cut to this.
     """
@@ -372,6 +373,7 @@ class TraceMapping:
     rename: bool = True
     rate_scale: float = 1.0
     limit: int | None = None
+    until_s: float | None = None
     max_tokens: int = 2048
     prompt_tokens_max: int | None = None
     seed: int = 0
@@ -395,11 +397,14 @@ def requests_from_trace(
     for row in islice(rows, mapping.limit):
         model = mapping.models.pick(choices.random())
         slo_class = mapping.mix.pick(choices.random())
+        arrival_s = row.arrival_s / mapping.rate_scale
+        if mapping.until_s is not None and arrival_s >= mapping.until_s:
+            return
         prompt = row.prompt_tokens
         if mapping.prompt_tokens_max is not None:
             prompt = min(prompt, mapping.prompt_tokens_max)
         yield WorkloadRequest(
-            arrival_s=row.arrival_s / mapping.rate_scale,
+            arrival_s=arrival_s,
             model=model if mapping.rename or row.model is None else row.model,
             slo_class=row.slo_class or slo_class,
             prompt_tokens=prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -52,9 +53,11 @@ def test_what_ends_with_its_prompt_is_a_kind_of_its_own(limit: int, alone: bool)
         gateway=GatewayId("g"),
         model=ModelName("m"),
         slo_class="interactive",
-        slo=Slo(ttft_s=1.0),
+        slo=Slo(ttft_s=1.0, tpot_s=0.1),
         prompt_tokens=9,
         max_output_tokens=limit,
         arrival_s=0.0,
     )
     assert (GroupKey.of(meta).limit_scale == PROMPT_ALONE) is alone
+    # After the first token there is no pace to keep.
+    assert GroupKey.of(meta).pace_s == (inf if alone else 0.1)

@@ -195,3 +195,12 @@ def test_a_rest_that_is_announced_anew_is_not_due_with_new_requests() -> None:
     rest, new = make.place(begun(request("b")), size_max=10)
     assert new
     assert rest.last_due_s > fresh.last_due_s + 600.0
+
+
+def test_those_promised_another_pace_are_another_group() -> None:
+    slow, fast, none = (
+        replace(request("a"), slo=Slo(ttft_s=20.0, tpot_s=tpot_s)) for tpot_s in (0.2, 0.05, None)
+    )
+    keys = [GroupKey.of(one) for one in (slow, fast, none)]
+    assert len(dict.fromkeys(keys)) == 3
+    assert len(dict.fromkeys(key.kind for key in keys)) == 3

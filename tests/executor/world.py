@@ -79,6 +79,7 @@ def ref(
     due_s: float = 3600.0,
     prompt: int = 100,
     expected: int = 100,
+    limit: int = 1000,
     produced: int = 0,
     gateway: GatewayId = GATEWAY,
 ) -> RequestRef:
@@ -87,7 +88,7 @@ def ref(
         gateway=gateway,
         group=GroupId(group_id),
         prompt_tokens=prompt,
-        max_output_tokens=1000,
+        max_output_tokens=limit,
         expected_output_tokens=expected,
         produced_tokens=produced,
         due_s=due_s,

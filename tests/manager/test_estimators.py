@@ -149,3 +149,34 @@ def test_speed_shows_in_prompts_where_nothing_is_generated(speed: float) -> None
     idle = report(iterations_per_s=0.0, prompt_tokens_per_s=0.0)
     estimators.reported("test", profile("m"), idle)
     assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+
+
+def key(tpot_s: float | None) -> GroupKey:
+    request = RequestMeta(
+        id=RequestId("a"),
+        gateway=GatewayId("g"),
+        model=ModelName("m"),
+        slo_class="chat",
+        slo=Slo(ttft_s=600.0, tpot_s=tpot_s),
+        prompt_tokens=100,
+        max_output_tokens=4096,
+        arrival_s=0.0,
+    )
+    return GroupKey.of(request)
+
+
+def test_a_promised_pace_is_planned_with_the_batch_that_keeps_it() -> None:
+    estimators = Estimators(RwtConfig())
+    free, paced = (
+        estimators.rate(profile("m"), key(tpot_s), now_s=0.0) for tpot_s in (None, 0.0145)
+    )
+    assert 1 <= paced.batch < free.batch
+    iteration_s = paced.seconds_per_token * paced.batch
+    assert iteration_s <= 0.0145
+    assert paced.seconds_per_request > free.seconds_per_request
+
+
+def test_a_pace_that_every_batch_keeps_changes_nothing() -> None:
+    estimators = Estimators(RwtConfig())
+    free, paced = (estimators.rate(profile("m"), key(tpot_s), now_s=0.0) for tpot_s in (None, 10.0))
+    assert paced.batch == free.batch

@@ -52,6 +52,27 @@ def test_an_output_longer_than_clients_usually_allow_is_whole(tmp_path: Path, ca
     assert "were cut" not in capsys.readouterr().out
 
 
+def test_what_is_possible_is_told_beside_what_was_reached(tmp_path: Path, capsys: Told) -> None:
+    scenario = tmp_path / "bed.yaml"
+    classes = {"interactive": {"ttft_s": 0.3, "weight": 4}, "batch-1": {"ttft_s": 60}}
+    scenario.write_text(
+        json.dumps(one_model(rate=40.0) | {"slo_classes": classes | {"batch-2": {"ttft_s": 600}}})
+    )
+    asked = [str(scenario), "--policy", "fcfs,edf-evict", "--seeds", "2", "--seed", "5"]
+    found = figures_of(tmp_path, *asked, "--bound")
+    assert [one["seed"] for one in found["bounds"]] == [5, 6]
+    for run in found["runs"]:
+        [most] = [one for one in found["bounds"] if one["seed"] == run["seed"]]
+        assert run["slo_attainment"] <= most["plain"] + 1e-6 <= most["alone"]["plain"] + 2e-6
+    assert most["plain"] < 1.0
+    told = capsys.readouterr().out
+    assert "| bound, if swaps were free |" in told
+    table = [line.split("|") for line in told.splitlines() if line.startswith("| edf-evict")]
+    kept, share = (float(cell.strip(" %")) for cell in table[-1][2:4])
+    assert share > kept
+    assert "bounds" not in figures_of(tmp_path, *asked)
+
+
 @pytest.mark.parametrize("policy", ["qlm", "fcfs"])
 def test_a_request_that_comes_hours_after_the_others_is_served(tmp_path: Path, policy: str) -> None:
     # After thirty years, floats are coarser than the engine's nanoseconds.
@@ -81,6 +102,8 @@ def test_sizing_says_what_a_small_gpu_cannot_hold(tmp_path: Path, capsys: Told) 
         (["size", "s.yaml", "--fleet", "f.yaml"], ("--fleet", "a trace")),
         (["size", "s.yaml", "--seeds", "3"], ("--seeds", "comparing")),
         (["size", "s.yaml", "--without", "eviction"], ("--without", "comparing")),
+        (["size", "s.yaml", "--bound"], ("--bound", "comparing")),
+        (["faults", "--seed", "1", "--bound"], ("--bound", "changes nothing")),
         (["size", "s.yaml", "--policy", "edf,fcfs"], ("--policy", "one policy")),
         (["s.yaml", "--policy", "edf", "--without", "luck"], ("--without", "qlm")),
         (["s.yaml", "--json", "."], ("--json", "folder")),

@@ -12,10 +12,13 @@ from qlm import regret
 from qlm.__main__ import main
 from qlm_core.sim import beds as drawing
 from qlm_core.sim.beds import DrawnBed
+from qlm_core.sim.bound import Bound, Shares
 from qlm_core.sim.policies import policy_names
 from tests.simulator.beds import two_models
 
 Told = pytest.CaptureFixture[str]
+ALL = Shares(weighted=1.0, plain=1.0)
+BOUND = Bound(weighted=0.95, plain=0.9, alone=ALL, unswapped=ALL)
 CLASSES = {"chat": {"ttft_s": 1.0, "weight": 4.0}, "batch": {"ttft_s": 900.0, "weight": 1.0}}
 
 
@@ -40,16 +43,34 @@ def run(policy: str, chats: int, batches: int) -> dict[str, Any]:
 def result(index: int, ours: int, *kinds: str) -> regret.BedResult:
     """`qlm` with so many chats in time beside `edf` with 8, and a reference with all."""
     runs = (run("qlm", ours, 10), run("edf", 8, 10), run("clairvoyant", 10, 10))
-    return regret.result_of(drawn(index, *kinds), runs)
+    return regret.result_of(drawn(index, *kinds), BOUND, runs)
 
 
 def test_classes_count_by_their_weights() -> None:
-    found = regret.result_of(drawn(0), (run("qlm", 5, 10), run("edf", 10, 5)))
+    found = regret.result_of(drawn(0), BOUND, (run("qlm", 5, 10), run("edf", 10, 5)))
     assert found.attainment["weighted"] == {"qlm": 0.6, "edf": 0.9}
     assert found.attainment["plain"] == {"qlm": 0.75, "edf": 0.75}
     assert found.regret("weighted") == pytest.approx(0.3)
     assert found.regret("weighted", "edf") == pytest.approx(-0.3)
     assert found.regret("plain") == 0.0
+
+
+def test_results_are_shares_of_what_is_possible() -> None:
+    found = [result(0, 9, "models in turn"), result(1, 4, "one model", "bursty")]
+    assert found[0].share("weighted") == pytest.approx((0.8 * 0.9 + 0.2) / 0.95)
+    assert found[1].share("plain", "edf") == pytest.approx(0.9 / 0.9)
+    shares = regret.shares(found, "plain")
+    assert list(shares) == ["clairvoyant", "edf", "qlm"]
+    assert shares["qlm"]["several models"] == pytest.approx(0.95 / 0.9)
+    assert shares["qlm"]["all"] == pytest.approx((0.95 + 0.7) / 0.9 / 2)
+    assert shares["qlm"]["bursty"] == pytest.approx(0.7 / 0.9)
+    assert "| policy | all | several models | models in turn | one model |" in regret.report(found)
+
+
+def test_where_nothing_is_possible_nothing_is_missed() -> None:
+    nothing = Bound(weighted=0.0, plain=0.0, alone=ALL, unswapped=ALL)
+    runs = (run("qlm", 0, 0), run("edf", 0, 0))
+    assert regret.result_of(drawn(0), nothing, runs).share("weighted") == 1.0
 
 
 def test_who_knows_the_future_is_no_rival() -> None:
@@ -102,6 +123,11 @@ def test_every_policy_runs_on_every_bed(tmp_path: Path, capsys: Told) -> None:
     for bed in found["beds"]:
         assert list(bed["attainment"]["plain"]) == list(policy_names())
         assert [one["policy"] for one in bed["runs"]] == list(policy_names())
+        for measure in ("weighted", "plain"):
+            most = bed["bound"][measure]
+            for name, kept in bed["attainment"][measure].items():
+                assert kept <= most + 1e-6
+                assert bed["share_of_bound"][measure][name] == pytest.approx(kept / most)
     assert found["regret"]["weighted"]["all"]["beds"] == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_what_is_cut_goes_on_in_a_later_turn() -> None:
 
 
 def test_turns_keep_targets_that_deadlines_alone_miss() -> None:
-    turns, deadlines = (figures(shared(), policy)["classes"] for policy in ("turns-6", "edf-model"))
+    turns, deadlines = (figures(shared(), policy)["classes"] for policy in ("turns-6", "edf"))
     assert turns["tool"]["attainment"] > 0.9
     assert deadlines["tool"]["attainment"] < 0.5
 

@@ -1,0 +1,21 @@
+"""Whether the present task is being stopped: asked by loops that dial again whatever happens to a call.
+
+gRPC turns a cancellation that meets the beginning of a call into another error, and cancels whoever reads a call when only the
+call was cancelled. So what is raised does not tell a loop whether to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def being_stopped() -> bool:
+    """Whether it is this task that is cancelled, and not only a call of it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def end_if_stopped() -> None:
+    """Raise CancelledError if this task is being stopped."""
+    if being_stopped():
+        raise asyncio.CancelledError
