@@ -53,11 +53,8 @@ class GroupKey(NamedTuple):
     def of(request: RequestMeta) -> GroupKey:
         """The key of a request."""
         ttft_s = request.target_s
-        shift = 8 if ttft_s <= TIGHT_S else 10
-        scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
-        limit = PROMPT_ALONE
-        if request.max_output_tokens > 1:
-            limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
+        scale = prompt_scale(request.prompt_tokens, ttft_s)
+        limit = limit_scale(request.max_output_tokens)
         only, e2e_s = request.slo.first_token_only, request.slo.e2e_s
         if e2e_s is None:
             e2e_s = inf
@@ -81,6 +78,23 @@ class GroupKey(NamedTuple):
     def due_s(self, request: RequestMeta) -> float:
         """When a member has to start."""
         return request.arrival_s + self.ttft_s
+
+
+def prompt_scale(tokens: int, ttft_s: float) -> int:
+    """How long a prompt is, as far as groups tell: doublings beyond what counts as short."""
+    return max(0, (tokens - 1) >> short_prompt_bits(ttft_s)).bit_length()
+
+
+def short_prompt_bits(ttft_s: float) -> int:
+    """Prompts of up to two to the power of this are all alike: of more tokens where the target is lax."""
+    return 8 if ttft_s <= TIGHT_S else 10
+
+
+def limit_scale(max_output_tokens: int) -> int:
+    """How low the client's limit on the output is, as far as groups tell: doublings beyond 64 tokens."""
+    if max_output_tokens <= 1:
+        return PROMPT_ALONE
+    return min(LIMIT_SCALES, ((max_output_tokens - 1) >> 6).bit_length())
 
 
 class RequestGroup:

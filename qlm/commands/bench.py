@@ -9,7 +9,13 @@ from typing import Any
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
-    from qlm.commands import bench_paper, bench_paper_program, bench_planner, bench_regret
+    from qlm.commands import (
+        bench_paper,
+        bench_paper_program,
+        bench_planner,
+        bench_regret,
+        bench_rules,
+    )
 
     parser = subparsers.add_parser(
         "bench", help="measure the data plane, the core, the planner or the simulator"
@@ -34,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     bench_paper.add_parser(subjects)
     bench_paper_program.add_parser(subjects)
     bench_regret.add_parser(subjects)
+    bench_rules.add_parser(subjects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         from qlm.commands import bench_regret
 
         return bench_regret.run(args)
+    if args.subject == "rules":
+        from qlm.commands import bench_rules
+
+        return bench_rules.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
     known = ("seconds", "requests", "seeds", "quick", "repetitions", "ttft_s")
     measured = subject.measure(

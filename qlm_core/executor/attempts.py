@@ -27,6 +27,11 @@ _REMEMBERED = 4096
 _LONGER = 1.5
 
 
+def engine_priority(ref: RequestRef) -> int:
+    """What engines go by, lower first: who is due first has its prompt computed first and is preempted last."""
+    return round(ref.due_s * 1000.0)
+
+
 class Attempts:
     """Moves attempts between window, batch and gateways.
 
@@ -96,7 +101,7 @@ class Attempts:
 
     def start(self, item: InFlight) -> None:
         """A held request goes onto the engine."""
-        priority = round(item.ref.due_s * 1000.0)
+        priority = engine_priority(item.ref)
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 

@@ -283,8 +283,7 @@ class Estimators:
         if batch:
             prompts = 0.0 if behind_prompts else self._prompts_per_iteration(profile, state)
             iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
-            passing = 1.5 if profile.async_scheduling else 0.5
-            first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
+            first_s += (1.0 + _passing(profile)) * iteration_s - profile.iteration_s()
         return first_s / self._speed(profile.gpu, profile.base).value
 
     def finish_s(
@@ -349,7 +348,7 @@ class Estimators:
             variation=variation,
             typical_output_s=self._quantile(key, _TYPICAL) * iteration_s / speed,
             long_output_s=self._quantile(key, _LONG) * iteration_s / speed,
-            uncertainty=sqrt(factor.spread**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
+            uncertainty=_pace_spread(factor.spread, variation, ended),
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
             absorb_s=min(
                 seconds_per_token * output,
@@ -421,6 +420,16 @@ class Estimators:
     def speeds(self) -> dict[tuple[str, str], float]:
         """Real speed over predicted speed per (GPU, model), for metrics."""
         return {key: factor.value for key, factor in self._speeds.items()}
+
+
+def _passing(profile: EngineProfile) -> float:
+    """How many iterations have to pass before the next one is chosen."""
+    return 1.5 if profile.async_scheduling else 0.5
+
+
+def _pace_spread(speed_spread: float, variation: float, ended: float) -> float:
+    """What is not known of a pace, over its mean: of the engine's speed, and of lengths after so many ended requests."""
+    return sqrt(speed_spread**2 + variation**2 / (_PRIOR_REQUESTS + ended))
 
 
 @lru_cache(maxsize=1024)

@@ -204,3 +204,11 @@ def test_those_promised_another_pace_are_another_group() -> None:
     keys = [GroupKey.of(one) for one in (slow, fast, none)]
     assert len(dict.fromkeys(keys)) == 3
     assert len(dict.fromkeys(key.kind for key in keys)) == 3
+
+
+def test_where_the_target_is_lax_prompts_of_some_hundred_tokens_share_a_group() -> None:
+    make = grouper()
+    for ttft_s, shared in ((60.0, False), (600.0, True)):
+        short, _ = make.place(request(f"a-{ttft_s}", ttft_s=ttft_s, prompt=200), size_max=10)
+        other, _ = make.place(request(f"b-{ttft_s}", ttft_s=ttft_s, prompt=900), size_max=10)
+        assert (other is short) == shared

@@ -19,7 +19,7 @@ from qlm_core.model import (
     RunningRequest,
     Slo,
 )
-from tests.manager.conftest import profile
+from tests.manager.conftest import Bench, profile
 
 BATCH = 20
 
@@ -180,3 +180,29 @@ def test_a_pace_that_every_batch_keeps_changes_nothing() -> None:
     estimators = Estimators(RwtConfig())
     free, paced = (estimators.rate(profile("m"), key(tpot_s), now_s=0.0) for tpot_s in (None, 10.0))
     assert paced.batch == free.batch
+
+
+def test_an_interval_in_which_the_batch_changed_says_nothing_of_speed() -> None:
+    steady = report(iterations_per_s=10.0, prompt_tokens_per_s=0.0)
+    draining = replace(steady, running=steady.running[: BATCH // 2])
+    for state, learned in ((draining, False), (steady, True)):
+        estimators = Estimators(RwtConfig())
+        for _ in range(50):
+            estimators.reported("test", profile("m"), state)
+        assert (abs(estimators.speeds.get(("test", "m"), 1.0) - 1.0) > 0.05) == learned
+
+
+def test_a_pace_is_known_the_better_the_more_requests_have_ended(bench: Bench) -> None:
+    estimators = Estimators(RwtConfig())
+    request = bench.request("m")
+    known = []
+    for ended in (0, 10, 190):
+        for number in range(ended):
+            estimators.arrived(request)
+            estimators.finished(request, 50 if number % 2 else 200, 0)
+        key = GroupKey.of(request)
+        # Rates are kept for a second.
+        rate = estimators.rate(profile("m"), key, now_s=2.0 + 2.0 * len(known))
+        known.append(rate.uncertainty)
+    assert known[0] > 0.3
+    assert known[0] > 1.3 * known[1] > 1.3 * 1.3 * known[2] > 0.0
