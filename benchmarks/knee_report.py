@@ -44,13 +44,14 @@ def figures(found: Found, search: Search) -> dict[str, Any]:
 
 def _overview(beds: Sequence[KneeBed], found: Found) -> str:
     head = ["bed", "qlm, requests/s", "best rival", "over it"]
-    lines = [[*head, *(f"over {name}" for name in knee.AGAINST)]]
+    against = (*knee.AGAINST, knee.BOUND)
+    lines = [[*head, *(f"over {name}" for name in against)]]
     for bed in beds:
         by_name = {one.policy: one for one in found[bed.name]}
         ours, best = by_name[OURS], knee.best_rival(found[bed.name])
         rival = "" if best is None else f"{best.policy}, {knee.shown(best)}"
         row = [bed.title, knee.shown(ours), rival, knee.ratio(ours, best)]
-        lines.append(row + [knee.ratio(ours, by_name.get(name)) for name in knee.AGAINST])
+        lines.append(row + [knee.ratio(ours, by_name.get(name)) for name in against])
     text = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:], ""])
 

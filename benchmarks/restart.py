@@ -30,8 +30,10 @@ from benchmarks.figures import Figure, show, to_json
 from gateway.store import SqliteStore, StoredRequest
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
+from protos.qlm.v1 import types_pb2
 from qlm import config_file, fleet
 from qlm_core.config import Config
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import ModelName, RequestId
 
 WAITING = 20_000
@@ -94,7 +96,7 @@ async def fill(config: Config, waiting: int) -> None:
         name = names[index % len(names)]
         return StoredRequest(
             id=RequestId(f"cmpl-{index:024x}"),
-            chat=False,
+            endpoint=Endpoint.COMPLETIONS,
             model=ModelName(MODEL),
             slo_class=name,
             slo=config.slo_class(name).slo,
@@ -130,7 +132,9 @@ async def _gateway(
         health = process.spent()
         async with grpc.aio.insecure_channel(config.gateway.grpc_listen) as channel:
             stub = rpc.ClientServiceStub(channel)
-            new = pb.NewRequest(model=MODEL, body_json=_body(), endpoint=pb.ENDPOINT_COMPLETIONS)
+            new = pb.NewRequest(
+                model=MODEL, body_json=_body(), endpoint=types_pb2.ENDPOINT_COMPLETIONS
+            )
             await stub.Enqueue(pb.EnqueueRequest(request=new), wait_for_ready=True)
             return health, process.spent()
 

@@ -32,6 +32,7 @@ from benchmarks.vllm_servers import Zygote
 from qlm import fleet, ports
 from qlm.report import quantile
 from qlm_core.config import Config
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import JobOutput
 from qlm_core.executor.events import EngineEvent
 from qlm_core.messages import Payload
@@ -197,7 +198,8 @@ async def slot_frees(zygote: Zygote) -> list[float]:
     def submit(name: str, tokens: int) -> asyncio.Event:
         begun[name] = asyncio.Event()
         body = {"prompt": name, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
-        engine.submit(Payload(RequestId(name), 1, ModelName(MODEL), False, msgspec.json.encode(body)), 0)  # fmt: skip
+        said = msgspec.json.encode(body)
+        engine.submit(Payload(RequestId(name), 1, ModelName(MODEL), Endpoint.COMPLETIONS, said), 0)
         return begun[name]
 
     await engine.start(listen)

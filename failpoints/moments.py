@@ -29,6 +29,9 @@ MOMENTS = {
     "gateway.batches.file_kept": "the output or the errors of a batch are a file, the batch is not over",
     "gateway.batches.written": "both are files, that the batch is over is not stored",
     "gateway.batches.closed": "that is stored, its lines are still in the store",
+    # Webhooks.
+    "gateway.webhooks.told": "what a webhook is to be told is stored, nothing of it is sent",
+    "gateway.webhooks.sent": "the webhook has taken it, it is still in the store",
     # A request's life in the gateway.
     "gateway.driver.restored": "a started gateway has taken up what its store holds; it does not listen yet",
     "gateway.driver.request_stored": "a request is stored, and neither in the ledger nor acknowledged",

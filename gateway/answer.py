@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
+from gateway import turns as tn
 from qlm_core.errors import QlmError
 from qlm_core.ledger import EndRecord
 from qlm_core.resume import ResumedBy
@@ -22,7 +23,9 @@ _encode = msgspec.json.Encoder().encode
 # More characters than any output has, and few enough for a message to an agent.
 OFFSET_MAX = 2**31 - 1
 # The gateway's own words in an answer; an engine's are overwritten.
-_OURS = frozenset({"id", "object", "created", "model", "service_tier", "usage", "choices"})
+_OURS = frozenset(
+    {"id", "object", "created", "model", "service_tier", "usage", "choices", tn.FIELD}
+)
 # Parts of a message that come whole, once; every other text comes in pieces.
 _WHOLE = frozenset({"role", "id", "type", "name"})
 
@@ -32,10 +35,15 @@ class BadChunkError(QlmError):
 
 
 class Answer:
-    """The output of one request, folded together from its chunks."""
+    """The output of one request, folded together from its chunks.
 
-    def __init__(self, *, chat: bool) -> None:
+    Args:
+        in_turns: it is read as parts in order, so what is folded says where that is not the usual one.
+    """
+
+    def __init__(self, *, chat: bool, in_turns: bool = False) -> None:
         self._chat = chat
+        self._turns = tn.Turns() if in_turns else None
         self._came_whole = False
         self._extra: Json = {}
         self._usage: Json = {}
@@ -59,14 +67,20 @@ class Answer:
         if isinstance(chunk.get("usage"), dict):
             self._usage = _over(self._usage, chunk["usage"])
         for choice in chunk.get("choices") or ():
-            self._fold_choice(choice)
+            self._fold_choice(choice, chunk)
 
-    def _fold_choice(self, choice: Json) -> None:
+    def _fold_choice(self, choice: Json, chunk: Json) -> None:
         index = choice.get("index", 0)
         whole = self._choices.setdefault(index, {"index": index})
         for key, value in choice.items():
             if key == "delta":
-                _join(whole.setdefault("message", {}), value or {})
+                message = whole.setdefault("message", {})
+                calls = _calls(message)
+                _join(message, value or {})
+                if self._turns is not None and value and index == 0:
+                    begun = _calls(message) - calls
+                    told = tn.told_in(chunk)
+                    self._turns.add(tn.usual(tn.texts_of(value), begun) if told is None else told)
             elif key == "text":
                 whole["text"] = whole.get("text", "") + (value or "")
             elif key == "logprobs" and isinstance(value, dict):
@@ -125,7 +139,7 @@ class Answer:
                 choice["delta"] = choice.pop("message", {})
             choices.append(choice)
         usage = {"usage": self._usage} if self._usage else {}
-        return _encoded(self._extra | usage | {"choices": choices})
+        return _encoded(self._extra | usage | self._told_turns() | {"choices": choices})
 
     def response(
         self, *, id: str, created: int, model: str, service_tier: str, record: EndRecord
@@ -151,7 +165,10 @@ class Answer:
         }
         if service_tier:
             head["service_tier"] = service_tier
-        return _encoded(head | self._extra | closing_extra(record))
+        return _encoded(head | self._extra | closing_extra(record) | self._told_turns())
+
+    def _told_turns(self) -> Json:
+        return {} if self._turns is None else self._turns.told()
 
 
 def usage_of(record: EndRecord, before: Json | None = None) -> Json:
@@ -266,6 +283,12 @@ def _number_no_calls(message: Json) -> None:
         ]
 
 
+def _calls(message: Json) -> int:
+    """The calls that have begun, which they have with their name: what goes on with one may stand alone."""
+    calls = message.get("tool_calls")
+    return sum(map(tn.is_named, calls)) if _is_list_of(calls, dict) else 0
+
+
 def _replace(whole: Json, key: str, value: Any) -> None:
     """Take a value over, but never nothing for something."""
     if value is not None or key not in whole:
@@ -277,7 +300,7 @@ def _join(whole: Json, part: Json) -> None:
     for key, value in part.items():
         before = whole.get(key)
         if key == "tool_calls" and isinstance(value, list):
-            whole[key] = _join_calls(before if _is_list_of(before, dict) else [], value)
+            whole[key] = join_calls(before if _is_list_of(before, dict) else [], value)
         elif key in _WHOLE and isinstance(value, str):
             whole[key] = before or value
         elif _grow(whole, key, value):
@@ -301,7 +324,7 @@ def _grow(whole: Json, key: str, value: Any) -> bool:
     return False
 
 
-def _join_calls(whole: list[Json], parts: list[Any]) -> list[Json]:
+def join_calls(whole: list[Json], parts: list[Any]) -> list[Json]:
     """Fold deltas of tool calls into the calls that they belong to."""
     for part in parts:
         if not isinstance(part, dict):

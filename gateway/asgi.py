@@ -22,6 +22,17 @@ async def answer(send: Send, status: int, body: bytes, headers: RawHeaders) -> N
     await send({"type": "http.response.body", "body": body})
 
 
+def telling(send: Send, more: RawHeaders) -> Send:
+    """A `send` whose answer has more headers."""
+
+    async def told(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = message | {"headers": [*message["headers"], *more]}
+        await send(message)
+
+    return told if more else send
+
+
 async def read_body(
     receive: Receive,
     headers: Mapping[bytes, bytes],

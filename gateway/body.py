@@ -11,14 +11,19 @@ from typing import Any
 
 import msgspec
 
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import ContextExceeded, InvalidRequest
 from qlm_core.nesting import LEVELS_MAX, is_too_deep
 from qlm_core.tokens import (
     COMPLETION_DEFAULT_LIMIT,
+    FIRST_TEXTS,
+    SECOND_TEXTS,
     chat_texts,
     completion_prompts,
     is_token_ids,
+    measured_tokens,
     prompt_tokens,
+    scored_texts,
 )
 
 Json = dict[str, Any]
@@ -29,6 +34,8 @@ Json = dict[str, Any]
 # of any other the engine decides, which counts exactly, and `body_bytes_max` bounds what it is asked about.
 BYTES_PER_TOKEN_MAX = 1024
 LIMIT_MAX = 2**31 - 1
+# Answers travel as JSON; vLLM has formats that are not.
+_ENCODINGS = ("float", "base64")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BLANKS = re.compile(r"\s+")
 
@@ -57,13 +64,23 @@ def parse(body: bytes) -> Json:
     return fields
 
 
-def check_prompt(fields: Json, *, chat: bool) -> Any:
+def raw_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body that can be parsed, each as it was written: numbers keep their digits."""
+    return _decode_shallow(body)
+
+
+def check_prompt(fields: Json, endpoint: Endpoint) -> Any:
     """The prompt or the messages, after checking that there are any, of the right form; None for given embeddings.
+
+    Of endpoints that generate nothing the texts are checked, and nothing is returned.
 
     Raises:
         InvalidRequest: naming the field.
     """
-    field = "messages" if chat else "prompt"
+    if not endpoint.generates:
+        _check_texts(fields, endpoint)
+        return None
+    chat, field = endpoint.chat, endpoint.prompt_field
     prompt = fields.get(field)
     if prompt is None:
         if not chat and fields.get("prompt_embeds") is not None:
@@ -76,7 +93,9 @@ def check_prompt(fields: Json, *, chat: bool) -> Any:
     return prompt
 
 
-def measure_prompt(fields: Json, *, chat: bool, model_len: int | None, prompts_max: int) -> int:
+def measure_prompt(
+    fields: Json, endpoint: Endpoint, *, model_len: int | None, prompts_max: int
+) -> int:
     """Tokens of the prompt, or of all prompts, after checking that there is one and that each may fit.
 
     Args:
@@ -86,31 +105,47 @@ def measure_prompt(fields: Json, *, chat: bool, model_len: int | None, prompts_m
     Raises:
         InvalidRequest: naming the field; ContextExceeded for one that cannot fit.
     """
-    prompt = check_prompt(fields, chat=chat)
-    if prompt is None:
-        return 1
+    prompt = check_prompt(fields, endpoint)
     # What is too long by our estimate and runs all the same takes no more room than there is.
     most = LIMIT_MAX if model_len is None else model_len
+    if not endpoint.generates:
+        return _measure_texts(fields, endpoint, most=most, prompts_max=prompts_max)
+    if prompt is None:
+        return 1
     # A prompt that the engine is told to cut fits whatever its length.
     measured = model_len is not None and fields.get("truncate_prompt_tokens") is None
-    if chat:
+    if endpoint.chat:
         if measured and "chat_template" not in fields:
             _check_questions(prompt, most)
         return min(prompt_tokens(fields, chat=True), most)
     prompts = completion_prompts(prompt)
-    # Each is a sequence of its own to an engine, and measuring very many would keep other clients waiting.
-    if len(prompts) > prompts_max:
-        raise InvalidRequest(
-            "prompt",
-            f"has {len(prompts)} prompts, at most {prompts_max} are accepted",
-            "Send them as several requests or raise gateway.limits.prompts_max.",
-        )
+    _check_count("prompt", len(prompts), prompts_max)
     total = 0
     for index, part in enumerate(prompts):
         if measured:
             _check_length("prompt" if part is prompt else f"prompt[{index}]", part, most)
         total += min(prompt_tokens({"prompt": part}, chat=False), most)
     return max(1, total)
+
+
+def _measure_texts(fields: Json, endpoint: Endpoint, *, most: int, prompts_max: int) -> int:
+    """Tokens of everything that is to be measured. What is too long for the model is cut or refused by its engine."""
+    if endpoint is Endpoint.EMBEDDINGS:
+        count = len(completion_prompts(fields.get("input")))
+    else:
+        count = max(map(len, scored_texts(fields)))
+    _check_count(endpoint.prompt_field, count, prompts_max)
+    return sum(min(tokens, most) for tokens in measured_tokens(fields, endpoint))
+
+
+def _check_count(field: str, count: int, prompts_max: int) -> None:
+    # Each is a sequence of its own to an engine, and measuring very many would keep other clients waiting.
+    if count > prompts_max:
+        raise InvalidRequest(
+            field,
+            f"has {count} prompts, at most {prompts_max} are accepted",
+            "Send them as several requests or raise gateway.limits.prompts_max.",
+        )
 
 
 def _check_length(field: str, part: object, model_len: int) -> None:
@@ -172,12 +207,57 @@ def _check_prompts(prompt: object) -> None:
         )
 
 
-def with_limits(body: bytes, fields: Json, *, chat: bool) -> tuple[bytes, int | None]:
+def _check_texts(fields: Json, endpoint: Endpoint) -> None:
+    """Whether there is something to measure, and the answer is one that can be passed on."""
+    if endpoint is Endpoint.EMBEDDINGS:
+        if fields.get("input") is None and fields.get("messages") is not None:
+            _check_messages(fields["messages"])
+        else:
+            _require_texts(fields, ("input",))
+        encoding = fields.get("encoding_format")
+        if encoding is not None and encoding not in _ENCODINGS:
+            raise InvalidRequest(
+                "encoding_format",
+                f"{encoding!r:.40} is not one in which an answer is passed on",
+                f"Use {' or '.join(_ENCODINGS)}.",
+            )
+    elif endpoint is Endpoint.RERANK:
+        _require_texts(fields, ("query",))
+        _require_texts(fields, ("documents",))
+    else:
+        _require_texts(fields, FIRST_TEXTS)
+        _require_texts(fields, SECOND_TEXTS)
+
+
+def _require_texts(fields: Json, names: tuple[str, ...]) -> None:
+    """Raise InvalidRequest unless there is text, or something like it, under one of the names."""
+    name = next((name for name in names if fields.get(name) is not None), None)
+    if name is None:
+        others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+        raise InvalidRequest(names[0], "missing", f"Give {names[0]}{others}.", code="missing_field")
+    texts = fields[name]
+    if not isinstance(texts, str | list | dict):
+        raise InvalidRequest(
+            name,
+            "must be text, token ids, or a list of these",
+            f"Correct {name}.",
+            code="invalid_type",
+        )
+    if isinstance(texts, list) and not texts:
+        raise InvalidRequest(name, "empty", f"Give {name}.", code="empty_prompt")
+
+
+def with_limits(body: bytes, fields: Json, endpoint: Endpoint) -> tuple[bytes, int | None]:
     """A body whose limits on output every engine understands, and the one that counts; None where the client gave none.
+
+    Where nothing is generated the limit is 0.
 
     A completion without a limit gets the one that OpenAI's API has then: engines differ in what they take none or null
     to mean. A completion may ask for nothing but its echo.
     """
+    if not endpoint.generates:
+        return body, 0
+    chat = endpoint.chat
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     least = 1 if chat else 0
     said: dict[str, int] = {}

@@ -7,9 +7,8 @@ API key travels in `authorization`, which a page must bring itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from gateway.asgi import RawHeaders, Send
+from gateway.asgi import RawHeaders, Send, telling
 
 _METHODS = b"GET, HEAD, POST, DELETE"
 _MAX_AGE_S = 600
@@ -63,11 +62,4 @@ class Cors:
 
     def sending(self, send: Send, origin: bytes) -> Send:
         """`send`, with what a browser needs on every answer, errors as well."""
-        told = [*self.allowed(origin), self._exposed]
-
-        async def send_told(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], *told]}
-            await send(message)
-
-        return send_told
+        return telling(send, [*self.allowed(origin), self._exposed])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from itertools import islice
+
+import msgspec
 
 from gateway import openai
 from gateway.answer import Json, usage_of
@@ -17,15 +18,16 @@ from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.queue_view import explanation_of, view_of
+from gateway.responses.drafting import ResponseIntake
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
+from gateway.store import StoredRequest
 from protos.doors import Rejections
 from qlm_core.config import Config
 from qlm_core.errors import NotFound, Unavailable, UnknownModel
 from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import RequestId
 
-LISTED_MAX = 1000
 # A solver answers within milliseconds; a client that asked to be told should not wait longer for it than this.
 ESTIMATE_WAIT_S = 0.1
 
@@ -37,6 +39,7 @@ class Desk:
     config: Config
     driver: Driver
     intake: Intake
+    responses: ResponseIntake
     solver: SolverLink
     metrics: Metrics
     keys: ApiKeys
@@ -73,11 +76,6 @@ class Desk:
             raise UnknownModel(name[:128], tuple(known))
         return openai.encode(_model(name, known[name]))
 
-    def listing(self, caller: Caller) -> bytes:
-        """The newest open requests that the caller may see."""
-        rows = [row_json(row, self.now_s) for row in islice(self.sight.newest(caller), LISTED_MAX)]
-        return openai.encode({"object": "list", "data": rows})
-
     async def queues(self, caller: Caller) -> bytes:
         """The solver's view, of which a tenant sees what is not of others. Raises Unavailable."""
         view = await self.solver.view()
@@ -87,14 +85,14 @@ class Desk:
 
     async def standing(self, id: RequestId, caller: Caller) -> bytes:
         """Where a request stands, and its answer once it has ended. Raises NotFound."""
-        row = self.sight.row(id, caller)
+        row, live = self.sight.row(id, caller), self.sight.live(id, caller)
         if row is not None:
-            return openai.encode(row_json(row, self.now_s))
+            return openai.encode(row_json(row, live, self.now_s))
         await self.sight.settled(id, caller)
         request, end = await self.sight.ended(id, caller)
-        view: Json = {"id": id, "model": request.model, "slo_class": request.slo_class}
-        view |= end_json(end.record)
-        view["response"] = openai.parse(end.answer)
+        view = ended_json(request, end.ended_at, end.record)
+        # As it is: what is in it is not read, so no number is written in another way.
+        view["response"] = msgspec.Raw(end.answer) if end.answer else None
         return openai.encode(view)
 
     async def explain(self, id: RequestId, caller: Caller) -> bytes:
@@ -129,10 +127,13 @@ class Desk:
         return asyncio.get_running_loop().time()
 
 
-def row_json(row: Row, now_s: float) -> Json:
+def row_json(row: Row, live: Live | None, now_s: float) -> Json:
     """An open request as JSON."""
+    request = None if live is None else live.request
     return {
         "id": row.meta.id,
+        "endpoint": None if request is None else request.endpoint.path,
+        "created": None if request is None else request.created,
         "model": row.meta.model,
         "slo_class": row.meta.slo_class,
         "phase": row.phase.value,
@@ -144,6 +145,22 @@ def row_json(row: Row, now_s: float) -> Json:
         "evictions": row.evictions,
         "estimate": row.estimate,
     }
+
+
+def ended_json(request: StoredRequest, ended_at: float, record: EndRecord) -> Json:
+    """A request that has ended as JSON, without its answer.
+
+    Args:
+        ended_at: seconds of the store's clock, which resembles Unix time.
+    """
+    return {
+        "id": request.id,
+        "endpoint": request.endpoint.path,
+        "created": request.created,
+        "ended": int(ended_at),
+        "model": request.model,
+        "slo_class": request.slo_class,
+    } | end_json(record)
 
 
 def end_json(record: EndRecord) -> Json:

@@ -15,6 +15,7 @@ from typing import Any
 
 import failpoints
 from gateway.admission import Admission, Seats
+from gateway.alarm import Alarm
 from gateway.answer import BadChunkError
 from gateway.budget import Budget
 from gateway.intake import Draft
@@ -30,14 +31,12 @@ from qlm_core.config import GatewayConfig
 from qlm_core.errors import (
     KeyReused,
     QlmError,
-    QueueFull,
     Unavailable,
     kind_and_place,
 )
 from qlm_core.messages import GatewayFact, Joined, Pulled, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId
 from qlm_core.outcome import ShedReason
-from qlm_core.presence import PULSE_S, SleepWatch
 from qlm_core.resume import Resume
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ log = logging.getLogger(__name__)
 # Attempt numbers of one start of the gateway: room for this many before the next start's begin.
 ATTEMPTS_PER_START = 1 << 16
 STARTS_MAX = 1 << 15
-RETRY_AFTER_S_MAX = 300.0
 
 
 class Driver:
@@ -88,13 +86,8 @@ class Driver:
         self._adding = 0
         self._events: deque[lg.Event] = deque()
         self._handling = False
-        # Its time is kept beside it: for one that has come already, uvloop makes a handle without a time.
-        self._timer: asyncio.Handle | None = None
-        self._timer_due_s = 0.0
-        self._pulse: asyncio.TimerHandle | None = None
-        self._watch = SleepWatch(self._loop.time())
+        self._alarm = Alarm(lambda: self.handle(lg.Woken()))
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._recent_wait_s = 0.0
         self._starting = self._draining = False
         self._appliers: dict[type, Callable[[Any], None]] = {
             lg.Tell: self._pass_on,
@@ -129,12 +122,12 @@ class Driver:
             for request, resume in restored:
                 self._enter(request, durable=True, watched=False, resume=resume, restored=True)
             self._starting = False
-            self._arm()
+            self._alarm.arm(self._ledger.wakeup_s)
         if restored:
             log.info("requests restored", extra={"requests": len(restored)})
         failpoints.at("gateway.driver.restored")
         self._spawn(self._keeper.sweep())
-        self._beat()
+        self._alarm.beat()
 
     async def drain(self) -> None:
         """Take nothing new; wait for what clients wait for, then give the rest up."""
@@ -145,16 +138,16 @@ class Driver:
             log.info("draining", extra={"requests": len(waiting)})
             await asyncio.wait(waiting, timeout=self._config.drain_s)
         for id, live in list(self._live.items()):
-            if not live.durable:
-                self.handle(lg.FailAsked(id, "the gateway is shutting down"))
-            else:
+            if live.durable:
                 live.abandon("the gateway is shutting down; the request goes on when it is back")
+                continue
+            self.handle(lg.FailAsked(id, "the gateway is shutting down"))
+            if id in self._live:  # it has ended, and the store does not take the end
+                live.abandon("the gateway is shutting down and cannot keep the answer")
 
     async def close(self) -> None:
         """Release everything. Durable requests stay in the store for the next start."""
-        for timer in (self._timer, self._pulse):
-            if timer is not None:
-                timer.cancel()
+        self._alarm.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -172,8 +165,8 @@ class Driver:
 
     @property
     def retry_after_s(self) -> float:
-        """When a refused client may try again: about one present wait from now."""
-        return min(max(1.0, self._recent_wait_s), RETRY_AFTER_S_MAX)
+        """When a refused client may try again for whom there is no turn."""
+        return self._admission.retry_after_s
 
     def gauges(self) -> Iterator[Gauge]:
         """What metrics read from here."""
@@ -189,12 +182,10 @@ class Driver:
         """Whether a request may come in. Raises QueueFull or Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is shutting down; send the request to another one")
-        own = draft.caller.requests_max
-        if own is not None and self.tenants.count(draft.caller.tenant) >= own:
-            raise QueueFull("open requests of this API key", own, self.retry_after_s)
         self._admission.admit(
             draft,
             open_requests=len(self._ledger) + self._adding,
+            own_requests=self.tenants.count(draft.caller.tenant),
             connections=connections,
             now_s=self._loop.time(),
         )
@@ -240,13 +231,13 @@ class Driver:
 
     async def _add(self, request: StoredRequest, draft: Draft, watched: bool) -> Kept:
         self._adding += 1
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         try:
             with self.tenants.adding(request.owner):
                 kept = await self._keeper.add(request)
         finally:
             self._adding -= 1
-            self._admission.bodies.give(len(request.body))
+            self._admission.bodies.give(request.held_bytes)
         failpoints.at("gateway.driver.request_stored")
         if kept.id == request.id:
             self._enter(
@@ -281,9 +272,9 @@ class Driver:
         self.handle(lg.CancelAsked(id))
         return (await asyncio.shield(live.ended)).phase
 
-    def turn_away(self, id: RequestId) -> bool:
-        """Shed a request that waits, as in overload; False if it is past that."""
-        self.handle(lg.ShedOrdered(id, ShedReason.SATURATED))
+    def turn_away(self, id: RequestId, retry_after_s: float) -> bool:
+        """Shed a request that waits, as in overload, to come back then; False if it is past that."""
+        self.handle(lg.ShedOrdered(id, ShedReason.SATURATED, retry_after_s))
         return self._ledger.row(id) is None
 
     def client_left(self, live: Live) -> None:
@@ -310,7 +301,7 @@ class Driver:
         )
         self._live[request.id] = live
         self.tenants.opened(request.owner, request.id, line=origin is not None)
-        self._admission.bodies.take(len(request.body))
+        self._admission.bodies.take(request.held_bytes)
         # The store's time to the loop's; an arrival never lies ahead.
         now_s, stored_s = self._loop.time(), self._keeper.time_s()
         arrival_s = now_s - max(0.0, stored_s - request.arrived_at)
@@ -386,7 +377,10 @@ class Driver:
 
     def handle(self, event: lg.Event) -> None:
         """Give the ledger an event and carry out what it wants, before anything else happens."""
-        self._notice_sleep()
+        slept_s = self._alarm.slept_s()
+        if slept_s:
+            # Whatever woke this process first: an agent's grace must not run out by the gateway's own sleep.
+            self._events.append(lg.Slept(slept_s))
         self._events.append(event)
         if self._handling:
             return
@@ -399,35 +393,7 @@ class Driver:
         finally:
             self._handling = False
         if type(event) is not lg.ChunkCame and not self._starting:
-            self._arm()
-
-    def _notice_sleep(self) -> None:
-        """Whatever woke this process first: an agent's grace must not run out by the gateway's own sleep."""
-        slept_s = self._watch.slept_s(self._loop.time())
-        if slept_s:
-            log.warning("did not run for a while", extra={"slept_s": round(slept_s, 1)})
-            self._events.append(lg.Slept(slept_s))
-
-    def _beat(self) -> None:
-        """Come by at least once a pulse, so that only sleep is taken for sleep."""
-        self.handle(lg.Woken())
-        self._pulse = self._loop.call_later(PULSE_S, self._beat)
-
-    def _arm(self) -> None:
-        """See to it that the ledger is woken in time; an early wake-up does no harm."""
-        due_s = self._ledger.wakeup_s
-        if due_s is None:
-            return
-        if self._timer is not None:
-            if self._timer_due_s <= due_s:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due_s, self._wake)
-        self._timer_due_s = due_s
-
-    def _wake(self) -> None:
-        self._timer = None
-        self.handle(lg.Woken())
+            self._alarm.arm(self._ledger.wakeup_s)
 
     def _estimated(self, effect: lg.Estimated) -> None:
         live = self._live[effect.id]
@@ -435,7 +401,7 @@ class Driver:
             live.estimate = effect.estimate
         if live.origin is None:
             # A line waits since its batch was accepted, which tells nobody anything of his own wait.
-            self._recent_wait_s += 0.2 * (effect.estimate.mean_s - self._recent_wait_s)
+            self._admission.estimated(effect.estimate)
         if live.estimated is not None and not live.estimated.done():
             live.estimated.set_result(None)
 
@@ -443,10 +409,11 @@ class Driver:
         live, record = self._live[effect.id], effect.record
         self.tenants.ended(live.request.owner, effect.id, line=live.origin is not None)
         answer = b""
+        stored = effect.durable or live.keeps(record)
         try:
             if record.phase is Phase.FINISHED:
                 live.finish_output(record)
-            if effect.durable:
+            if stored:
                 answer = live.response(record)
         except BadChunkError as error:
             record = failed_record(record, str(error))
@@ -466,7 +433,7 @@ class Driver:
             "request ended",
             extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
         )
-        if not effect.durable:
+        if not stored:
             self._forget(effect.id)
             live.close(record)
             return
@@ -476,14 +443,17 @@ class Driver:
 
     async def _store_end(self, live: Live, end: StoredEnd) -> None:
         failpoints.at("gateway.driver.end_recorded")
-        kept = await (live.origin or self._keeper).keep_end(end)
+        if live.origin is not None:
+            kept = await live.origin.keep_end(end)
+        else:
+            kept = await self._keeper.keep_end(end, live.request, stored=live.durable)
         failpoints.at("gateway.driver.end_stored")
         self._forget(end.id)
         live.record = kept.record
         live.close(kept.record)
 
     def _forget(self, id: RequestId) -> None:
-        self._admission.bodies.give(len(self._live.pop(id).request.body))
+        self._admission.bodies.give(self._live.pop(id).request.held_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

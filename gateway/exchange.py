@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from gateway import headers as hd
 from gateway import openai
-from gateway.asgi import JSON, RawHeaders, Send, answer
+from gateway.asgi import JSON, RawHeaders, Receive, Send, answer, hung_up
 from gateway.desk import Desk
 from gateway.live import Follower, Live, Output
 from gateway.problems import Problem, problem_of, problem_of_end
@@ -80,7 +81,7 @@ class Exchange(ABC):
                 return
             # Before, since turning away wakes who waits for the end.
             self._too_late = TooLate(wait_s, patience_s)
-            if not self._desk.driver.turn_away(live.request.id):
+            if not self._desk.driver.turn_away(live.request.id, self._too_late.retry_after_s):
                 self._too_late = None
 
         if live.estimated is None:
@@ -96,7 +97,7 @@ class Exchange(ABC):
         if self._too_late is not None and record.phase is Phase.SHED:
             return problem_of(self._too_late)
         retry_after_s = self._desk.driver.retry_after_s
-        return problem_of_end(record, retry_after_s, chat=self._live.request.chat)
+        return problem_of_end(record, retry_after_s, self._live.request.endpoint)
 
 
 class Whole(Exchange):
@@ -109,7 +110,10 @@ class Whole(Exchange):
             await self._fail(problem, record)
             return
         extra = hd.answered(self._headers, self._live.request.id, record)
-        await answer(self._send, 200, self._live.response(record), [JSON, *extra])
+        await answer(self._send, 200, self._body(record), [JSON, *extra])
+
+    def _body(self, record: EndRecord) -> bytes:
+        return self._live.response(record)
 
 
 class Streamed(Exchange):
@@ -123,28 +127,37 @@ class Streamed(Exchange):
             self._live.unfollow(follower)
 
     async def _pass_on(self, follower: Follower) -> None:
+        outputs = await self._first(follower)
+        if outputs is None:
+            return
+        while outputs:
+            for events in self._framed(outputs):
+                await self._write(events)
+            outputs = await self._awaited(follower)
+        last = self._left() if follower.overrun else await self._last()
+        await self._send({"type": "http.response.body", "body": last})
+
+    async def _first(self, follower: Follower) -> list[Output] | None:
+        """Begin the answer, and give what comes first; None if it ended without a word, which has been said."""
         outputs = await self._next(follower)
         if outputs is None:
             # Whatever comes of the request, the status line is out from here on.
             await self._begin()
             await self._write(WAITING)
-            outputs = await self._awaited(follower)
-        elif outputs or follower.overrun:
-            await self._begin()
-        else:
+            return await self._awaited(follower)
+        if not outputs and not follower.overrun:
             # It ended without a word, so the status line can still say how.
             record = await asyncio.shield(self._live.ended)
             problem = self._problem(record)
             if problem is not None:
                 await self._fail(problem, record)
-                return
-            await self._begin()
-        while outputs:
-            events = b"".join([openai.event(output.data) for output in outputs])
-            await self._write(events)
-            outputs = await self._awaited(follower)
-        last = self._left() if follower.overrun else await self._last()
-        await self._send({"type": "http.response.body", "body": last + openai.DONE_EVENT})
+                return None
+        await self._begin()
+        return outputs
+
+    def _framed(self, outputs: list[Output]) -> Iterator[bytes]:
+        """Output as events, in pieces that are written one after the other."""
+        yield b"".join([openai.event(output.data) for output in outputs])
 
     async def _next(self, follower: Follower) -> list[Output] | None:
         """What comes next, [] after the last; None if nothing came for as long as a client is left without a sign."""
@@ -176,28 +189,50 @@ class Streamed(Exchange):
 
     def _left(self) -> bytes:
         """What is said, if it ever reads that, to a client that was left because it read too slowly."""
-        live, remedy = self._live, "Read faster, or send it durably and fetch the answer."
-        if live.durable:
-            remedy = f"Its answer can be fetched at /v1/requests/{live.request.id}."
-        else:
+        live = self._live
+        if not live.durable:
             self._desk.driver.client_left(live)
         problem = Problem(
             status=503,
-            message=f"The stream was read too slowly to be kept (gateway.limits). {remedy}",
+            message=f"The stream was read too slowly to be kept (gateway.limits). {self._remedy()}",
             type="server_error",
             code="read_too_slowly",
         )
         self._desk.metrics.refused(problem.code)
-        return openai.event(problem.body())
+        return self._farewell(problem)
+
+    def _remedy(self) -> str:
+        """What a client can do that was left."""
+        if self._live.durable:
+            return f"Its answer can be fetched at /v1/requests/{self._live.request.id}."
+        return "Read faster, or send it durably and fetch the answer."
 
     async def _last(self) -> bytes:
-        """What follows the output: an error, or the usage where it was asked for, or nothing."""
+        """What follows the output."""
         try:
             record = await asyncio.shield(self._live.ended)
         except Unavailable as error:
             # The status line is long out, so that this gateway stops can only be said here.
-            return openai.event(problem_of(error).body())
-        problem = self._problem(record)
+            return self._farewell(problem_of(error))
+        return self._ending(record, self._problem(record))
+
+    def _ending(self, record: EndRecord, problem: Problem | None) -> bytes:
+        """The end of a stream: an error, or the usage where it was asked for, or nothing."""
         if problem is not None:
-            return openai.event(problem.body())
-        return openai.event(self._live.usage_chunk(record)) if self._include_usage else b""
+            return self._farewell(problem)
+        usage = self._live.usage_chunk(record) if self._include_usage else b""
+        return (openai.event(usage) if usage else b"") + openai.DONE_EVENT
+
+    def _farewell(self, problem: Problem) -> bytes:
+        """The end of a stream that ends with an error."""
+        return openai.event(problem.body()) + openai.DONE_EVENT
+
+
+async def run(exchange: Exchange, receive: Receive) -> None:
+    """Have a request answered, and notice if its client hangs up meanwhile."""
+    gone = asyncio.create_task(hung_up(receive))
+    gone.add_done_callback(exchange.hang_up)
+    try:
+        await exchange.run()
+    finally:
+        gone.cancel()

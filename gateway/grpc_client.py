@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 
 from gateway import headers as hd
-from gateway import openai
+from gateway import shapes
 from gateway.desk import Desk
 from gateway.intake import NAME_BYTES_MAX, Wish
 from gateway.keys import KEY_BYTES_MAX, ApiKeys, Caller, Forbidden
@@ -26,6 +26,7 @@ from protos.outbox import batches
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as pb_grpc
 from protos.qlm.v1 import types_pb2
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import (
     InvalidRequest,
     KeyReused,
@@ -71,8 +72,6 @@ STATUS_OF: tuple[tuple[type[QlmError], grpc.StatusCode], ...] = (
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (QlmError, grpc.StatusCode.INTERNAL),
 )
-
-_CHAT = {pb.ENDPOINT_COMPLETIONS: False, pb.ENDPOINT_CHAT_COMPLETIONS: True}
 
 
 def status_of(error: QlmError) -> grpc.StatusCode:
@@ -179,7 +178,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         if live is None or follower is None:
             request, end = await self.desk.sight.ended(id, caller)
             if end.record.phase is Phase.FINISHED:
-                data = openai.chunk_of(end.answer, chat=request.chat)
+                data = shapes.chunk_of(end.answer, request.endpoint)
                 chunk = pb.OutputChunk(chunk_json=data, tokens=end.record.output_tokens)
                 yield pb.RequestEvent(chunk=chunk)
             yield pb.RequestEvent(ended=_ended(end.record))
@@ -239,7 +238,9 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         lengths = self.desk.intake.models(caller)
         if request.model not in lengths:
             raise UnknownModel(request.model[:NAME_BYTES_MAX], tuple(lengths))
-        slo_class, slo = self.desk.intake.targets(_wish(request), caller)
+        wish = _wish(request)
+        self.desk.intake.require_range(wish)
+        slo_class, slo = self.desk.intake.targets(wish, caller)
         now_s = self.desk.now_s
         meta = RequestMeta(
             id=RequestId("estimate"),
@@ -286,11 +287,10 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         self, new: pb.NewRequest, context: Context, caller: Caller, *, watched: bool
     ) -> tuple[RequestId, str]:
         """Check and store a request; returns its id and the class really used."""
-        chat = _CHAT.get(new.endpoint)
-        if chat is None:
-            raise InvalidRequest(
-                "request.endpoint", "unspecified", "Say completions or chat_completions."
-            )
+        endpoint = wire.endpoint_from_wire(new.endpoint)
+        if endpoint is None:
+            known = ", ".join(one.name.lower() for one in Endpoint)
+            raise InvalidRequest("request.endpoint", "unspecified", f"Say one of {known}.")
         if len(new.idempotency_key.encode()) > KEY_BYTES_MAX:
             raise InvalidRequest(
                 "request.idempotency_key", f"longer than {KEY_BYTES_MAX} bytes", "Shorten it."
@@ -299,8 +299,14 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             raise InvalidRequest("request.model", "missing", "Name the model to use.")
         key = new.idempotency_key
         wish = replace(_wish(new), trace=_trace(context))
+        self.desk.intake.require_range(wish)
         draft = self.desk.intake.draft(
-            new.body_json, chat=chat, wish=wish, caller=caller, model=new.model, keyed=bool(key)
+            new.body_json,
+            endpoint,
+            wish=wish,
+            caller=caller,
+            model=new.model,
+            keyed=bool(key),
         )
         id = await self.desk.driver.submit_durable(draft, key=key, watched=watched)
         return id, draft.slo_class

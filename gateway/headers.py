@@ -31,6 +31,8 @@ _TENANT = (
     b"x-gateway-inference-fairness-id",
     b"x-tenant-id",
 )
+# Of agents: the conversation that a request is part of.
+_SESSION = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-affinity")
 _TTFT_MS = (b"x-llm-d-slo-ttft-ms", b"x-slo-ttft-ms")
 _TPOT_MS = (b"x-llm-d-slo-tpot-ms", b"x-slo-tpot-ms")
 _E2E_MS = (b"x-qlm-slo-e2e-ms",)
@@ -52,12 +54,18 @@ EXPOSED = (
     b"x-llm-d-request-dropped-reason",
     b"x-should-retry",
     b"retry-after",
+    b"retry-after-ms",
+    b"location",
+    b"preference-applied",
+    b"x-qlm-clamped",
     b"allow",
     b"content-disposition",
     b"content-range",
     b"accept-ranges",
     b"etag",
 )
+# OpenAI's libraries do not come back at all where they are told to stay away for longer.
+RETRY_AFTER_S_MAX = 120.0
 
 
 def every(raw: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
@@ -100,6 +108,25 @@ def key(headers: Headers) -> str:
     return found
 
 
+def prefers_async(headers: Headers) -> bool:
+    """Whether the client prefers not to wait for the answer (RFC 7240)."""
+    preferences = text(headers, b"prefer").lower().split(",")
+    return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
+
+
+def come_back(in_s: float) -> RawHeaders:
+    """When to come back: in seconds, and in milliseconds for who reads that, which they do first.
+
+    What would be longer than clients heed is told as the longest that they do.
+    """
+    in_s = min(in_s, RETRY_AFTER_S_MAX)
+    # Never too early by a fraction, and not at once.
+    return [
+        (b"retry-after", b"%d" % max(1, math.ceil(in_s))),
+        (b"retry-after-ms", b"%d" % max(1, math.ceil(in_s * 1000.0))),
+    ]
+
+
 def wish(headers: Headers) -> Wish:
     """Class, targets and tenant as headers give them. Raises InvalidRequest for what is no number."""
     return Wish(
@@ -109,6 +136,7 @@ def wish(headers: Headers) -> Wish:
         e2e_s=_milliseconds(headers, _E2E_MS),
         ttl_s=_duration(text(headers, _TTL)),
         tenant=text(headers, *_TENANT),
+        session=text(headers, *_SESSION),
         trace=trace(headers),
     )
 
@@ -139,6 +167,12 @@ def echoed(headers: Headers) -> RawHeaders:
     return [(b"x-request-id", own)] if _is_plain(own) else []
 
 
+def clamped(values: Iterable[tuple[str, float]]) -> RawHeaders:
+    """What was brought within its range, so that nobody takes it for what was asked for."""
+    said = ", ".join(f"{name}={value:.6g}" for name, value in values)
+    return [(b"x-qlm-clamped", said.encode())] if said else []
+
+
 def answering(
     headers: Headers, id: RequestId, queue_s: float | None, estimate: Estimate | None
 ) -> RawHeaders:
@@ -164,8 +198,7 @@ def problem(problem: Problem) -> RawHeaders:
     """What headers say of an error."""
     told: RawHeaders = []
     if problem.retry_after_s is not None:
-        # Never too early by a fraction.
-        told.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_s))))
+        told += come_back(problem.retry_after_s)
     if problem.should_retry is not None:
         told.append((b"x-should-retry", b"true" if problem.should_retry else b"false"))
     if problem.allow:
@@ -197,10 +230,10 @@ def _milliseconds(headers: Headers, names: tuple[bytes, ...]) -> float | None:
         given = float(value)
     except ValueError:
         given = math.nan
-    if not (math.isfinite(given) and given > 0):
+    if not math.isfinite(given):
         raise InvalidRequest(
             name,
-            f"{value[:32]!r} is not a number above 0",
+            f"{value[:32]!r} is not a number",
             "Give milliseconds.",
             code="invalid_slo",
         )

@@ -2,6 +2,7 @@
 
 Checks who calls and finds the route. What has a resource of its own (`gateway.resources`) is answered by that. Of a
 request to a model the body is read and submitted, and an `Exchange` answers it; what GET asks for elsewhere is looked up.
+A request to /v1/responses becomes one to a model (`gateway.responses`).
 Every error is an OpenAI error body. A client that hangs up cancels its request, unless that is durable. Headers and
 routes are described in docs/api.md.
 """
@@ -14,20 +15,24 @@ from dataclasses import replace
 
 from gateway import headers as hd
 from gateway import openai, routes
-from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, hung_up
+from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, telling
 from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.connections import Connections
 from gateway.cors import Cors
 from gateway.desk import Desk
-from gateway.exchange import SSE, Streamed, Whole
+from gateway.exchange import SSE, run
 from gateway.intake import Draft
 from gateway.keys import Caller
+from gateway.later import acknowledge
 from gateway.metrics import CONTENT_TYPE
 from gateway.problems import UNAUTHORIZED, Problem, problem_of, problem_of_end
 from gateway.refusing import refuse
 from gateway.resources import resources
+from gateway.responses.door import Responses, exchange_of
 from gateway.routes import Route
+from gateway.shapes import chunk_of
+from gateway.store import Found
 from gateway.uploads import Uploads
 from qlm_core.config_doors import is_loopback
 from qlm_core.errors import NotFound, QlmError, QueueFull
@@ -35,6 +40,8 @@ from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
 
+# What there is to ask is no secret.
+_OPEN = ("openapi", "docs")
 # Who asks for what is told to everybody; no request is theirs.
 _NOBODY = Caller(tenant="")
 
@@ -51,6 +58,7 @@ class HttpApp:
         self._keys = desk.keys
         # Beyond loopback they are for who runs the fleet; Prometheus on the same machine needs no key.
         self._metrics_open = is_loopback(desk.config.gateway.http_listen)
+        self._responses = Responses(desk)
         self._cors = Cors(desk.config.gateway.cors_origins, exposed=hd.EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +93,7 @@ class HttpApp:
             if self._connections.full:
                 await self._turn_away(headers, send)
                 return
-            if route is None or route.name != "metrics" or not self._metrics_open:
+            if route is None or not self._is_open(route):
                 known = self._keys.caller(*hd.every(scope["headers"], b"authorization"))
                 if known is None:
                     self._turned_away(scope)
@@ -109,13 +117,14 @@ class HttpApp:
             )
             await resource.answer(call)
         elif method == "POST":
-            await self._generate(route.name == "chat", caller, headers, receive, send)
-        elif method == "DELETE":
-            phase = await self._desk.sight.cancel(RequestId(route.arg), caller)
-            await answer(send, 200, openai.encode({"phase": phase.value}), [JSON])
+            await self._run(route, caller, headers, receive, send)
         else:
             status, body, kind = await self._look(route, caller)
             await answer(send, status, body, [(b"content-type", kind)])
+
+    def _is_open(self, route: Route) -> bool:
+        """Whether it is told to everybody."""
+        return route.name in _OPEN or (route.name == "metrics" and self._metrics_open)
 
     def _turned_away(self, scope: Scope) -> None:
         client = scope.get("client") or ("", 0)
@@ -146,12 +155,8 @@ class HttpApp:
                 body = desk.model(route.arg, caller)
             case "queue":
                 body = await desk.queues(caller)
-            case "explanation":
-                body = await desk.explain(RequestId(route.arg), caller)
-            case "requests":
-                body = desk.listing(caller)
             case _:
-                body = await desk.standing(RequestId(route.arg), caller)
+                body = await desk.explain(RequestId(route.arg), caller)
         return status, body, kind
 
     async def _preflight(self, admitted: bool, told: RawHeaders, send: Send) -> None:
@@ -170,17 +175,30 @@ class HttpApp:
 
     # ---------------------------------------------------------------- generation
 
-    async def _generate(
-        self, chat: bool, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
+    async def _run(
+        self, route: Route, caller: Caller, headers: hd.Headers, receive: Receive, send: Send
     ) -> None:
         body = await self._bodies.read(headers, receive)
         key = hd.key(headers)
-        durable = hd.flag(headers, b"x-qlm-durable") or bool(key)
-        draft = self._desk.intake.draft(
-            body, chat=chat, wish=hd.wish(headers), caller=caller, keyed=bool(key)
+        wish, keyed = hd.wish(headers), bool(key)
+        if route.endpoint is None:
+            draft = await self._desk.responses.draft(body, wish=wish, caller=caller, keyed=keyed)
+        else:
+            draft = self._desk.intake.draft(
+                body, route.endpoint, wish=wish, caller=caller, keyed=keyed
+            )
+        # A response in the background has an acknowledgement of its own.
+        at_once = not draft.background and (
+            hd.flag(headers, b"x-qlm-async") or hd.prefers_async(headers)
         )
+        durable = hd.flag(headers, b"x-qlm-durable") or keyed or at_once or draft.background
+        send = telling(send, hd.clamped(draft.clamped))
         patience_s = hd.patience_s(headers)
         driver = self._desk.driver
+        if at_once:
+            id = await driver.submit_durable(draft, key=key, watched=False)
+            await acknowledge(self._desk, id, caller, headers, send)
+            return
         if durable:
             id = await driver.submit_durable(
                 draft,
@@ -199,7 +217,10 @@ class HttpApp:
                 # Its client hangs up then; work beyond that would be for nobody.
                 draft = replace(draft, ttl_s=patience_s)
             live = driver.submit(draft, watched=draft.stream, connections=self._connections.seats)
-        exchange = (Streamed if draft.stream else Whole)(
+        if live.request.asked and draft.background and not draft.stream:
+            await self._responses.accepted(live, headers, send)
+            return
+        exchange = exchange_of(live, stream=draft.stream)(
             self._desk,
             live,
             headers,
@@ -207,12 +228,7 @@ class HttpApp:
             include_usage=draft.include_usage,
             patience_s=patience_s,
         )
-        gone = asyncio.create_task(hung_up(receive))
-        gone.add_done_callback(exchange.hang_up)
-        try:
-            await exchange.run()
-        finally:
-            gone.cancel()
+        await run(exchange, receive)
 
     async def _turn_away(self, headers: hd.Headers, send: Send) -> None:
         """Answer that there are too many connections, and close this one."""
@@ -229,12 +245,15 @@ class HttpApp:
         """The answer to a repeated submission of a request that has ended."""
         request, end = await self._desk.sight.ended(id, draft.caller)
         retry_after_s = self._desk.driver.retry_after_s
-        problem = problem_of_end(end.record, retry_after_s, chat=request.chat)
+        problem = problem_of_end(end.record, retry_after_s, request.endpoint)
         extra = hd.answered(headers, id, end.record)
-        if problem is not None:
+        if request.asked and (problem is None or draft.background):
+            found = Found(request, end)
+            await self._responses.tell_ended(found, headers, send, stream=draft.stream)
+        elif problem is not None:
             await self._refuse(problem, send, headers, extra)
         elif draft.stream:
-            chunk = openai.event(openai.chunk_of(end.answer, chat=request.chat))
+            chunk = openai.event(chunk_of(end.answer, request.endpoint))
             await answer(send, 200, chunk + openai.DONE_EVENT, [*SSE, *extra])
         else:
             await answer(send, 200, end.answer, [JSON, *extra])

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -21,17 +20,22 @@ from gateway import body as bd
 from gateway.body import LIMIT_MAX, Json
 from gateway.keys import Caller
 from gateway.store import StoredRequest
+from gateway.tiers import Tiers
 from qlm_core.config import Config, ModelConfig
 from qlm_core.config_doors import EXPLICIT
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.model import ModelName, RequestId, Slo
 from qlm_core.resume import Resume, resume_of
 
 NAME_BYTES_MAX = 256
+# Of a target, or a time to live.
+SECONDS_MIN = 0.001
 # Left out of a fingerprint: how the answer is delivered, since the same one may be fetched either way, and the model, whose
 # name is digested separately, as it may also be said beside the body.
 _NOT_DIGESTED = ("model", "stream", "stream_options")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Some clients on Windows begin a body with it, and engines overlook it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,7 @@ class Wish:
 
     Attributes:
         ttl_s: how long it may wait and run at most; it can only shorten the configured time.
+        session: a name that agents give the conversation which a request is part of: a tenant where none is said.
         trace: headers of the client's trace, for the engine.
     """
 
@@ -49,6 +54,7 @@ class Wish:
     e2e_s: float | None = None
     ttl_s: float | None = None
     tenant: str = ""
+    session: str = ""
     trace: tuple[tuple[str, str], ...] = ()
 
 
@@ -59,13 +65,17 @@ class Draft:
     Attributes:
         body: the client's; a completion that names no limit on output has OpenAI's default added.
         prompt_tokens: estimated for text, and never more than the model's length for each prompt.
-        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none.
+        max_output_tokens: the limit in the body, at least 1, or the model's length where there is none; 0 where nothing is
+            generated.
         service_tier: the tier to report in the answer.
         fingerprint: a digest of what is asked for, "" unless one was wanted.
         caller: who asks.
+        clamped: what was brought within its range, by name, with what it is now, in seconds.
+        asked, kept: as of the `StoredRequest` that it becomes.
+        background: its client does not wait for the answer.
     """
 
-    chat: bool
+    endpoint: Endpoint
     body: bytes
     model: ModelName
     slo_class: str
@@ -82,6 +92,15 @@ class Draft:
     caller: Caller
     trace: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
+    clamped: tuple[tuple[str, float], ...] = ()
+    asked: bytes = b""
+    kept: bool = False
+    background: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory while it is open."""
+        return len(self.body) + len(self.asked)
 
     def accepted(self, time_s: float, *, key: str = "") -> StoredRequest:
         """The request that it becomes, under a new id.
@@ -89,10 +108,10 @@ class Draft:
         Args:
             time_s: now, as the store counts.
         """
-        kind = "chatcmpl" if self.chat else "cmpl"
+        prefix = "resp_" if self.asked else f"{self.endpoint.id_prefix}-"
         return StoredRequest(
-            id=RequestId(f"{kind}-{os.urandom(12).hex()}"),
-            chat=self.chat,
+            id=RequestId(prefix + os.urandom(12).hex()),
+            endpoint=self.endpoint,
             model=self.model,
             slo_class=self.slo_class,
             slo=self.slo,
@@ -108,7 +127,31 @@ class Draft:
             owner=self.caller.tenant,
             fingerprint=self.fingerprint,
             created_unix_s=int(time.time()),
+            asked=self.asked,
+            kept=self.kept,
         )
+
+
+class Within:
+    """Brings what a client asks for within its range, and remembers what it did.
+
+    Attributes:
+        clamped: names and what was made of them, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.clamped: list[tuple[str, float]] = []
+
+    def bring(self, name: str, value_s: float, most_s: float) -> float:
+        """The nearest in range. Raises InvalidRequest for what is no number of seconds."""
+        if not math.isfinite(value_s):
+            raise InvalidRequest(
+                f"slo.{name}", f"{value_s:g} is no time", "Give seconds.", code="invalid_slo"
+            )
+        nearest_s = min(max(value_s, SECONDS_MIN), most_s)
+        if nearest_s != value_s:
+            self.clamped.append((name, nearest_s))
+        return nearest_s
 
 
 class Intake:
@@ -118,11 +161,7 @@ class Intake:
         self._config = config
         self._limits = config.gateway.limits
         self._fleet = fleet
-        self._class_of_tier = {
-            tier: name
-            for name, section in config.slo_classes.items()
-            for tier in section.service_tiers
-        }
+        self._tiers = Tiers(config)
 
     def models(self, caller: Caller) -> dict[str, int]:
         """Every model that the caller may use and its longest sequence in tokens, configured or announced."""
@@ -134,8 +173,8 @@ class Intake:
     def draft(
         self,
         body: bytes,
+        endpoint: Endpoint,
         *,
-        chat: bool,
         wish: Wish,
         caller: Caller,
         model: str | None = None,
@@ -159,48 +198,63 @@ class Intake:
                 "Send a shorter prompt or raise gateway.limits.body_bytes_max.",
                 code="body_too_large",
             )
-        # Some clients on Windows begin with it, and engines overlook it.
-        body = body.removeprefix(_BYTE_ORDER_MARK)
+        body = body.removeprefix(BYTE_ORDER_MARK)
         fields = bd.parse(body)
         name, model_len = self._model(fields.get("model") if model is None else model, caller)
         # The length of a model that only agents know is a guess, by which nothing is refused.
         known_len = model_len if name in self._config.models else None
         prompt = bd.measure_prompt(
-            fields, chat=chat, model_len=known_len, prompts_max=self._limits.prompts_max
+            fields, endpoint, model_len=known_len, prompts_max=self._limits.prompts_max
         )
-        body, output = bd.with_limits(body, fields, chat=chat)
-        stream = bd.flag(fields, "stream")
-        options = fields.get("stream_options")
+        body, output = bd.with_limits(body, fields, endpoint)
+        stream = endpoint.generates and bd.flag(fields, "stream")
+        options = fields.get("stream_options") if endpoint.generates else None
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("stream_options", "must be an object", "Leave it out or fix it.")
-        slo_class, slo, tier = self._targets(fields, wish, caller)
+        within = Within()
+        slo_class, slo, tier = self._targets(fields, wish, caller, within)
         return Draft(
-            chat=chat,
+            endpoint=endpoint,
             body=body,
             model=name,
             slo_class=slo_class,
             slo=slo,
             prompt_tokens=prompt,
             # Not less by the prompt, whose count is an estimate: output that reaches this limit is taken to be whole.
-            max_output_tokens=model_len if output is None else min(max(1, output), LIMIT_MAX),
+            max_output_tokens=model_len
+            if output is None
+            else min(max(int(endpoint.generates), output), LIMIT_MAX),
             tenant=_tenant(fields, wish),
             caller=caller,
             service_tier=tier,
-            ttl_s=self._ttl(wish),
-            resume=resume_of(fields, chat=chat),
+            ttl_s=self._ttl(wish, within),
+            resume=resume_of(fields, endpoint),
             stream=stream,
             include_usage=bool(options and options.get("include_usage")),
             running_usage=bool(
                 options and options.get("include_usage") and options.get("continuous_usage_stats")
             ),
             trace=wish.trace,
-            fingerprint=_fingerprint(name, fields, wish, chat=chat) if keyed else "",
+            clamped=tuple(within.clamped),
+            fingerprint=_fingerprint(endpoint, name, fields, wish) if keyed else "",
         )
 
     def targets(self, wish: Wish, caller: Caller) -> tuple[str, Slo]:
         """The class and targets of a wish alone. Raises InvalidRequest."""
-        slo_class, slo, _ = self._targets({}, wish, caller)
+        slo_class, slo, _ = self._targets({}, wish, caller, Within())
         return slo_class, slo
+
+    def require_range(self, wish: Wish) -> None:
+        """Raise InvalidRequest for the first target that would be brought within its range."""
+        within = Within()
+        self._slo(wish, Slo(ttft_s=1.0), within)
+        for name, _ in within.clamped:
+            raise InvalidRequest(
+                f"slo.{name}",
+                f"must be at least {SECONDS_MIN:g} and at most {self._limits.slo_ttft_s_max:g} seconds",
+                "Give a target in that range.",
+                code="invalid_slo",
+            )
 
     def _model(self, name: object, caller: Caller) -> tuple[ModelName, int]:
         if name is None or name == "":
@@ -217,83 +271,41 @@ class Intake:
 
     # ---------------------------------------------------------------- targets
 
-    def _targets(self, fields: Json, wish: Wish, caller: Caller) -> tuple[str, Slo, str]:
+    def _targets(
+        self, fields: Json, wish: Wish, caller: Caller, within: Within
+    ) -> tuple[str, Slo, str]:
         """Class, targets and reported tier. What is said beside the body goes first."""
-        tier = fields.get("service_tier")
-        if tier is not None and not isinstance(tier, str):
-            raise InvalidRequest("service_tier", "must be a string", self._known_classes())
-        name = self._class_of(wish.slo_class, tier or "", caller)
+        name, reported = self._tiers.select(wish.slo_class, fields.get("service_tier"), caller)
         targets = (wish.ttft_s, wish.tpot_s, wish.e2e_s)
         caller.require_class(name, explicit=any(target is not None for target in targets))
-        base = self._config.slo_class(name).slo
-        reported = tier if tier and tier != "auto" and not wish.slo_class else self._tier_of(name)
-        explicit_ttft = wish.ttft_s is not None
-        slo = Slo(
-            ttft_s=self._seconds("slo.ttft_s", wish.ttft_s, base.ttft_s),
-            tpot_s=self._seconds("slo.tpot_s", wish.tpot_s, base.tpot_s),
-            e2e_s=self._seconds("slo.e2e_s", wish.e2e_s, None if explicit_ttft else base.e2e_s),
-        )
-        if not explicit_ttft:
+        slo = self._slo(wish, self._config.slo_class(name).slo, within)
+        if wish.ttft_s is None:
             return name, slo, reported
         return explicit_class(slo.ttft_s), slo, reported
 
-    def _class_of(self, asked: str, tier: str, caller: Caller) -> str:
-        classes = self._config.slo_classes
-        if asked:
-            name = asked if asked in classes else self._class_of_tier.get(asked, "")
-            if not name:
-                raise InvalidRequest(
-                    "slo_class",
-                    f"{asked[:NAME_BYTES_MAX]!r} is not a known class",
-                    self._known_classes(),
-                    code="unknown_slo_class",
-                )
-            return name
-        if tier:
-            name = self._class_of_tier.get(tier, tier if tier in classes else "")
-            if not name:
-                raise InvalidRequest(
-                    "service_tier",
-                    f"{tier[:NAME_BYTES_MAX]!r} selects no SLO class",
-                    self._known_classes(),
-                    code="unknown_service_tier",
-                )
-            return name
-        default = self._config.default_slo_class
-        theirs = [name for name in caller.classes if name in classes]
-        return default if default in theirs or not theirs else theirs[0]
+    def _slo(self, wish: Wish, base: Slo, within: Within) -> Slo:
+        """The targets of a wish, and of its class where it names none."""
+        most_s = self._limits.slo_ttft_s_max
 
-    def _tier_of(self, slo_class: str) -> str:
-        tiers = self._config.slo_classes[slo_class].service_tiers
-        if "default" in tiers:
-            return "default"
-        return tiers[0] if tiers else slo_class
+        def told(name: str, value: float | None) -> float | None:
+            return None if value is None else within.bring(name, value, most_s)
 
-    def _known_classes(self) -> str:
-        names = ", ".join(self._config.slo_classes)
-        tiers = ", ".join(self._class_of_tier) or "none"
-        return f"Use one of the classes {names}, or one of the tiers {tiers}."
+        ttft_s, tpot_s, e2e_s = (
+            told("ttft_s", wish.ttft_s),
+            told("tpot_s", wish.tpot_s),
+            told("e2e_s", wish.e2e_s),
+        )
+        if e2e_s is None and ttft_s is None:
+            e2e_s = base.e2e_s
+        return Slo(
+            ttft_s=base.ttft_s if ttft_s is None else ttft_s,
+            tpot_s=base.tpot_s if tpot_s is None else tpot_s,
+            e2e_s=e2e_s,
+        )
 
-    def _seconds(self, field: str, value: float | None, default: Any) -> Any:
-        if value is None:
-            return default
-        limit = self._limits.slo_ttft_s_max
-        if not (math.isfinite(value) and 0 < value <= limit):
-            raise InvalidRequest(
-                field,
-                f"must be above 0 and at most {limit:g} seconds, not {value:g}",
-                "Give a target in that range.",
-                code="invalid_slo",
-            )
-        return value
-
-    def _ttl(self, wish: Wish) -> float:
-        longest = self._config.gateway.request_ttl_s
-        if wish.ttl_s is None:
-            return longest
-        if not (math.isfinite(wish.ttl_s) and wish.ttl_s > 0):
-            raise InvalidRequest("ttl", f"must be above 0, not {wish.ttl_s:g}", "Give seconds.")
-        return min(wish.ttl_s, longest)
+    def _ttl(self, wish: Wish, within: Within) -> float:
+        longest_s = self._config.gateway.request_ttl_s
+        return longest_s if wish.ttl_s is None else within.bring("ttl_s", wish.ttl_s, longest_s)
 
 
 def explicit_class(ttft_s: float) -> str:
@@ -304,10 +316,12 @@ def explicit_class(ttft_s: float) -> str:
     return f"{EXPLICIT}-{2.0 ** max(-6, math.floor(math.log2(ttft_s))):g}s"
 
 
-def _fingerprint(model: str, fields: Json, wish: Wish, *, chat: bool) -> str:
+def _fingerprint(endpoint: Endpoint, model: str, fields: Json, wish: Wish) -> str:
     """A digest of what is asked for: the endpoint, the body whatever its order and white space, class and targets."""
     asked = {key: value for key, value in fields.items() if key not in _NOT_DIGESTED}
-    said = [chat, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
+    # As it was when there were two endpoints, so that keys from before an upgrade still fit.
+    called = endpoint.chat if endpoint.generates else endpoint.path
+    said = [called, model, asked, wish.slo_class, wish.ttft_s, wish.tpot_s, wish.e2e_s]
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
@@ -322,5 +336,9 @@ def _tenant(fields: Json, wish: Wish) -> str:
     for name in ("safety_identifier", "user"):
         value = fields.get(name)
         if isinstance(value, str) and value:
-            return value.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")
-    return ""
+            return _cut(value)
+    return _cut(wish.session)
+
+
+def _cut(name: str) -> str:
+    return name.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore")

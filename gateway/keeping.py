@@ -12,12 +12,15 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace as replace_record
+from functools import partial
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from gateway.metrics import Gauge
 from gateway.restoring import resume_again
 from gateway.store import Kept, Seen, Store, StoreClock, StoredEnd, StoredRequest, StoreError
+from gateway.webhooks.rows import Row, put
 from qlm_core.config import GatewayConfig
 from qlm_core.errors import InvalidRequest, QlmError, kind_and_place
 from qlm_core.ledger import EndRecord
@@ -34,8 +37,22 @@ _CLOCK_SLACK_S = 5.0
 _UNKEPT = "the gateway cannot keep how it ended; its log says why"
 
 
+class News(Protocol):
+    """Whoever tells others of ends."""
+
+    def of_end(self, request: StoredRequest, end: StoredEnd) -> tuple[Row, ...]:
+        """What is to be told of one, which is stored with it."""
+
+    def kept(self, told: tuple[Row, ...]) -> None:
+        """That is stored."""
+
+
 class Keeper:
-    """Keeps one gateway's store. `open` comes first, `close` last."""
+    """Keeps one gateway's store. `open` comes first, `close` last.
+
+    Attributes:
+        news: who tells others of ends, if anybody.
+    """
 
     def __init__(self, config: GatewayConfig, store: Store) -> None:
         self._config = config
@@ -44,6 +61,7 @@ class Keeper:
         self._clock: StoreClock | None = None
         self._ends_waiting = 0
         self._failing = False
+        self.news: News | None = None
 
     async def open(self) -> int:
         """Open the store; returns the number of this start. Raises QlmError."""
@@ -92,13 +110,21 @@ class Keeper:
         assert self._clock is not None, "the store is not open"
         return self._clock.read(self._loop.time())
 
-    async def keep_end(self, end: StoredEnd) -> StoredEnd:
-        """Store an end, however long that takes; returns what is stored of it."""
+    async def keep_end(self, end: StoredEnd, request: StoredRequest, *, stored: bool) -> StoredEnd:
+        """Store an end, however long that takes; returns what is stored of it.
+
+        Args:
+            request: what ended.
+            stored: whether the store has it already.
+        """
         self._ends_waiting += 1
         try:
             while True:
                 try:
-                    await self._store.end(end)
+                    if stored:
+                        await self._end(end, request)
+                    else:
+                        await self._store.keep(request, end)
                     break
                 except StoreError as error:
                     self._fails(error)
@@ -111,6 +137,14 @@ class Keeper:
             self._ends_waiting -= 1
         self._works()
         return end
+
+    async def _end(self, end: StoredEnd, request: StoredRequest) -> None:
+        """Store an end, and with it what others are told of that."""
+        told = () if self.news is None else self.news.of_end(request, end)
+        if self.news is None or not told:
+            await self._store.end(end)
+        elif await self._store.end(end, partial(put, rows=told)):
+            self.news.kept(told)
 
     async def sweep(self) -> None:
         """Delete old answers, a few at a time, and note the time, for ever."""

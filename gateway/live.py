@@ -11,15 +11,14 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from gateway import openai
-from gateway.answer import Answer
 from gateway.budget import Budget
+from gateway.shapes import Folded, answer_of, framer_of
 from gateway.store import StoredEnd, StoredRequest
 from gateway.trail import Trail
 from qlm_core.errors import Unavailable
 from qlm_core.ledger import EndRecord
 from qlm_core.messages import Chunk, Payload
-from qlm_core.model import Estimate
+from qlm_core.model import Estimate, Phase
 
 FOLD_BYTES = 65_536
 # A client for which less waits is not one that lags, and neither is one that has taken something this lately: after a
@@ -207,16 +206,9 @@ class Live:
         self.record: EndRecord | None = None
         self.estimate: Estimate | None = None
         self.estimated: asyncio.Future[None] | None = None
-        self._framer = openai.Framer(
-            id=request.id,
-            chat=request.chat,
-            created=request.created,
-            model=request.model,
-            service_tier=request.service_tier,
-            running_usage=running_usage,
-        )
+        self._framer = framer_of(request, running_usage=running_usage)
         self._followers: list[Follower] = []
-        self._answer = Answer(chat=request.chat)
+        self._answer = self._new_answer()
         self._raw: list[bytes] = []
         self._raw_bytes = self._folded_bytes = 0
         self._trail = Trail()
@@ -232,7 +224,7 @@ class Live:
         if chunk.whole:
             self._fold()
             self._answer.fold(data, whole=True)
-        framed = self._framer.frame(data) if self._followers else b""
+        framed = self._framer.frame(data) if self._followers and self._shows else b""
         if not chunk.whole:
             self._raw.append(data)
             self._raw_bytes += len(data)
@@ -251,7 +243,7 @@ class Live:
                 id=request.id,
                 attempt=attempt,
                 model=request.model,
-                chat=request.chat,
+                endpoint=request.endpoint,
                 body=request.body,
                 headers=request.trace,
             )
@@ -260,7 +252,7 @@ class Live:
             id=request.id,
             attempt=attempt,
             model=request.model,
-            chat=request.chat,
+            endpoint=request.endpoint,
             body=request.body,
             resume_text=self._answer.text,
             produced_tokens=produced_tokens,
@@ -273,7 +265,7 @@ class Live:
         """Forget the output so far."""
         self._raw = []
         self._raw_bytes = self._folded_bytes = 0
-        self._answer = Answer(chat=self.request.chat)
+        self._answer = self._new_answer()
         self._trail.clear()
 
     @property
@@ -286,7 +278,7 @@ class Live:
     def follow(self) -> Follower:
         """A place in all output from the beginning; closed after the last."""
         self._fold()
-        chunk = self._answer.chunk()
+        chunk = self._answer.chunk() if self._shows else b""
         # Their tokens were counted when they came; a late follower learns the sum at the end.
         so_far = Output(self._framer.frame(chunk), 0) if chunk else None
         follower = Follower(self.merge, self._backlog, so_far)
@@ -303,7 +295,7 @@ class Live:
         """Several chunks as one."""
         if len(outputs) == 1:
             return outputs[0]
-        answer = Answer(chat=self.request.chat)
+        answer = self._new_answer()
         for output in outputs:
             answer.fold(output.data)
         tokens = sum(output.tokens for output in outputs)
@@ -349,6 +341,18 @@ class Live:
         if not self.ended.done():
             self.ended.set_exception(Unavailable(reason))
             self.ended.exception()  # nobody need be waiting for it
+
+    def keeps(self, record: EndRecord) -> bool:
+        """Whether this end is stored although the request is not: its client may ask for the answer again."""
+        return self.request.kept and record.phase is Phase.FINISHED
+
+    def _new_answer(self) -> Folded:
+        return answer_of(self.request.endpoint, in_turns=bool(self.request.asked))
+
+    @property
+    def _shows(self) -> bool:
+        """Whether output is shown as it comes: what can only be begun anew is shown once it is over."""
+        return self.request.endpoint.generates or self.record is not None
 
     def _fold(self) -> None:
         raw, self._raw, self._raw_bytes = self._raw, [], 0

@@ -102,6 +102,18 @@ class Metrics:
         self._batches = Counter(
             "qlm_batches", "Batches ended, by how.", ("status",), registry=registry
         )
+        self._webhook_tries = Counter(
+            "qlm_webhook_tries",
+            "Tries to tell a webhook of an event, by how they went.",
+            ("webhook", "outcome"),
+            registry=registry,
+        )
+        self._webhook_dropped = Counter(
+            "qlm_webhook_dropped",
+            "Events that a webhook will not be told of, by why.",
+            ("webhook", "reason"),
+            registry=registry,
+        )
         self._by_labels: dict[tuple[str, str], _Series] = {}
         registry.register(_Read(gauges))
         registry.register(_Rejected(rejections))
@@ -139,6 +151,14 @@ class Metrics:
     def batch_ended(self, status: str) -> None:
         """Count a batch that is over; `status` is its last."""
         self._batches.labels(status).inc()
+
+    def webhook_tried(self, webhook: str, outcome: str) -> None:
+        """Count a try to tell a webhook."""
+        self._webhook_tries.labels(webhook, outcome).inc()
+
+    def webhook_dropped(self, webhook: str, reason: str) -> None:
+        """Count an event that a webhook will not be told of."""
+        self._webhook_dropped.labels(webhook, reason).inc()
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""

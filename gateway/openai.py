@@ -85,15 +85,24 @@ _EMPTY_LIST = msgspec.Raw(b"[]")
 
 def chunk_of(response: bytes, *, chat: bool) -> bytes:
     """A whole answer as a single chunk, for who follows a request that has ended."""
-    answer = _decode(response)
-    for choice in answer["choices"] if chat else ():
-        message = choice.pop("message")
-        for index, call in enumerate(message.get("tool_calls") or ()):
-            call["index"] = index
-        choice["delta"] = message
-    answer["object"] = "chat.completion.chunk" if chat else "text_completion"
-    answer.pop("usage", None)
-    return encode(answer)
+    return encode(as_chunk(_decode(response), chat=chat))
+
+
+def as_chunk(answer: Json, *, chat: bool) -> Json:
+    """As `chunk_of`, of an answer that has been read."""
+    choices = [_as_part(choice) for choice in answer["choices"]] if chat else answer["choices"]
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    chunk = answer | {"object": kind, "choices": choices}
+    chunk.pop("usage", None)
+    return chunk
+
+
+def _as_part(choice: Json) -> Json:
+    """The choice of a chat's answer as a stream has it."""
+    message: Json = choice.get("message") or {}
+    calls = [{"index": index, **call} for index, call in enumerate(message.get("tool_calls") or ())]
+    part = {key: value for key, value in choice.items() if key != "message"}
+    return part | {"delta": message | ({"tool_calls": calls} if calls else {})}
 
 
 def event(data: bytes) -> bytes:

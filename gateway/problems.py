@@ -10,6 +10,7 @@ import re
 import msgspec
 
 from gateway.keys import Forbidden
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import (
     CONTEXT_CODE,
     Conflict,
@@ -177,12 +178,19 @@ def problem_of(error: Exception) -> Problem:
 _SHED = {
     ShedReason.SATURATED.value: (429, "rate_limit_error", "The queue is saturated."),
     ShedReason.TTL_EXPIRED.value: (
-        408,
-        "timeout_error",
+        429,
+        "rate_limit_error",
         "The request waited out its time to live.",
     ),
-    ShedReason.NO_INSTANCE.value: (503, "server_error", "No instance serves this model now."),
+    ShedReason.NO_ENDPOINTS.value: (
+        503,
+        "server_error",
+        "The request waited out its time to live, and no engine serves its model.",
+    ),
 }
+
+# Of what an older release stored.
+_SHED_OTHERWISE = (503, "server_error", "The request was dropped from the queue.")
 
 # How servers say that a sequence is too long for the model: OpenAI and vLLM (both of its checks), SGLang, llama.cpp,
 # TGI. Clients shorten the conversation when they see the code, so it is given only where the words leave no doubt.
@@ -203,25 +211,28 @@ def is_context_overflow(status: int, message: str) -> bool:
     return status in (400, 413, 422) and _TOO_LONG.search(message) is not None
 
 
-def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Problem | None:
+def problem_of_end(record: EndRecord, retry_after_s: float, endpoint: Endpoint) -> Problem | None:
     """What an unsuccessful end is over HTTP; None for a finished request.
 
     Args:
         retry_after_s: when to come back, for ends that clients may try again.
-        chat: which of the two endpoints the request came to; it names the field to blame.
+        endpoint: what was asked for; it names the field to blame.
     """
     if record.phase is Phase.FINISHED:
         return None
     if record.reason == ShedReason.LATE.value:
         return problem_of(ShedLate(record.retry_after_s))
     if record.phase is Phase.SHED:
-        status, kind, message = _SHED[record.reason]
+        status, kind, message = _SHED.get(record.reason, _SHED_OTHERWISE)
+        # Who waited for as long as they wanted to would wait for nobody by coming back.
+        over = record.reason == ShedReason.TTL_EXPIRED.value
         return Problem(
             status=status,
             message=message,
             type=kind,
             code=record.reason,
-            retry_after_s=retry_after_s if status != 408 else None,
+            retry_after_s=None if over else record.retry_after_s or retry_after_s,
+            should_retry=False if over else None,
             dropped=record.reason,
         )
     if record.phase is Phase.CANCELLED:
@@ -238,7 +249,7 @@ def problem_of_end(record: EndRecord, retry_after_s: float, *, chat: bool) -> Pr
             message=record.error,
             type="invalid_request_error",
             code=CONTEXT_CODE,
-            param="messages" if chat else "prompt",
+            param=endpoint.prompt_field,
         )
     if 400 <= record.error_status < 500:
         return Problem(

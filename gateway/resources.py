@@ -7,6 +7,9 @@ from gateway.call import Resource
 from gateway.desk import Desk
 from gateway.estimating import EstimateDoor
 from gateway.files.door import FilesDoor
+from gateway.openapi.door import DescriptionDoor
+from gateway.requests_door import RequestsDoor
+from gateway.responses.door import Responses
 from gateway.uploads import Uploads
 
 
@@ -14,6 +17,9 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     """What answers at which routes."""
     files = FilesDoor(desk, uploads)
     batches = BatchesDoor(desk, uploads)
+    requests = RequestsDoor(desk)
+    responses = Responses(desk)
+    description = DescriptionDoor()
     return {
         "files": files,
         "file": files,
@@ -22,4 +28,11 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batch": batches,
         "batch_cancel": batches,
         "estimate": EstimateDoor(desk, uploads),
+        "openapi": description,
+        "docs": description,
+        "requests": requests,
+        "request": requests,
+        "response": responses,
+        "response_cancel": responses,
+        "response_input_items": responses,
     }

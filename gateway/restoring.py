@@ -1,4 +1,4 @@
-"""Whether a request that was accepted in an earlier life of the gateway can be taken up again.
+"""Taking up again what was accepted in an earlier life of the gateway: whether a request can be, and many of them at once.
 
 An older release may have let in what would be refused today; an agent must not be given that.
 """
@@ -22,9 +22,9 @@ def resume_again(request: StoredRequest) -> Resume:
             models are not known before agents have come.
     """
     fields = bd.parse(request.body)
-    bd.check_prompt(fields, chat=request.chat)
-    bd.with_limits(request.body, fields, chat=request.chat)
-    return resume_of(fields, chat=request.chat)
+    bd.check_prompt(fields, request.endpoint)
+    bd.with_limits(request.body, fields, request.endpoint)
+    return resume_of(fields, request.endpoint)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from qlm_core.endpoint import Endpoint
+
 _SLASHES = re.compile("/{2,}")
 _LOOK = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A kind of resource, and which one of that kind."""
+    """A kind of resource, and which one of that kind.
+
+    Attributes:
+        endpoint: what of a model's is asked for there.
+    """
 
     name: str
     methods: tuple[str, ...]
     arg: str = ""
+    endpoint: Endpoint | None = None
 
     @property
     def allow(self) -> str:
@@ -27,24 +34,32 @@ class Route:
         return ", ".join(self.methods)
 
 
+# vLLM serves some of them at several paths, as Jina and Cohere have them.
+_ENDPOINTS = {endpoint.path: endpoint for endpoint in Endpoint} | {
+    "/score": Endpoint.SCORE,
+    "/rerank": Endpoint.RERANK,
+    "/v2/rerank": Endpoint.RERANK,
+}
 _EXACT = {
     "/health": Route("health", _LOOK),
     "/healthz": Route("health", _LOOK),
     "/readyz": Route("ready", _LOOK),
     "/metrics": Route("metrics", _LOOK),
-    "/v1/completions": Route("completions", ("POST",)),
-    "/v1/chat/completions": Route("chat", ("POST",)),
+    "/openapi.json": Route("openapi", _LOOK),
+    "/docs": Route("docs", _LOOK),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
+    "/v1/responses": Route("responses", ("POST",)),
     "/v1/requests": Route("requests", _LOOK),
     "/v1/files": Route("files", (*_LOOK, "POST")),
     "/v1/batches": Route("batches", (*_LOOK, "POST")),
     "/v1/estimate": Route("estimate", ("POST",)),
-}
+} | {path: Route("run", ("POST",), endpoint=endpoint) for path, endpoint in _ENDPOINTS.items()}
 _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),
+    "/v1/responses/": ("response", (*_LOOK, "DELETE")),
     "/v1/files/": ("file", (*_LOOK, "DELETE")),
     "/v1/batches/": ("batch", _LOOK),
 }
@@ -52,21 +67,21 @@ _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
 _PARTS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("/v1/files/", "/content"): ("file_content", _LOOK),
     ("/v1/batches/", "/cancel"): ("batch_cancel", ("POST",)),
+    ("/v1/responses/", "/cancel"): ("response_cancel", ("POST",)),
+    ("/v1/responses/", "/input_items"): ("response_input_items", _LOOK),
 }
 
 # Parts of OpenAI's API and its relatives' that are not here, by the beginning of their path, and what serves instead.
 _ELSEWHERE = {
-    "/v1/responses": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/assistants": "Use POST /v1/chat/completions, with the whole conversation in messages.",
     "/v1/threads": "Use POST /v1/chat/completions, with the whole conversation in messages.",
-    "/v1/conversations": "Use POST /v1/chat/completions, with the whole conversation in messages.",
+    "/v1/conversations": "Use POST /v1/responses with previous_response_id, or with the whole conversation in input.",
+    "/v1/responses/compact": "Send a shorter conversation in input.",
+    "/v1/responses/input_tokens": "Tokens are counted by engines; usage.input_tokens of a response tells how many there were.",
     "/v1/chat/completions/": "Answers are kept for requests with x-qlm-durable: true; get them at /v1/requests/ID.",
     "/v1/uploads": "Send the file in one piece to POST /v1/files.",
     "/v1/edits": "Use POST /v1/chat/completions.",
     "/v1/messages": "Use POST /v1/chat/completions, in OpenAI's form.",
-    "/v1/embeddings": "Ask a server of embedding models directly.",
-    "/v1/rerank": "Ask a server of ranking models directly.",
-    "/v1/score": "Ask a server of ranking models directly.",
     "/v1/audio": "Ask a server of audio models directly.",
     "/v1/realtime": "Ask a server of audio models directly.",
     "/v1/images": "Ask a server of image models directly.",
@@ -81,18 +96,28 @@ _ELSEWHERE = {
 }
 
 
+def table() -> dict[str, tuple[str, ...]]:
+    """The methods at every path, with {} for what differs."""
+    paths = {path: route.methods for path, route in _EXACT.items()}
+    paths |= {prefix + "{}": methods for prefix, (_, methods) in _BELOW.items()}
+    return paths | {
+        prefix + "{}" + last: methods for (prefix, last), (_, methods) in _PARTS.items()
+    }
+
+
 def find(path: str) -> Route | None:
     """The route of a path; None where there is nothing."""
     path = tidy(path)
     route = _EXACT.get(path)
-    if route is None:
-        for (prefix, last), (name, methods) in _PARTS.items():
-            if path.startswith(prefix) and path.endswith(last) and len(path) > len(prefix + last):
-                return Route(name, methods, path[len(prefix) : -len(last)])
-        for prefix, (name, methods) in _BELOW.items():
-            if path.startswith(prefix):
-                return Route(name, methods, path.removeprefix(prefix))
-    return route
+    if route is not None or path in _ELSEWHERE:
+        return route
+    for (prefix, last), (name, methods) in _PARTS.items():
+        if path.startswith(prefix) and path.endswith(last) and len(path) > len(prefix + last):
+            return Route(name, methods, path[len(prefix) : -len(last)])
+    for prefix, (name, methods) in _BELOW.items():
+        if path.startswith(prefix):
+            return Route(name, methods, path.removeprefix(prefix))
+    return None
 
 
 def tidy(path: str) -> str:

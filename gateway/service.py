@@ -33,9 +33,12 @@ from gateway.listeners import (
 )
 from gateway.metrics import Gauge, Metrics
 from gateway.open_files import Room, make_room
+from gateway.responses.drafting import ResponseIntake
+from gateway.responses.news import ResponseNews
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
+from gateway.webhooks.driver import Webhooks
 from gateway.work import WorkServicer
 from protos.doors import Doors, Rejections, warn_of_open_doors
 from protos.identity import Part, Role
@@ -84,6 +87,7 @@ class Gateway:
 
     Attributes:
         store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
+        webhooks: who is told of what has ended.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -92,7 +96,6 @@ class Gateway:
         limits = section.limits
         self._room = room or Room(limits.connections_max, limits.grpc_connections_max)
         self._unread = Budget(limits.unread_bytes_max)
-        self._admission = Admission(config)
         self._doors = Doors(config, Part(Role.GATEWAY, section.id))
         self._certificates = client_certificates(section)
         rejections = Rejections()
@@ -102,6 +105,9 @@ class Gateway:
             work_address=self._work_address,
             doors=self._doors,
             rng=random.Random(section.id),
+        )
+        self._admission = Admission(
+            config, served=self._solver.serves, now_s=asyncio.get_running_loop().time()
         )
         self.store = make_store(section.store)
         keeper = Keeper(section, self.store)
@@ -115,15 +121,21 @@ class Gateway:
             unread=self._unread,
         )
         intake, keys = Intake(config, self._solver.models), ApiKeys(section)
+        self.webhooks = Webhooks(section, self.store, self._metrics, time_s=keeper.time_s)
+        keeper.news = ResponseNews(self.webhooks)
+        sight = Sight(self.driver, self.store)
+        responses = ResponseIntake(intake, sight, section.limits)
         self.batches = Batches(
             config,
             store=self.store,
             files=self.files,
             driver=self.driver,
             intake=intake,
+            responses=responses,
             keys=keys,
             solver=self._solver,
             metrics=self._metrics,
+            webhooks=self.webhooks,
             time_s=keeper.time_s,
         )
         self._solver.bulks = self.batches
@@ -131,10 +143,11 @@ class Gateway:
             config=config,
             driver=self.driver,
             intake=intake,
+            responses=responses,
             solver=self._solver,
             metrics=self._metrics,
             keys=keys,
-            sight=Sight(self.driver, self.store),
+            sight=sight,
             files=self.files,
             batches=BatchDesk(self.batches),
             rejections=rejections,
@@ -165,6 +178,7 @@ class Gateway:
             )
             self._servers = (clients, agents)
             await self.driver.start()
+            await self.webhooks.open()
             await self.files.open()
             await self.batches.open()
             for server in self._servers:
@@ -209,6 +223,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._solver.close()
         await self.batches.close()
+        await self.webhooks.close()
         await self.files.close()
         await self.driver.close()
         log.info("gateway stopped")
@@ -233,6 +248,7 @@ class Gateway:
         yield from self.driver.gauges()
         yield from self.files.gauges()
         yield from self.batches.gauges()
+        yield from self.webhooks.gauges()
         held = {"waiting": self._admission.bodies.used, "unread": self._unread.used}
         if self._http is not None:
             connections, uploads = self._http.connections, self._http.uploads

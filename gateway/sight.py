@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import takewhile
 
 from gateway.driver import Driver
 from gateway.keys import Caller
 from gateway.live import Live
-from gateway.store import Store, StoredEnd, StoredRequest
+from gateway.store import (
+    Back,
+    Endings,
+    Found,
+    Most,
+    Store,
+    StoredEnd,
+    StoredRequest,
+    owned_key,
+)
 from qlm_core.errors import NotFound, SetAside
 from qlm_core.ledger import Row
 from qlm_core.model import Phase, RequestId
@@ -60,11 +70,38 @@ class Sight:
             raise NotFound(f"id: no request {id[:64]!r} is known here")
         return found[0], found[1]
 
+    async def endings(
+        self, caller: Caller, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        """What has ended, as the store's, of what the caller may see. Raises Unavailable."""
+        owner = None if caller.operator else caller.tenant
+        return await self._store.endings(owner, before, limit)
+
+    async def of_key(self, key: str, caller: Caller) -> RequestId:
+        """The request under an idempotency key of the caller's. Raises NotFound, Unavailable."""
+        id = await self._store.find_key(owned_key(caller.tenant, key))
+        if id is None:
+            raise NotFound(f"idempotency_key: no request of yours is known under {key[:64]!r}")
+        return id
+
     async def cancel(self, id: RequestId, caller: Caller) -> Phase:
         """Cancel a request; returns how it ended, now or before. Raises NotFound."""
         if self.live(id, caller) is None:
             return (await self.ended(id, caller))[1].record.phase
         return await self._driver.cancel(id)
+
+    async def chain(self, id: RequestId, caller: Caller, back: Back, most: Most) -> list[Found]:
+        """As the store's, until something that is not the caller's. Raises Unavailable."""
+        found = await self._store.chain(id, back, most)
+        return [*takewhile(lambda one: caller.sees(one.request.owner), found)]
+
+    async def forget(self, id: RequestId, caller: Caller) -> None:
+        """Delete a request and its answer, after cancelling it if it is open. Raises NotFound, Unavailable."""
+        if self.live(id, caller) is not None:
+            await self._driver.cancel(id)
+        else:
+            await self.ended(id, caller)
+        await self._store.forget(id)
 
     async def settled(self, id: RequestId, caller: Caller) -> None:
         """Wait until an end that is being stored is stored."""

@@ -53,6 +53,9 @@ BACKOFF_S_MAX = 1.0
 QUESTION_TIMEOUT_S = 5.0
 UNREACHED_S = 3.0
 
+# Of the fleet, before any solver has said anything.
+UNTOLD = Fleet(())
+
 # Facts that no decision waits for; what must be planned for is told at once, and takes these along.
 _UNHURRIED = (Pulled, FirstToken, Ended)
 
@@ -103,7 +106,7 @@ class SolverLink:
         self._hang_up: Callable[[], object] | None = None
         self._heard = False
         self._silent = False
-        self._fleet = Fleet(())
+        self._fleet = UNTOLD
         # Room for an announcement of everything open and all that may happen while it is read.
         self._backlog_max = 4 * config.limits.open_requests_max + 1_000
         limit = config.limits.message_bytes_max
@@ -125,6 +128,11 @@ class SolverLink:
     def engines_up(self) -> bool:
         """Whether an engine of any agent is up, as the solver last said."""
         return self._fleet.up
+
+    def serves(self, model: ModelName) -> bool | None:
+        """Whether the fleet serves a model and has an engine that is up, as the solver last said; None if none ever did."""
+        fleet = self._fleet
+        return None if fleet is UNTOLD else model in fleet.models and fleet.up
 
     def tell(self, fact: GatewayFact) -> None:
         """Pass a fact on; dropped while there is no session."""

@@ -15,8 +15,10 @@ from google.protobuf.message import Message
 
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import NotFound, QlmError, Unavailable
 from qlm_core.model import Estimate, Phase, Slo
+from qlm_core.tokens import FIRST_TEXTS
 
 CALL_TIMEOUT_S = 10.0
 MESSAGE_BYTES_MAX = 16_777_216
@@ -280,6 +282,21 @@ def _unreached(address: str, details: str) -> Unavailable:
 # --------------------------------------------------------------------------- to and from the wire
 
 
+# The field that tells what a body asks for; one with none of them is taken to be a completion.
+_TOLD_BY = {
+    "messages": Endpoint.CHAT_COMPLETIONS,
+    "prompt": Endpoint.COMPLETIONS,
+    "input": Endpoint.EMBEDDINGS,
+    "query": Endpoint.RERANK,
+    **dict.fromkeys(FIRST_TEXTS, Endpoint.SCORE),
+}
+
+
+def _endpoint_of(body: Mapping[str, Any]) -> Endpoint:
+    told = (endpoint for field, endpoint in _TOLD_BY.items() if field in body)
+    return next(told, Endpoint.COMPLETIONS)
+
+
 def _new_request(
     body: Mapping[str, Any],
     *,
@@ -288,11 +305,10 @@ def _new_request(
     tenant: str = "",
     key: str = "",
 ) -> pb.NewRequest:
-    chat = "messages" in body
     return pb.NewRequest(
         model=str(body.get("model", "")),
         body_json=msgspec.json.encode(body),
-        endpoint=pb.ENDPOINT_CHAT_COMPLETIONS if chat else pb.ENDPOINT_COMPLETIONS,
+        endpoint=wire.endpoint_to_wire(_endpoint_of(body)),
         slo_class=slo_class,
         slo=None if slo is None else wire.slo_to_wire(slo),
         tenant=tenant,

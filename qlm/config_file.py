@@ -28,6 +28,7 @@ SECRETS = (
     "solver.gurobi.license",
     "gateway.api_keys.*",
     "gateway.api_keys.*.key",
+    "gateway.webhooks.*.secret",
     "auth.secret",
     "agents.*.engine.openai.api_key",
     "agents.*.engine.vllm.env.*",

@@ -4,7 +4,8 @@ A bed is run at other rates over the same span (`qlm_core.sim.scaling`; a trace 
 requests grows with the rate; where that would be too few to speak of a share, the span is stretched instead. Scales of the rate
 stand on a geometric grid. From the least on every one is tried until one misses the target, and between that and the last that
 kept it the scale is bisected. Nothing supposes that attainment falls with the rate: the knee is the first crossing from below,
-whatever comes after it. Seeds are pooled: attainment is the share of all their requests.
+whatever comes after it. Seeds are pooled: attainment is the share of all their requests. What any policy could reach
+(`qlm_core.sim.bound`) has a knee as well, under the name `BOUND`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from qlm.bounds import bound_of
 from qlm.plots import draw_curves, scale_rates
 from qlm.regret import OURS, REFERENCE
 from qlm.simulations import Bed, Progress, Run, draw_to, in_processes, name_of_run, run_one
@@ -30,6 +32,7 @@ from qlm_core.sim.scaling import at_rate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+BOUND = "bound"
 AGAINST = ("vllm-priority", "fcfs")
 """What knees are compared with beside the best rival."""
 
@@ -219,13 +222,16 @@ def find_knee(
     without: tuple[str, ...] = (),
     watch: Callable[[int], None] | None = None,
 ) -> Knee:
-    """The knee of one policy. `watch` is told how many requests the run at hand has seen."""
+    """The knee of one policy, or of the bound. `watch` is told how many requests the run at hand has seen."""
     tries: dict[float, Try] = {}
 
     def keeps(scale: float) -> bool:
         bed = load.at(scale, stretch=search.stretch(load.requests, scale))
-        runs = [run_one(bed, policy, seed, without, watch=watch) for seed in seeds]
-        tries[scale] = pooled(runs, scale)
+        if policy == BOUND:
+            tries[scale] = bounded(bed, seeds, scale)
+        else:
+            runs = [run_one(bed, policy, seed, without, watch=watch) for seed in seeds]
+            tries[scale] = pooled(runs, scale)
         return search.keeps(tries[scale])
 
     kept, missed = crossing(keeps, search.grid(load.requests, load.most), search.precision)
@@ -255,6 +261,20 @@ def pooled(runs: Sequence[Run], scale: float) -> Try:
     )
 
 
+def bounded(bed: Bed, seeds: Sequence[int], scale: float) -> Try:
+    """What no policy exceeds with several seeds together; nothing is known of single classes."""
+    counts = [sum(1 for _ in bed.requests(seed)) for seed in seeds]
+    most = [bound_of(bed, seed).plain for seed in seeds]
+    kept = sum(count * share for count, share in zip(counts, most, strict=True))
+    return Try(
+        scale=scale,
+        requests=sum(counts),
+        attainment=kept / sum(counts),
+        classes={},
+        faulty=0,
+    )
+
+
 def find_knees(
     load: Load,
     policies: Sequence[str],
@@ -265,13 +285,16 @@ def find_knees(
     jobs: int = 1,
     progress: Progress = lambda _: None,
 ) -> list[Knee]:
-    """The knee of each policy, policies side by side in processes.
+    """The knee of each policy, policies side by side in processes; of the bound for `BOUND`.
 
     Raises:
-        ConfigError: an unknown policy or LSO.
+        ConfigError: an unknown policy or LSO, or a bound of each class.
     """
+    if BOUND in policies and search.each_class:
+        raise ConfigError("--bound: it bounds all requests together. Leave --each-class out.")
     for policy in policies:
-        policy_named(policy, without=without if policy == OURS else ())
+        if policy != BOUND:
+            policy_named(policy, without=without if policy == OURS else ())
     calls = [(load, policy, search, seeds, without) for policy in policies]
     return in_processes(calls, find_knee, policies, jobs=jobs, progress=progress)
 
@@ -280,8 +303,8 @@ def find_knees(
 
 
 def best_rival(knees: Iterable[Knee]) -> Knee | None:
-    """Of all policies but ours, with or without LSOs, and the reference: the one with the highest knee."""
-    rivals = [one for one in knees if one.policy.split()[0] not in (OURS, REFERENCE)]
+    """Of all policies but ours, with or without LSOs, the reference and the bound: the one with the highest knee."""
+    rivals = [one for one in knees if one.policy.split()[0] not in (OURS, REFERENCE, BOUND)]
     return max(rivals, key=lambda one: (one.at_rps or 0.0, one.below_rps), default=None)
 
 
@@ -311,11 +334,12 @@ def table(knees: Sequence[Knee], search: Search) -> str:
     classes = list(dict.fromkeys(name for one in knees for name in one.tries[0].classes))
     what = f"{search.target:.0%} of {'each class' if search.each_class else 'all'} kept up to"
     head = [what, "requests/s", "over the best rival"]
-    head += [f"over {name}" for name in AGAINST] + [f"{name} there" for name in classes]
+    against = [name for name in (*AGAINST, BOUND) if name in by_name]
+    head += [f"over {name}" for name in against] + [f"{name} there" for name in classes]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for one in sorted(knees, key=lambda one: -(one.at_rps or 0.0)):
         cells = [one.policy, shown(one), ratio(one, best)]
-        cells += [ratio(one, by_name.get(name)) for name in AGAINST]
+        cells += [ratio(one, by_name[name]) for name in against]
         there = {} if one.at_knee is None else one.at_knee.classes
         cells += [f"{there[name]:.1%}" if name in there else "" for name in classes]
         lines.append("| " + " | ".join(cells) + " |")

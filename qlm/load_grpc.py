@@ -109,7 +109,7 @@ class GrpcTransport:
         request = pb.NewRequest(
             model=shot.request.model,
             body_json=shot.body,
-            endpoint=pb.ENDPOINT_COMPLETIONS,
+            endpoint=types.ENDPOINT_COMPLETIONS,
             slo_class=shot.request.slo_class,
             idempotency_key=f"{self._run}-{shot.number}",
         )

@@ -17,8 +17,10 @@ Curve = Sequence[tuple[float, float]]
 """Points (x, y) in order of x."""
 
 OURS = "qlm"
+BOUND = "bound"
 _NONE: Mapping[str, Mapping[float, float]] = MappingProxyType({})
 _OWN_COLOUR = "#000000"
+_BOUND_COLOUR = "#404040"
 _COLOURS = (
     *("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#17becf"),
     *("#bcbd22", "#7f7f7f", "#1b4f9c", "#8b0000", "#0b6623", "#b8860b", "#4b0082", "#00716b"),
@@ -34,9 +36,11 @@ _NAME_POINTS = 8.0
 
 
 def style(name: str, number: int) -> dict[str, Any]:
-    """How the curve of that name, the `number`-th of others, is drawn: ours black and thicker, no two of 20 alike."""
+    """How the curve of that name, the `number`-th, is drawn: ours black and thicker, the bound dotted, no two of 20 alike."""
     if name == OURS:
         return {"color": _OWN_COLOUR, "marker": "o", "linestyle": "-", "linewidth": 2.0}
+    if name == BOUND:
+        return {"color": _BOUND_COLOUR, "marker": "_", "linestyle": ":", "linewidth": _WIDTH_POINTS}
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],

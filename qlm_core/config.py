@@ -19,6 +19,7 @@ from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
+from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
 from qlm_core.secret import HIDDEN, Secret
@@ -166,14 +167,19 @@ class StoreConfig(Section, frozen=True, kw_only=True):
 class GatewayLimits(Section, frozen=True, kw_only=True):
     """Bounds on what one gateway accepts and holds.
 
-    prompts_max: prompts in one completion. waiting_bytes_max: bodies of all open requests. uploading_bytes_max: bodies that are
-    still arriving. stream_backlog_bytes_max: output that one stream's client has not taken. unread_bytes_max: the same of all
-    clients. header_s_max, idle_s_max, write_s_max: how long a client may take for the head of a request, between two requests,
-    and without reading anything of an answer.
+    prompts_max: prompts in one completion. response_items_max: input items of one response. response_chain_max: responses that
+    one goes on from by `previous_response_id`, one after the other. waiting_bytes_max: bodies of all open requests.
+    uploading_bytes_max: bodies that are still arriving. stream_backlog_bytes_max: output that one stream's client has not
+    taken. unread_bytes_max: the same of all clients. header_s_max, idle_s_max, write_s_max: how long a client may take for the
+    head of a request, between two requests, and without reading anything of an answer. webhook_tries_max,
+    webhook_backlog_max: of one webhook so many deliveries are tried at a time, and so many wait at most. webhook_s_max: how
+    long one try may take.
     """
 
     body_bytes_max: int = 8_388_608
     prompts_max: int = 4_096
+    response_items_max: int = 4_096
+    response_chain_max: int = 256
     body_s_max: float = 60.0
     header_bytes_max: int = 65_536
     headers_max: int = 128
@@ -192,6 +198,9 @@ class GatewayLimits(Section, frozen=True, kw_only=True):
     stream_backlog_chunks_max: int = 4_096
     stream_backlog_bytes_max: int = 4_194_304
     unread_bytes_max: int = 268_435_456
+    webhook_tries_max: int = 16
+    webhook_s_max: float = 15.0
+    webhook_backlog_max: int = 100_000
     message_bytes_max: int = 67_108_864
 
 
@@ -218,6 +227,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     store: StoreConfig = StoreConfig()
     files: FilesConfig = FilesConfig()
     batches: BatchesConfig = BatchesConfig()
+    webhooks: tuple[WebhookConfig, ...] = ()
     limits: GatewayLimits = GatewayLimits()
 
 
@@ -348,7 +358,9 @@ def _default_classes() -> dict[str, SloClassConfig]:
     # The classes of the paper's evaluation (§8): 20 s, 1 min and 1 h to the first token.
     return {
         "interactive": SloClassConfig(
-            ttft_s=20.0, weight=4.0, service_tiers=("auto", "default", "priority")
+            ttft_s=20.0,
+            weight=4.0,
+            service_tiers=("auto", "default", "scale", "priority", "fast"),
         ),
         "batch-1": SloClassConfig(ttft_s=60.0, weight=2.0, service_tiers=("flex",)),
         "batch-2": SloClassConfig(ttft_s=3600.0, weight=1.0, service_tiers=("background",)),
@@ -416,6 +428,7 @@ class Config(Section, frozen=True, kw_only=True):
             ) from None
         check(config)
         check_doors(config)
+        check_webhooks(config.gateway.webhooks)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:

@@ -44,6 +44,9 @@ COUNTED_LINES_MAX = 64
 """So many lines that are no requests yet count for what a group is worth: however many there are, only those that could run
 next compete with requests that wait."""
 
+PROMPT_ALONE = -1
+"""The scale of limits of a token at most: what has such a limit ends with its prompt."""
+
 
 class GroupKey(NamedTuple):
     """What all members of a group share.
@@ -51,7 +54,8 @@ class GroupKey(NamedTuple):
     `prompt_scale` is 0 up to 256 prompt tokens, then log2. Prompts are all that is known of a request's own size, and
     they weigh as much in the KV cache as outputs do: in overload, short ones let more requests be in time. Where
     targets are lax nothing is won by that, so there it is 0 up to 1,024 tokens, and more come in order of arrival.
-    `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something.
+    `limit_scale` says the same of the client's limit on the output, where that is low enough to mean something;
+    `PROMPT_ALONE` where there is hardly any.
     `ttft_s` is the target counted from arrival, or when the rest of an output is due, `e2e_s` that of the end and `pace_s`
     that of a token after the first, infinite if none was promised; `first_only` says that nothing is promised but a first token.
     Lines of one batch and model are alike whatever their size: what is learned of `batch` says more.
@@ -74,13 +78,14 @@ class GroupKey(NamedTuple):
         if request.batch:
             batch = request.gateway, request.batch
             return GroupKey.of_lines(request.model, request.slo_class, request.slo, batch, ttft_s)
-        shift = 8 if ttft_s <= TIGHT_S else 10
-        scale = max(0, (request.prompt_tokens - 1) >> shift).bit_length()
-        limit = min(LIMIT_SCALES, ((request.max_output_tokens - 1) >> 6).bit_length())
+        scale = prompt_scale(request.prompt_tokens, ttft_s)
+        limit = limit_scale(request.max_output_tokens)
         only, e2e_s = request.slo.first_token_only, request.slo.e2e_s
         if e2e_s is None:
             e2e_s = inf
-        pace_s = inf if request.slo.tpot_s is None else request.slo.tpot_s
+        pace_s = inf
+        if request.slo.tpot_s is not None and limit != PROMPT_ALONE:
+            pace_s = request.slo.tpot_s
         return GroupKey(request.model, request.slo_class, ttft_s, only, e2e_s, pace_s, scale, limit)
 
     @staticmethod
@@ -109,6 +114,23 @@ class GroupKey(NamedTuple):
     def due_s(self, request: RequestMeta) -> float:
         """When a member has to start."""
         return request.arrival_s + self.ttft_s
+
+
+def prompt_scale(tokens: int, ttft_s: float) -> int:
+    """How long a prompt is, as far as groups tell: doublings beyond what counts as short."""
+    return max(0, (tokens - 1) >> short_prompt_bits(ttft_s)).bit_length()
+
+
+def short_prompt_bits(ttft_s: float) -> int:
+    """Prompts of up to two to the power of this are all alike: of more tokens where the target is lax."""
+    return 8 if ttft_s <= TIGHT_S else 10
+
+
+def limit_scale(max_output_tokens: int) -> int:
+    """How low the client's limit on the output is, as far as groups tell: doublings beyond 64 tokens."""
+    if max_output_tokens <= 1:
+        return PROMPT_ALONE
+    return min(LIMIT_SCALES, ((max_output_tokens - 1) >> 6).bit_length())
 
 
 class RequestGroup:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import (
     AgentId,
     BatchId,
@@ -406,13 +407,18 @@ class Payload:
     id: RequestId
     attempt: int
     model: ModelName
-    chat: bool
+    endpoint: Endpoint
     body: bytes
     resume_text: str = ""
     produced_tokens: int = 0
     resume_ids: tuple[int, ...] = ()
     text_offset_chars: int = 0
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def chat(self) -> bool:
+        """Whether it asks for the answer of a chat."""
+        return self.endpoint.chat
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class RequestMeta:
 
     Attributes:
         arrival_s: when it arrived at its gateway, on the holder's clock.
-        max_output_tokens: the client's limit on output, or the model's where the client gave none.
+        max_output_tokens: the client's limit on output, or the model's where the client gave none; 0 where there is no output,
+            so that the work ends with the prompt.
         produced_tokens: output tokens of earlier attempts, already with the client; a resumed
             attempt continues after them.
         batch: the batch that it is a line of; empty for a request by itself.

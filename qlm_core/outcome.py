@@ -23,7 +23,7 @@ class ShedReason(Enum):
 
     SATURATED = "rejected-saturated"
     TTL_EXPIRED = "rejected-ttl-expired"
-    NO_INSTANCE = "rejected-no-instance"
+    NO_ENDPOINTS = "rejected-no-endpoints"
     LATE = "rejected-late"
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from qlm_core.endpoint import Endpoint
+
 
 class Resume(Enum):
     """From what a request can be continued."""
@@ -55,12 +57,15 @@ _COUNTED = (
 )
 
 
-def resume_of(body: Mapping[str, Any], *, chat: bool) -> Resume:
+def resume_of(body: Mapping[str, Any], endpoint: Endpoint) -> Resume:
     """From what a request with this body can go on elsewhere.
 
     Tools are allowed here: the answer may well be text. Once a tool call or reasoning has begun the request cannot be
     continued any more, which only whoever sees the output can tell.
     """
+    if not endpoint.generates:
+        return Resume.NEVER
+    chat = endpoint.chat
     if _above_one(body.get("n")) or _above_one(body.get("best_of")) or body.get("echo"):
         return Resume.NEVER
     if any(body.get(field) for field in _TIED):
@@ -79,18 +84,18 @@ def resume_of(body: Mapping[str, Any], *, chat: bool) -> Resume:
     return Resume.FROM_TEXT
 
 
-def exact_from_ids(body: Mapping[str, Any], *, chat: bool) -> bool:
+def exact_from_ids(body: Mapping[str, Any], endpoint: Endpoint) -> bool:
     """Whether token ids continue a request as if it had not been interrupted, where its output so far is text.
 
     Of sampled output that means: by the same distribution. Who names a seed wants more, but an engine draws anew from
     the seed on. For chats it takes plain text, since ids go on past the template, the tools and the pictures of a chat;
     alternatives to the chosen tokens are lost when chats go on so.
     """
-    if resume_of(body, chat=chat) is Resume.NEVER or any(body.get(field) for field in _COUNTED):
+    if resume_of(body, endpoint) is Resume.NEVER or any(body.get(field) for field in _COUNTED):
         return False
     if body.get("seed") is not None and body.get("temperature") != 0:
         return False
-    return not chat or (plain_chat(body) and not body.get("top_logprobs"))
+    return not endpoint.chat or (plain_chat(body) and not body.get("top_logprobs"))
 
 
 def plain_chat(body: Mapping[str, Any]) -> bool:

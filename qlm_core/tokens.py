@@ -8,12 +8,20 @@ estimator, simulated engine) uses these functions, so they agree.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, TypeGuard
+
+from qlm_core.endpoint import Endpoint
 
 BYTES_PER_TOKEN = 4
 
 # /v1/completions generates this much where the client sets no limit (OpenAI's API reference).
 COMPLETION_DEFAULT_LIMIT = 16
+
+
+# The two sides of a pair to be scored, by the names that vLLM knows them by.
+FIRST_TEXTS = ("text_1", "data_1", "queries")
+SECOND_TEXTS = ("text_2", "data_2", "documents", "items")
 
 
 def text_tokens(text: str) -> int:
@@ -31,6 +39,28 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
         size = sum(map(_size, chat_texts(body.get("messages"))))
         return max(1, -(-size // BYTES_PER_TOKEN))
     return max(1, _completion_tokens(body.get("prompt")))
+
+
+def measured_tokens(body: Mapping[str, Any], endpoint: Endpoint) -> list[int]:
+    """Prompt tokens, at least 1, of each sequence that an engine computes for an endpoint that generates nothing.
+
+    That is one for each input to embed, and one for each pair of texts to score.
+    """
+    if endpoint is Endpoint.EMBEDDINGS:
+        if body.get("input") is None:
+            return [max(1, text_tokens("".join(chat_texts(body.get("messages")))))]
+        return [max(1, _part_tokens(part)) for part in completion_prompts(body["input"])]
+    firsts, seconds = scored_texts(body)
+    first = [_part_tokens(part) for part in firsts]
+    second = [_part_tokens(part) for part in seconds]
+    # A single text stands before each of the others.
+    lone = first[0] if len(first) == 1 else 0
+    return [max(1, sum(pair)) for pair in zip_longest(first, second, fillvalue=lone)]
+
+
+def scored_texts(body: Mapping[str, Any]) -> tuple[Sequence[object], Sequence[object]]:
+    """The first and the second texts of the pairs to score."""
+    return _side(body, (*FIRST_TEXTS, "query")), _side(body, SECOND_TEXTS)
 
 
 def output_limit(body: Mapping[str, Any], *, chat: bool) -> int | None:
@@ -73,6 +103,20 @@ def _size(text: str) -> int:
 
 def _completion_tokens(prompt: object) -> int:
     return sum(max(1, _sequence_tokens(part)) for part in completion_prompts(prompt))
+
+
+def _side(body: Mapping[str, Any], names: Sequence[str]) -> Sequence[object]:
+    found: object = next((body[name] for name in names if body.get(name) is not None), [])
+    return completion_prompts(found)
+
+
+def _part_tokens(part: object) -> int:
+    """Tokens of one input: text, token ids, or an object with text somewhere in it."""
+    if isinstance(part, Mapping):
+        return sum(_part_tokens(part[name]) for name in ("text", "content") if name in part)
+    if isinstance(part, list) and not is_token_ids(part):
+        return sum(map(_part_tokens, part))
+    return _sequence_tokens(part)
 
 
 def _sequence_tokens(prompt: object) -> int:

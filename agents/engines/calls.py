@@ -12,10 +12,18 @@ from agents.engines.faults import said_by, unsaid
 from agents.engines.lenient_json import NO_JSON, Unreadable
 from agents.engines.requests import CHATS, COMPLETIONS, CannotContinue
 from agents.engines.shapes import Shape, learn
+from qlm_core.endpoint import Endpoint
 
 log = logging.getLogger("qlm.engine")
 
 _HELP_TIMEOUT_S = 10.0
+# The least that can be asked of each kind of model, the usual kind first, and what servers answer who lack an endpoint.
+_LEAST: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.COMPLETIONS: {"prompt": "a", "max_tokens": 1, "temperature": 0},
+    Endpoint.EMBEDDINGS: {"input": "a"},
+    Endpoint.SCORE: {"text_1": "a", "text_2": "a"},
+}
+_LACKING = (400, 404, 405, 501)
 
 
 class _Tokens(msgspec.Struct):
@@ -84,13 +92,23 @@ class Calls:
         return status < 500
 
     async def try_out(self, served: str, *, timeout_s: float) -> str:
-        """Have the server produce one token. Returns what is wrong, "" if nothing."""
-        body = {"model": served, "prompt": "a", "max_tokens": 1, "temperature": 0}
-        try:
-            status, answer = await self.post("/v1/completions", body, timeout_s=timeout_s)
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
-            return f"no answer: {unsaid(error)}"
-        return "" if status == 200 else f"HTTP {status}: {said_by(status, answer).text}"
+        """Have the server do the least that it can: produce one token, or measure a letter where it generates nothing.
+
+        Returns what is wrong, "" if nothing.
+        """
+        problem = ""
+        for endpoint, said in _LEAST.items():
+            body = {"model": served, **said}
+            try:
+                status, answer = await self.post(endpoint.path, body, timeout_s=timeout_s)
+            except (OSError, TimeoutError, aiohttp.ClientError) as error:
+                return f"no answer: {unsaid(error)}"
+            if status == 200:
+                return ""
+            problem = problem or f"HTTP {status}: {said_by(status, answer).text}"
+            if status not in _LACKING:
+                break
+        return problem
 
     async def shapes(self, served: str, *, timeout_s: float) -> dict[str, Shape]:
         """What the server's whole answers look like, by endpoint, from a token of each; without those that give none."""

@@ -30,7 +30,8 @@ from agents.engines.faults import (
     said_in,
 )
 from agents.engines.lenient_json import NO_JSON, Unreadable, read
-from agents.engines.reading import End, Reader, whole_as_chunk
+from agents.engines.measured import MeasuredReader
+from agents.engines.reading import End, Reader
 from agents.engines.requests import (
     Abilities,
     CannotContinue,
@@ -56,6 +57,7 @@ _WHOLE_SILENCES = 10.0
 
 
 _Parts = AsyncIterator[tuple[bytes, bool]]
+_Reader = Reader | MeasuredReader
 
 
 _body = msgspec.json.Decoder(dict[str, Any])
@@ -164,13 +166,13 @@ class Connection(Calls):
             body = _body.decode(job.body)
         except NO_JSON:
             return False  # it ends at the engine anyway
-        if not body.get("stream") and asked_whole(body, self.able, chat=job.chat):
+        if not body.get("stream") and asked_whole(body, self.able, job.endpoint):
             return False
         if self.able.ids:
-            return exact_from_ids(body, chat=job.chat)
+            return exact_from_ids(body, job.endpoint)
         if not job.chat and not isinstance(single_prompt(body.get("prompt")), str):
             return False  # its text cannot go behind ids, for who knows how to divide it
-        return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
+        return resume_of(body, job.endpoint) is Resume.FROM_TEXT
 
     # ------------------------------------------------------------------- one job
 
@@ -221,7 +223,9 @@ class Connection(Calls):
             "Content-Type": "application/json",
             "X-Request-Id": f"{job.id}-{job.attempt}",
         }
-        reader = Reader(job, prepared.reading)
+        reader: _Reader = MeasuredReader(job)
+        if job.endpoint.generates:
+            reader = Reader(job, prepared.reading)
         first_s = self._patience.first_s * (_WHOLE_SILENCES if prepared.reading.whole else 1.0)
         try:
             async with asyncio.timeout(first_s or None) as limit:
@@ -243,7 +247,7 @@ class Connection(Calls):
     async def _read(
         self,
         job: Payload,
-        reader: Reader,
+        reader: _Reader,
         response: aiohttp.ClientResponse,
         limit: asyncio.Timeout,
     ) -> End:
@@ -253,7 +257,7 @@ class Connection(Calls):
             answer = await response.content.read(_ERROR_BYTES_MAX)
             return self._fault(job, said_by(response.status, answer), rest_s)
         try:
-            await self._take_in(job, reader, response, limit)
+            await self._take_in(reader, response, limit)
         except EngineError as error:
             return self._fault(job, error.said, rest_s)
         except Unreadable as error:
@@ -265,8 +269,7 @@ class Connection(Calls):
 
     async def _take_in(
         self,
-        job: Payload,
-        reader: Reader,
+        reader: _Reader,
         response: aiohttp.ClientResponse,
         limit: asyncio.Timeout,
     ) -> None:
@@ -281,11 +284,11 @@ class Connection(Calls):
                 break
         reader.whole = head.lstrip().startswith(b"{")
         if reader.whole:
-            await self._whole(job, reader, head, parts)
+            await self._whole(reader, head, parts)
         else:
             await self._stream(reader, head, parts, limit)
 
-    async def _whole(self, job: Payload, reader: Reader, head: bytes, parts: _Parts) -> None:
+    async def _whole(self, reader: _Reader, head: bytes, parts: _Parts) -> None:
         """An answer in one piece."""
         pieces, size = [head], len(head)
         async for data, _ in parts:
@@ -293,11 +296,10 @@ class Connection(Calls):
             size += len(data)
             if size > self._event_bytes_max:
                 raise Unreadable(f"an answer of more than {self._event_bytes_max} bytes")
-        for event in whole_as_chunk(b"".join(pieces), chat=job.chat):
-            self._pass_on(reader.take(event))
+        self._pass_on(reader.take_whole(b"".join(pieces)))
 
     async def _stream(
-        self, reader: Reader, head: bytes, parts: _Parts, limit: asyncio.Timeout
+        self, reader: _Reader, head: bytes, parts: _Parts, limit: asyncio.Timeout
     ) -> None:
         """Pass a stream on, event by event, until the server ends it or has nothing more to say."""
         loop = asyncio.get_running_loop()
@@ -322,7 +324,7 @@ class Connection(Calls):
         for event in events.finish():
             yield event
 
-    def _take(self, reader: Reader, data: bytes, *, error: bool) -> None:
+    def _take(self, reader: _Reader, data: bytes, *, error: bool) -> None:
         if error and not reader.over:
             said = read(data)
             said = said if isinstance(said, dict) else {"message": str(said)}
@@ -330,7 +332,7 @@ class Connection(Calls):
         self._pass_on(reader.take(data))
 
     def _be_patient(
-        self, reader: Reader, limit: asyncio.Timeout, heard_s: float, now_s: float
+        self, reader: _Reader, limit: asyncio.Timeout, heard_s: float, now_s: float
     ) -> float:
         """Move the limit on silence on; returns the time that it counts from.
 

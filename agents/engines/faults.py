@@ -3,6 +3,7 @@
 One rule for HTTP statuses and for errors inside a stream, since servers report the same things in both ways:
 
 * about the request (most of 4xx): the client gets the engine's status and words, and nothing is tried again;
+* an endpoint that the server lacks, where not every server has it (404, 405, 501): likewise;
 * about room (429, 503, 529): the job waits, at least as long as the server says, and no attempt is counted;
 * about our access (401, 402, 403, 404, 407, redirects): the operator is told, and the job is tried elsewhere;
 * anything else, and a request id that the server has not let go of yet: the job is tried again.
@@ -37,6 +38,9 @@ _NO_ROOM = (429, 503, 529)
 _OUR_ACCESS = (401, 402, 403, 404, 407)
 # The same request may well succeed at another moment.
 _RETRIED = (408, 409, 421, 425)
+# What servers answer who do not serve an endpoint, unless they say that it is the model which they do not know.
+_NOT_SERVED = (404, 405, 501)
+_NO_SUCH_MODEL = re.compile(r"\bmodel\b.{0,200}\b(does not exist|not found|unknown)", re.I | re.S)
 # What servers say who know a request by an id that an earlier attempt still holds.
 _ID_IN_USE = re.compile(r"request.{0,3}id\b.{0,80}\b(already|in use|duplicate|exists)", re.I | re.S)
 _STATUS_OF_TYPE = (
@@ -89,6 +93,13 @@ def fault_of(job: Payload, said: Said, *, rest_s: float = 0.0) -> Fault:
     words = f"HTTP {status}: {said.text}"
     if status in _NO_ROOM:
         return JobTurnedAway(job.id, job.attempt, words, rest_s)
+    lacks = status in _NOT_SERVED and not _NO_SUCH_MODEL.search(said.text)
+    if lacks and not job.endpoint.generates:
+        text = (
+            f"endpoint: the engine of this model does not serve {job.endpoint.path} ({words}). "
+            "Use a model that is served for it."
+        )
+        return JobRefused(job.id, job.attempt, 404, text)
     if is_about_access(status):
         words = f"access denied to the agent, {words}"
     elif 400 <= status < 500 and status not in _RETRIED and not _ID_IN_USE.search(said.text):

@@ -144,6 +144,11 @@ class Reader:
             raise Unreadable("choices that are no list")
         return self._outputs(event, choices, usage)
 
+    def take_whole(self, data: bytes) -> list[JobOutput]:
+        """An answer in one piece. Raises Unreadable, EngineError."""
+        events = whole_as_chunk(data, chat=self._job.chat)
+        return [output for event in events for output in self.take(event)]
+
     def end(self) -> End:
         """The answer has ended, one way or the other."""
         job, reading = self._job, self._reading

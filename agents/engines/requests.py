@@ -17,11 +17,12 @@ import msgspec
 
 from agents.engines.reading import Reading
 from agents.engines.shapes import Shape
+from qlm_core.endpoint import Endpoint
 from qlm_core.messages import Payload
 from qlm_core.resume import Resume, ResumedBy, plain_chat, resume_of, single_prompt
 from qlm_core.tokens import COMPLETION_DEFAULT_LIMIT, completion_prompts
 
-COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHATS = Endpoint.COMPLETIONS.path, Endpoint.CHAT_COMPLETIONS.path
 
 _Body = dict[str, msgspec.Raw]
 _body = msgspec.json.Decoder(_Body)
@@ -139,7 +140,7 @@ class Prepared:
     reading: Reading
 
 
-def asked_whole(body: Mapping[str, Any], able: Abilities, *, chat: bool) -> bool:
+def asked_whole(body: Mapping[str, Any], able: Abilities, endpoint: Endpoint) -> bool:
     """Whether a request of a client that does not want a stream is not streamed either.
 
     Servers do not put whole answers together from the parts that they stream: what they parse (tool calls, reasoning) comes out
@@ -148,9 +149,9 @@ def asked_whole(body: Mapping[str, Any], able: Abilities, *, chat: bool) -> bool
     """
     if any(_asks(body.get(name)) for name in _WHOLE_ONLY):
         return True
-    if resume_of(body, chat=chat) is Resume.NEVER:
+    if resume_of(body, endpoint) is Resume.NEVER:
         return True
-    return chat and (able.parses_chats or not plain_chat(body))
+    return endpoint.chat and (able.parses_chats or not plain_chat(body))
 
 
 async def prepare(
@@ -179,10 +180,12 @@ async def prepare(
     body["model"] = msgspec.Raw(_encode(served))
     if job.produced_tokens:
         return await _continued(body, job, served, helper, able)
-    path = CHATS if job.chat else COMPLETIONS
+    path = job.endpoint.path
+    if not job.endpoint.generates:
+        return Prepared(path, _encode(body), Reading(whole=True))
     reading = _reading(body, job, able)
     if not _flag(body, "stream"):
-        if asked_whole(_fields(body), able, chat=job.chat):
+        if asked_whole(_fields(body), able, job.endpoint):
             return Prepared(path, _encode(body), Reading(choices=reading.choices, whole=True))
         reading = replace(reading, shape=able.shape(path, reading.choices))
     _stream(body, able)
@@ -196,7 +199,7 @@ async def _continued(
 ) -> Prepared:
     if job.resume_ids and able.ids and (not job.chat or _completes(body, able)):
         return await _continued_from_ids(body, job, served, helper, able)
-    if resume_of(_fields(body), chat=job.chat) is not Resume.FROM_TEXT:
+    if resume_of(_fields(body), job.endpoint) is not Resume.FROM_TEXT:
         raise CannotContinue(
             "the server tells no token ids, without which this output cannot go on"
         )
@@ -211,7 +214,7 @@ async def _continued(
     _stream(body, able)
     if reading.exact:
         body["return_token_ids"] = _TRUE
-    return Prepared(CHATS if job.chat else COMPLETIONS, _encode(body), reading)
+    return Prepared(job.endpoint.path, _encode(body), reading)
 
 
 async def _continued_from_ids(

@@ -138,7 +138,7 @@ class SimEngine:
             body = msgspec.json.decode(job.body, type=dict[str, Any])
         except NO_JSON:
             return False  # it ends here anyway
-        return resume_of(body, chat=job.chat) is Resume.FROM_TEXT
+        return resume_of(body, job.endpoint) is Resume.FROM_TEXT
 
     def abort(self, id: RequestId, attempt: int) -> None:
         """Take a job off the engine."""
@@ -245,6 +245,8 @@ class SimEngine:
         prompt = job.prompt_tokens + job.earlier_tokens
         output = sum([choice.emitted for choice in job.choices])
         reason = job.choices[0].finish_reason
+        if job.answer:
+            self._tell(JobOutput(job.id, job.attempt, job.answer, 0, plain=False, whole=True))
         self._tell(JobDone(job.id, job.attempt, reason, prompt, output))
 
     # ------------------------------------------------------------------- time

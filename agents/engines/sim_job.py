@@ -15,10 +15,17 @@ from zlib import crc32
 
 import msgspec
 
+from agents.engines.sim_measures import measure
 from qlm_core.errors import ContextExceeded, InvalidRequest
 from qlm_core.messages import Payload
 from qlm_core.model import RequestId
-from qlm_core.tokens import completion_prompts, is_token_ids, output_limit, prompt_tokens
+from qlm_core.tokens import (
+    completion_prompts,
+    is_token_ids,
+    measured_tokens,
+    output_limit,
+    prompt_tokens,
+)
 
 # Log-normal output lengths: the median and spread of a conversation trace (Azure LLM inference trace 2023).
 _MEDIAN_OUTPUT_TOKENS = 130.0
@@ -108,6 +115,10 @@ class Choice:
 
     def chunk(self, produced: int) -> tuple[bytes, int] | None:
         """The chunk with what this attempt has produced and not yet sent, and its tokens; None for nothing."""
+        if self.job.answer:
+            # What is measured is told at once, when all of it is.
+            self.over = True
+            return None
         earlier = self.job.earlier_tokens
         produced = min(produced, self.total_tokens - earlier)
         fresh = produced - self.emitted
@@ -176,7 +187,11 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job and its choices; `earlier_tokens` were produced by earlier attempts."""
+    """A job and its choices; `earlier_tokens` were produced by earlier attempts.
+
+    Attributes:
+        answer: of one that generates nothing, what it is told once all its choices are over.
+    """
 
     id: RequestId
     attempt: int
@@ -184,6 +199,7 @@ class Job:
     earlier_tokens: int
     prompt_tokens: int = 0
     choices: tuple[Choice, ...] = ()
+    answer: bytes = b""
 
 
 def make_job(payload: Payload, *, model_len: int, seed: int) -> Job:
@@ -194,6 +210,8 @@ def make_job(payload: Payload, *, model_len: int, seed: int) -> Job:
         InvalidRequest: naming the field that cannot be honoured.
     """
     body = _body.decode(payload.body)
+    if not payload.endpoint.generates:
+        return _measuring(payload, body, model_len)
     _check(body, chat=payload.chat)
     job = Job(payload.id, payload.attempt, payload.chat, payload.produced_tokens)
     prompts = _prompts(body, chat=payload.chat, model_len=model_len)
@@ -204,6 +222,28 @@ def make_job(payload: Payload, *, model_len: int, seed: int) -> Job:
         for _ in range(n):
             choices.append(_choice(job, len(choices), text, tokens, body, model_len, seed))
     job.choices = tuple(choices)
+    return job
+
+
+def _measuring(payload: Payload, body: dict[str, Any], model_len: int) -> Job:
+    """A job that computes prompts and no more: a choice for each, over with it."""
+    counts = measured_tokens(body, payload.endpoint)
+    if len(counts) > _CHOICES_MAX:
+        field = payload.endpoint.prompt_field
+        raise InvalidRequest(field, f"more than {_CHOICES_MAX} texts", "Send fewer at once.")
+    cut = _count(body, "truncate_prompt_tokens", -1)
+    if cut is not None:
+        most = model_len if cut < 0 else cut
+        counts = [max(1, min(tokens, most)) for tokens in counts]
+    if max(counts) > model_len:
+        field = payload.endpoint.prompt_field
+        raise ContextExceeded(field, model_len, f"about {max(counts)} tokens in one text")
+    job = Job(payload.id, payload.attempt, False, 0, prompt_tokens=sum(counts))
+    job.answer = measure(body, payload.endpoint, model=payload.model, prompt_tokens=sum(counts))
+    job.choices = tuple(
+        Choice(job, index, choice_name(job.id, index), tokens, 1, "stop")
+        for index, tokens in enumerate(counts)
+    )
     return job
 
 

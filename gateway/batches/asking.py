@@ -68,7 +68,8 @@ def read(body: bytes, limits: BatchesConfig) -> Asked:
             raise _wrong_type(name, "a string", value)
     endpoint, window = fields["endpoint"], fields["completion_window"]
     if endpoint not in ENDPOINTS:
-        raise _unsupported("endpoint", endpoint, " and ".join(f"'{path}'" for path in ENDPOINTS))
+        *others, last = (f"'{path}'" for path in ENDPOINTS)
+        raise _unsupported("endpoint", endpoint, f"{', '.join(others)} and {last}")
     asked: Json = {
         "input_file_id": fields["input_file_id"],
         "endpoint": endpoint,

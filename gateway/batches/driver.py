@@ -22,6 +22,7 @@ from msgspec.structs import replace
 import failpoints
 from gateway.batches import restoring, rows
 from gateway.batches.bulk import Bulk
+from gateway.batches.drafting import Drafter
 from gateway.batches.index import Fault, Index, Scan
 from gateway.batches.opened import OpenBatch
 from gateway.batches.releasing import Releaser
@@ -36,8 +37,10 @@ from gateway.files.checks import LINE_REST_BYTES
 from gateway.intake import Intake
 from gateway.keys import ApiKeys
 from gateway.metrics import Gauge, Metrics
+from gateway.responses.drafting import ResponseIntake
 from gateway.solver_link import SolverLink
 from gateway.store import Database, Store, StoreError
+from gateway.webhooks.driver import Webhooks
 from qlm_core import batches as bt
 from qlm_core.batches import BatchStatus, Standing, Usage
 from qlm_core.config import Config, ModelConfig
@@ -76,9 +79,11 @@ class Batches:
         files: FileStore,
         driver: Driver,
         intake: Intake,
+        responses: ResponseIntake,
         keys: ApiKeys,
         solver: SolverLink,
         metrics: Metrics,
+        webhooks: Webhooks,
         time_s: Callable[[], float],
     ) -> None:
         self.config = config
@@ -89,6 +94,7 @@ class Batches:
         self._store = store
         self._intake = intake
         self._metrics = metrics
+        self._webhooks = webhooks
         self._loop = asyncio.get_running_loop()
         self._book = bt.Book(waiting_lines_max=self._limits.waiting_lines_max)
         self._open: dict[BatchId, OpenBatch] = {}
@@ -105,7 +111,7 @@ class Batches:
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            intake,
+            Drafter(intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,
@@ -405,9 +411,12 @@ class Batches:
             await asyncio.shield(batch.saving)
         totals = Totals.of(close.completed, close.failed, close.usage)
         ended = replace(_moved(batch.stored, close.status), totals=totals, released=())
-        work = partial(rows.update, number=batch.number, batch=ended, ended_at=self.time_s())
+        at = ended.moments[cast(Moment, ended.status.value)]
+        told = self._webhooks.deliveries(f"batch.{ended.status.value}", ended.id, at)
+        work = partial(rows.close, number=batch.number, batch=ended, at=self.time_s(), told=told)
         await self._stored(work)
         failpoints.at("gateway.batches.closed")
+        self._webhooks.kept(told)
         batch.stored = ended
         del self._open[ended.id]
         batch.over.set()

@@ -55,7 +55,7 @@ class OpenBatch:
         Args:
             lengths: of each model the tokens of its longest sequence, the limit of lines that name none.
         """
-        if 0 in index.output_limits:
+        if self.endpoint.asks.generates and 0 in index.output_limits:
             for line, limit in enumerate(index.output_limits):
                 if not limit:
                     index.output_limits[line] = lengths[index.model_of[line]]

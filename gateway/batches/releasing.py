@@ -18,20 +18,20 @@ from typing import Any
 from msgspec.structs import replace
 
 import failpoints
-from gateway.batches import results
+from gateway.batches import drafting, results
+from gateway.batches.drafting import Drafter
 from gateway.batches.opened import OpenBatch
-from gateway.batches.results import InputLine, UnreadableLineError
+from gateway.batches.results import UnreadableLineError
 from gateway.batches.rows import Result
 from gateway.batches.stored import line_id
 from gateway.driver import Driver
-from gateway.intake import Draft, Intake, Wish
-from gateway.keys import Caller
-from gateway.problems import Problem, problem_of, problem_of_end
-from gateway.store import StoredEnd
+from gateway.intake import Draft
+from gateway.problems import Problem, problem_of
+from gateway.store import StoredEnd, StoredRequest
 from qlm_core import batches as bt
 from qlm_core import ledger as lg
 from qlm_core.batches import Usage
-from qlm_core.errors import InvalidRequest, QueueFull, ShedLate, Unavailable, UnknownModel
+from qlm_core.errors import QlmError, QueueFull, ShedLate, Unavailable, UnknownModel
 from qlm_core.model import BatchId, Phase, RequestId, Slo
 from qlm_core.outcome import ShedReason
 
@@ -43,7 +43,7 @@ _READ_LINES, _READ_BYTES, _TURN_LINES = 64, 1_048_576, 8
 _REST_S_MIN, _REST_S_MAX = 1.0, 30.0
 _GONE_REST_S = 5.0
 # A line that was shed for one of these may be in time later.
-_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_INSTANCE.value, ShedReason.LATE.value)
+_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_ENDPOINTS.value, ShedReason.LATE.value)
 
 Keep = Callable[[OpenBatch, Result, Usage], Awaitable[None]]
 Handle = Callable[[bt.Event], None]
@@ -79,7 +79,7 @@ class Releaser:
     def __init__(
         self,
         driver: Driver,
-        intake: Intake,
+        drafter: Drafter,
         *,
         keep: Keep,
         handle: Handle,
@@ -88,7 +88,7 @@ class Releaser:
         bytes_max: int,
     ) -> None:
         self._driver = driver
-        self._intake = intake
+        self._drafter = drafter
         self._keep = keep
         self._handle = handle
         self._released = released
@@ -122,7 +122,7 @@ class Releaser:
         out = self._out.get((batch.stored.id, line))
         if isinstance(out, Line):
             out.dropped = True
-            self._driver.handle(lg.CancelAsked(out.id))
+            self._driver.handle(lg.CancelAsked(out.request.id))
         elif out is not None and not out.refused:
             out.dropped = True
             self._give_back(batch, line)
@@ -166,11 +166,15 @@ class Releaser:
             self._try_again(line.batch, line.number, record.retry_after_s)
         elif finished:
             data = results.answered(
-                line.batch.stored.id, line.number, line.custom_id, end.id, end.answer
+                line.batch.stored.id,
+                line.number,
+                line.custom_id,
+                end.id,
+                drafting.answer_of(line.request, end),
             )
             await self._keep_result(line.batch, line.number, data, results.usage_of(end.answer))
         else:
-            problem = problem_of_end(record, 0.0, chat=line.batch.endpoint.chat)
+            problem = drafting.problem_of(line.request, record)
             assert problem is not None, "only what finished has no problem"
             data = results.refused(
                 line.batch.stored.id, line.number, line.custom_id, end.id, problem
@@ -216,55 +220,50 @@ class Releaser:
         failpoints.at("gateway.batches.lines_read")
         for place, (asked, data) in enumerate(zip(chunk, lines, strict=True), 1):
             if not asked.dropped:
-                self._enter(asked, data)
+                await self._enter(asked, data)
             if not place % _TURN_LINES:
                 await asyncio.sleep(0)
         self._released(batch)
 
-    def _enter(self, asked: _Asked, data: bytes) -> None:
-        batch, number = asked.batch, asked.line
-        id = self._request_id(batch.stored.id, number)
+    async def _enter(self, asked: _Asked, data: bytes) -> None:
+        id = self._request_id(asked.batch.stored.id, asked.line)
         try:
             line = results.read(data)
         except UnreadableLineError as error:
             self._refuse(asked, id, results.name_of(data), problem_of(error))
             return
+        drafted: Draft | QlmError
         try:
-            draft = self._draft(batch, line)
-            if not asked.restored:
-                self._driver.admit(draft, None)
-        except UnknownModel:
-            # Agents announced it when the batch was accepted; they may come back.
-            self._try_again(batch, number, _GONE_REST_S)
-        except (QueueFull, ShedLate) as error:
-            self._try_again(batch, number, error.retry_after_s)
-        except Unavailable:
-            self._try_again(batch, number, _REST_S_MIN)
-        except InvalidRequest as error:
-            self._refuse(asked, id, line.custom_id, problem_of(error))
+            drafted = await self._drafter.draft(asked.batch, line)
+        except QlmError as error:
+            drafted = error
+        if asked.dropped:  # meanwhile
+            return
+        if isinstance(drafted, Draft) and not asked.restored:
+            try:
+                self._driver.admit(drafted, None)
+            except QlmError as error:
+                drafted = error
+        if isinstance(drafted, Draft):
+            self._enter_draft(asked, id, line.custom_id, drafted)
         else:
-            self._enter_draft(asked, id, line.custom_id, draft)
+            self._turn_away(asked, id, line.custom_id, drafted)
 
-    def _draft(self, batch: OpenBatch, line: InputLine) -> Draft:
-        """The request of a line. Raises InvalidRequest."""
-        stored = batch.stored
-        draft = self._intake.draft(
-            bytes(line.body),
-            chat=batch.endpoint.chat,
-            wish=Wish(slo_class=stored.slo_class),
-            # What its tenant may ask for was looked at when the batch was created.
-            caller=Caller(tenant=stored.owner),
-        )
-        if draft.stream:
-            raise InvalidRequest("stream", "a line of a batch cannot be streamed", "Leave it out.")
-        return draft
+    def _turn_away(self, asked: _Asked, id: RequestId, custom_id: str, error: QlmError) -> None:
+        """A line becomes no request, at least for now."""
+        match error:
+            case UnknownModel():
+                # Agents announced it when the batch was accepted; they may come back.
+                self._try_again(asked.batch, asked.line, _GONE_REST_S)
+            case QueueFull() | ShedLate():
+                self._try_again(asked.batch, asked.line, error.retry_after_s)
+            case Unavailable():
+                self._try_again(asked.batch, asked.line, _REST_S_MIN)
+            case _:
+                self._refuse(asked, id, custom_id, problem_of(error))
 
     def _enter_draft(self, asked: _Asked, id: RequestId, custom_id: str, draft: Draft) -> None:
         batch, stored = asked.batch, asked.batch.stored
-        size = batch.index.sizes[asked.line]
-        line = Line(self, batch, asked.line, id=id, custom_id=custom_id, size=size)
-        self._out[stored.id, asked.line] = line
-        self._held_bytes += size
         # All lines of a batch arrived with it and are due with it: they are planned as one.
         request = replace(
             draft.accepted(stored.arrived_at),
@@ -273,6 +272,11 @@ class Releaser:
             expires_at=stored.due_at,
             batch=stored.id,
         )
+        # One that goes on from a conversation is as large as that.
+        size = max(batch.index.sizes[asked.line], request.held_bytes)
+        line = Line(self, batch, asked.line, request=request, custom_id=custom_id, size=size)
+        self._out[stored.id, asked.line] = line
+        self._held_bytes += size
         self._driver.enter_line(request, draft.resume, line, restored=asked.restored)
 
     # ---------------------------------------------------------------- back to the book
@@ -316,11 +320,12 @@ class Line:
     """A line that is a request.
 
     Attributes:
-        id: of the request.
+        request: that it is.
+        size: bytes that it takes in memory.
         dropped: whether its batch does not want its answer any more.
     """
 
-    __slots__ = ("_releaser", "batch", "custom_id", "dropped", "id", "number", "size")
+    __slots__ = ("_releaser", "batch", "custom_id", "dropped", "number", "request", "size")
 
     def __init__(
         self,
@@ -328,14 +333,14 @@ class Line:
         batch: OpenBatch,
         number: int,
         *,
-        id: RequestId,
+        request: StoredRequest,
         custom_id: str,
         size: int,
     ) -> None:
         self._releaser = releaser
         self.batch = batch
         self.number = number
-        self.id = id
+        self.request = request
         self.custom_id = custom_id
         self.size = size
         self.dropped = False

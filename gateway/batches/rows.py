@@ -7,12 +7,13 @@ record at most. Where lines are in their file is kept while a batch is open, the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gateway.batches.index import Index
 from gateway.batches.stored import StoredBatch, head_of, read_head
 from gateway.store import StoreError, together
+from gateway.webhooks.rows import Row, put
 from qlm_core.batches import Usage
 
 _LINE_BITS = 32
@@ -70,6 +71,15 @@ def update(
         "UPDATE batches SET head = ?, ended_at = ? WHERE number = ?",
         (head_of(batch), ended_at, number),
     )
+
+
+def close(
+    connection: sqlite3.Connection, number: int, batch: StoredBatch, at: float, told: Sequence[Row]
+) -> None:
+    """Keep the end of a batch, and what webhooks are told of it: both or neither."""
+    with together(connection):
+        update(connection, number, batch, at)
+        put(connection, told)
 
 
 def find(connection: sqlite3.Connection, id: str) -> Numbered | None:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from gateway.store.base import Kept, Opened, Store, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import (
+    Back,
+    Ending,
+    Endings,
+    Found,
+    Kept,
+    Most,
+    Opened,
+    Store,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+    owned_key,
+)
 from gateway.store.clock import Seen, StoreClock
 from gateway.store.database import Database, together
 from gateway.store.memory import MemoryStore
@@ -10,9 +23,14 @@ from gateway.store.sqlite import SqliteStore
 from qlm_core.config import StoreConfig
 
 __all__ = [
+    "Back",
     "Database",
+    "Ending",
+    "Endings",
+    "Found",
     "Kept",
     "MemoryStore",
+    "Most",
     "Opened",
     "Seen",
     "SqliteStore",
@@ -22,6 +40,7 @@ __all__ = [
     "StoredEnd",
     "StoredRequest",
     "make_store",
+    "owned_key",
     "together",
 ]
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest
+from gateway.store.base import (
+    Back,
+    Ending,
+    Endings,
+    Found,
+    Kept,
+    Most,
+    Opened,
+    StoredEnd,
+    StoredRequest,
+)
 from gateway.store.clock import Seen
-from gateway.store.database import Database, MemoryDatabase
+from gateway.store.database import Database, MemoryDatabase, Work
 from qlm_core.errors import SetAside
 from qlm_core.model import RequestId
 
@@ -49,9 +59,11 @@ class MemoryStore:
         self._requests[request.id] = request
         return Kept(request.id, request.fingerprint)
 
-    async def end(self, end: StoredEnd) -> bool:
+    async def end(self, end: StoredEnd, beside: Work[None] | None = None) -> bool:
         if end.id not in self._requests or end.id in self._ends:
             return False
+        if beside is not None:
+            await self.database.write(beside)
         self._requests[end.id] = replace(self._requests[end.id], body=b"")
         self._ends[end.id] = end
         if end.frees_key:
@@ -59,6 +71,12 @@ class MemoryStore:
         if len(self._ends) > self._ended_max:
             self._forget(next(iter(self._ends)))
         return True
+
+    async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
+        if request.id in self._requests:
+            return False
+        self._requests[request.id] = request
+        return await self.end(end)
 
     async def open_requests(self) -> list[StoredRequest]:
         waiting = [
@@ -68,11 +86,47 @@ class MemoryStore:
         ]
         return sorted(waiting, key=lambda request: request.arrived_at)
 
-    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
+    async def find(self, id: RequestId) -> Found | None:
         if id in self._aside:
             raise SetAside(id)
         request = self._requests.get(id)
-        return None if request is None else (request, self._ends.get(id))
+        return None if request is None else Found(request, self._ends.get(id))
+
+    async def chain(self, id: RequestId, back: Back, most: Most) -> list[Found]:
+        found: list[Found] = []
+        next_id: RequestId | None = id
+        size = 0
+        while next_id is not None and next_id in self._requests and next_id not in self._aside:
+            found.append(Found(self._requests[next_id], self._ends.get(next_id)))
+            size += found[-1].kept_bytes
+            if len(found) >= most.rows or size >= most.kept_bytes:
+                break
+            next_id = back(found[-1].request)
+        return found
+
+    async def forget(self, id: RequestId) -> bool:
+        if id not in self._ends or id in self._aside:
+            return False
+        self._forget(id)
+        return True
+
+    async def find_key(self, owned_key: str) -> RequestId | None:
+        return self._keys.get(owned_key)
+
+    async def endings(
+        self, owner: str | None, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        ended = sorted(
+            (
+                Ending(self._requests[id], end.ended_at, end.record)
+                for id, end in self._ends.items()
+                if owner in (None, self._requests[id].owner)
+                and (before is None or (end.ended_at, id) < before)
+            ),
+            key=lambda ending: (ending.ended_at, ending.request.id),
+            reverse=True,
+        )
+        return Endings(ended[:limit], len(ended) > limit)
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         self._aside[id] = reason

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from gateway.store.base import StoredEnd, StoredRequest
+from gateway.store.base import Ending, StoredEnd, StoredRequest
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import QlmError
+from qlm_core.ledger import EndRecord
+from qlm_core.model import RequestId
 
 COUNT_MAX = 2**31 - 1
 _PLACE = re.compile(r" - at `([^`]*)`$")
 
 T = TypeVar("T")
+
+
+class _Owned(msgspec.Struct):
+    owner: str = msgspec.field(default="", name="key_owner")
+
+
+class _Ending(msgspec.Struct):
+    id: RequestId
+    ended_at: float
+    record: EndRecord
 
 
 class UnreadableRowError(QlmError):
@@ -39,7 +52,7 @@ def read_request(id: object, head: object, body: object) -> StoredRequest:
     """The request of a row. Raises UnreadableRowError."""
     if not isinstance(body, bytes):
         raise UnreadableRowError("body: it is not bytes")
-    request = _decoded(head, StoredRequest, "head")
+    request = _read_head(head)
     if request.id != id:
         raise UnreadableRowError("head.id: it is another request's")
     for name in ("arrived_at", "expires_at"):
@@ -55,19 +68,50 @@ def read_request(id: object, head: object, body: object) -> StoredRequest:
     return replace(request, body=body)
 
 
-def read_end(id: object, ended: object) -> StoredEnd:
-    """The end of a row. Raises UnreadableRowError."""
-    end = _decoded(ended, StoredEnd, "ended")
-    if end.id != id:
+def _read_head(head: object) -> StoredRequest:
+    """What a row keeps of a request; one from before there were more than two endpoints said whether it was a chat."""
+    try:
+        return _decoded(head, StoredRequest, "head")
+    except UnreadableRowError:
+        fields = _decoded(head, dict[str, Any], "head")
+        if "endpoint" in fields or not isinstance(fields.get("chat"), bool):
+            raise
+        endpoint = Endpoint.CHAT_COMPLETIONS if fields["chat"] else Endpoint.COMPLETIONS
+        brought_up = msgspec.msgpack.encode(fields | {"endpoint": endpoint})
+        return _decoded(brought_up, StoredRequest, "head")
+
+
+def owner_of(head: object) -> str:
+    """Whose request a row is, "" where it does not say."""
+    try:
+        return _decoded(head, _Owned, "head").owner
+    except UnreadableRowError:
+        return ""
+
+
+def read_ending(request: StoredRequest, ended: object) -> Ending:
+    """How the request of a row ended, without its answer. Raises UnreadableRowError."""
+    ending = _decoded(ended, _Ending, "ended")
+    if ending.id != request.id:
         raise UnreadableRowError("ended.id: it is another request's")
-    if end.answer and not _is_answer(end.answer):
+    return Ending(request, ending.ended_at, ending.record)
+
+
+def read_end(request: StoredRequest, ended: object) -> StoredEnd:
+    """The end of a request's row. Raises UnreadableRowError."""
+    end = _decoded(ended, StoredEnd, "ended")
+    if end.id != request.id:
+        raise UnreadableRowError("ended.id: it is another request's")
+    if end.answer and not _is_answer(end.answer, request.endpoint):
         raise UnreadableRowError("ended.answer: it is no answer of a model's")
     return end
 
 
-def _is_answer(data: bytes) -> bool:
-    """Whether this is an OpenAI response object, as far as it is looked at here."""
+def _is_answer(data: bytes, endpoint: Endpoint) -> bool:
+    """Whether this is a response object of that endpoint, as far as it is looked at here."""
     try:
+        if not endpoint.generates:
+            return bool(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))
         answer = msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return False

@@ -10,9 +10,10 @@ import sqlite3
 from pathlib import Path
 
 import failpoints
+from gateway.store.rows import owner_of
 from qlm_core.errors import QlmError
 
-VERSION = 4
+VERSION = 5
 # How long a statement waits for another process that has the file locked.
 LOCK_WAIT_S = 1.0
 # A file of at most this size is checked page by page before it is used.
@@ -29,10 +30,12 @@ CREATE TABLE IF NOT EXISTS requests (
     ended_at REAL,
     ended BLOB,
     fingerprint TEXT NOT NULL DEFAULT '',
-    aside TEXT
+    aside TEXT,
+    owner TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS requests_open ON requests (arrived_at) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS requests_ended ON requests (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS requests_owned_ended ON requests (owner, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS requests_aside ON requests (id) WHERE aside IS NOT NULL;
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY,
@@ -67,11 +70,22 @@ CREATE TABLE IF NOT EXISTS batch_records (
     reasoning_tokens INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS batch_results (place INTEGER PRIMARY KEY, line BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS webhook_deliveries (
+    event TEXT NOT NULL,
+    webhook TEXT NOT NULL,
+    type TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    created_unix_s INTEGER NOT NULL,
+    told_at REAL NOT NULL,
+    tries INTEGER NOT NULL,
+    due_at REAL NOT NULL,
+    PRIMARY KEY (event, webhook)
+) WITHOUT ROWID;
 """
 
 _OLDEST_COLUMNS = ("id", "idempotency_key", "arrived_at", "head", "body", "ended_at", "ended")
 # The columns of requests that each version added to those of the one before.
-_ADDED_COLUMNS = {1: _OLDEST_COLUMNS, 2: ("fingerprint",), 3: ("aside",), 4: ()}
+_ADDED_COLUMNS = {1: _OLDEST_COLUMNS, 2: ("fingerprint",), 3: ("aside",), 4: (), 5: ("owner",)}
 
 # What brings a file from each version to the next.
 _MIGRATIONS = {
@@ -96,6 +110,11 @@ _MIGRATIONS = {
     ),
     # Files and batches came, in tables of their own, which are made below wherever they are missing.
     3: (),
+    # What has ended can be listed by whose it is, which a row says in its head. Webhooks came, in a table of their own.
+    4: (
+        "ALTER TABLE requests ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+        "UPDATE requests SET owner = owner_of(head)",
+    ),
 }
 
 
@@ -125,6 +144,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError("it is damaged")
+    connection.create_function("owner_of", 1, owner_of, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection, path)

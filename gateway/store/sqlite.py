@@ -14,18 +14,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.store import schema
-from gateway.store.base import Kept, Opened, StoredEnd, StoredRequest, StoreError
+from gateway.store.base import (
+    Back,
+    Ending,
+    Endings,
+    Found,
+    Kept,
+    Most,
+    Opened,
+    StoredEnd,
+    StoredRequest,
+    StoreError,
+)
 from gateway.store.clock import Seen
-from gateway.store.database import Database
+from gateway.store.database import Database, Work, together
 from gateway.store.jobs import Jobs
 from gateway.store.place import Place
-from gateway.store.rows import UnreadableRowError, ended_of, head_of, read_end, read_request
+from gateway.store.rows import (
+    UnreadableRowError,
+    ended_of,
+    head_of,
+    read_end,
+    read_ending,
+    read_request,
+)
 from qlm_core.errors import QlmError, SetAside
 from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
 
 SWEEP_MAX = 500
+# Answers lie beside ends, so a part of these is cut short where that many bytes have been passed over.
+PAGE_BYTES = 33_554_432
 # Of rows that are set aside at once so many are named each; the file names all of them.
 NAMED_MAX = 20
 
@@ -33,6 +53,23 @@ _BUMP = """
 INSERT INTO facts VALUES ('starts', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
 WHERE typeof(value) = 'integer' RETURNING value
 """
+
+
+class _Row(NamedTuple):
+    """A row as it stands in the table."""
+
+    rowid: int
+    id: RequestId
+    head: object
+    body: object
+    ended_at: object
+    ended: object
+    aside: object
+
+    def read(self) -> Found:
+        """What it says. Raises UnreadableRowError."""
+        request = read_request(self.id, self.head, self.body)
+        return Found(request, None if self.ended_at is None else read_end(request, self.ended))
 
 
 class _Unreadable(NamedTuple):
@@ -83,12 +120,21 @@ class SqliteStore:
     async def add(self, request: StoredRequest) -> Kept:
         key = request.owned_key or None
         head = head_of(request)
-        row = (request.id, key, request.arrived_at, head, request.body, request.fingerprint)
+        row = (
+            request.id,
+            key,
+            request.arrived_at,
+            head,
+            request.body,
+            request.fingerprint,
+            request.owner,
+        )
 
         def work(connection: sqlite3.Connection) -> Kept:
             added = connection.execute(
-                "INSERT INTO requests (id, idempotency_key, arrived_at, head, body, fingerprint) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
+                "INSERT INTO requests "
+                "(id, idempotency_key, arrived_at, head, body, fingerprint, owner) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO NOTHING",
                 row,
             )
             if added.rowcount:
@@ -100,7 +146,7 @@ class SqliteStore:
 
         return await self._opened.write(work)
 
-    async def end(self, end: StoredEnd) -> bool:
+    async def end(self, end: StoredEnd, beside: Work[None] | None = None) -> bool:
         row = (end.ended_at, ended_of(end), end.frees_key, end.id)
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -112,7 +158,34 @@ class SqliteStore:
             )
             return changed.rowcount == 1
 
-        return await self._opened.write(work)
+        def both(connection: sqlite3.Connection) -> bool:
+            with together(connection):
+                ended = work(connection)
+                if ended and beside is not None:
+                    beside(connection)
+            return ended
+
+        return await self._opened.write(work if beside is None else both)
+
+    async def keep(self, request: StoredRequest, end: StoredEnd) -> bool:
+        row = (
+            request.id,
+            request.arrived_at,
+            head_of(request),
+            request.owner,
+            end.ended_at,
+            ended_of(end),
+        )
+        return await self._opened.write(
+            lambda connection: (
+                connection.execute(
+                    "INSERT INTO requests (id, arrived_at, head, body, owner, ended_at, ended) "
+                    "VALUES (?, ?, ?, x'', ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                    row,
+                ).rowcount
+                == 1
+            )
+        )
 
     async def open_requests(self) -> list[StoredRequest]:
         def work(connection: sqlite3.Connection) -> tuple[list[StoredRequest], list[_Unreadable]]:
@@ -136,24 +209,87 @@ class SqliteStore:
             await self._set_aside(unreadable)
         return found
 
-    async def find(self, id: RequestId) -> tuple[StoredRequest, StoredEnd | None] | None:
-        row = await self._opened.read(
-            lambda connection: connection.execute(
-                "SELECT rowid, head, body, ended_at, ended, aside FROM requests WHERE id = ?", (id,)
-            ).fetchone()
-        )
+    async def find(self, id: RequestId) -> Found | None:
+        row = await self._opened.read(lambda connection: _row(connection, id))
         if row is None:
             return None
-        rowid, head, body, ended_at, ended, aside = row
-        if aside is not None:
+        if row.aside is not None:
             raise SetAside(id)
         try:
-            request = read_request(id, head, body)
-            end = None if ended_at is None else read_end(id, ended)
+            return row.read()
         except UnreadableRowError as error:
-            await self._set_aside([_Unreadable(rowid, id, str(error))])
+            await self._set_aside([_Unreadable(row.rowid, id, str(error))])
             raise SetAside(id) from None
-        return request, end
+
+    async def chain(self, id: RequestId, back: Back, most: Most) -> list[Found]:
+        def work(connection: sqlite3.Connection) -> list[Found]:
+            found: list[Found] = []
+            next_id: RequestId | None = id
+            size = 0
+            while next_id is not None and len(found) < most.rows and size < most.kept_bytes:
+                row = _row(connection, next_id)
+                if row is None or row.aside is not None:
+                    break
+                try:
+                    found.append(row.read())
+                except UnreadableRowError:
+                    break  # whoever asks for it by its id sets it aside
+                size += found[-1].kept_bytes
+                next_id = back(found[-1].request)
+            return found
+
+        return await self._opened.read(work)
+
+    async def forget(self, id: RequestId) -> bool:
+        return await self._opened.write(
+            lambda connection: (
+                connection.execute(
+                    "DELETE FROM requests WHERE id = ? AND ended_at IS NOT NULL AND aside IS NULL",
+                    (id,),
+                ).rowcount
+                == 1
+            )
+        )
+
+    async def find_key(self, owned_key: str) -> RequestId | None:
+        row = await self._opened.read(
+            lambda connection: connection.execute(
+                "SELECT id FROM requests WHERE idempotency_key = ?", (owned_key,)
+            ).fetchone()
+        )
+        return None if row is None else RequestId(row[0])
+
+    async def endings(
+        self, owner: str | None, before: tuple[float, str] | None, limit: int
+    ) -> Endings:
+        whose, values = ("", ()) if owner is None else ("owner = ? AND ", (owner,))
+        after = before or (math.inf, "")
+
+        def work(connection: sqlite3.Connection) -> tuple[Endings, list[_Unreadable]]:
+            found: list[Ending] = []
+            unreadable: list[_Unreadable] = []
+            size = 0
+            rows = connection.execute(
+                "SELECT rowid, id, head, body, ended FROM requests "  # noqa: S608
+                f"WHERE {whose}ended_at <= ? AND (ended_at, id) < (?, ?) AND aside IS NULL "
+                "ORDER BY ended_at DESC, id DESC",
+                (*values, after[0], *after),
+            )
+            for rowid, id, head, body, ended in rows:
+                if len(found) == limit or size > PAGE_BYTES:
+                    return Endings(found, True), unreadable
+                try:
+                    found.append(read_ending(read_request(id, head, body), ended))
+                except UnreadableRowError as error:
+                    unreadable.append(_Unreadable(rowid, str(id), str(error)))
+                else:
+                    size += len(ended)
+            return Endings(found, False), unreadable
+
+        endings, unreadable = await self._opened.read(work)
+        if unreadable:
+            await self._set_aside(unreadable)
+        return endings
 
     async def set_aside(self, id: RequestId, reason: str) -> None:
         rowid = await self._opened.read(
@@ -241,6 +377,13 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         return schema.connect(self._place.path, fsync=self._fsync)
+
+
+def _row(connection: sqlite3.Connection, id: RequestId) -> _Row | None:
+    row = connection.execute(
+        "SELECT rowid, head, body, ended_at, ended, aside FROM requests WHERE id = ?", (id,)
+    ).fetchone()
+    return None if row is None else _Row(row[0], id, *row[1:])
 
 
 def _starts(connection: sqlite3.Connection, path: Path) -> int:

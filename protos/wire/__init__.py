@@ -28,6 +28,8 @@ from protos.wire.gateway_session import (
     order_bytes,
 )
 from protos.wire.values import (
+    endpoint_from_wire,
+    endpoint_to_wire,
     estimate_from_wire,
     estimate_to_wire,
     meta_from_wire,
@@ -55,6 +57,8 @@ __all__ = [
     "batch_forecast_to_wire",
     "batch_question_from_wire",
     "batch_question_to_wire",
+    "endpoint_from_wire",
+    "endpoint_to_wire",
     "estimate_from_wire",
     "estimate_to_wire",
     "fact_bytes",

@@ -1,4 +1,4 @@
-"""Values that several conversations share: phases, targets, estimates, metadata of requests."""
+"""Values that several conversations share: endpoints, phases, targets, estimates, metadata of requests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sys import intern
 from protos.qlm.v1 import types_pb2 as types_pb
 from protos.wire import bounds as bd
 from protos.wire.bounds import WireError
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import (
     BatchId,
     Estimate,
@@ -21,6 +22,10 @@ from qlm_core.model import (
 
 _PHASE_TO_WIRE = {phase: types_pb.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 _PHASE_FROM_WIRE: dict[int, Phase] = {number: phase for phase, number in _PHASE_TO_WIRE.items()}
+_ENDPOINT_TO_WIRE = {one: types_pb.Endpoint.Value(f"ENDPOINT_{one.name}") for one in Endpoint}
+_ENDPOINT_FROM_WIRE: dict[int, Endpoint] = {
+    number: endpoint for endpoint, number in _ENDPOINT_TO_WIRE.items()
+}
 
 
 def phase_to_wire(phase: Phase) -> types_pb.Phase.ValueType:
@@ -34,6 +39,16 @@ def phase_from_wire(number: int) -> Phase:
     if phase is None:
         raise WireError(f"phase: {number} is not a known phase")
     return phase
+
+
+def endpoint_to_wire(endpoint: Endpoint) -> types_pb.Endpoint.ValueType:
+    """The wire's number of an endpoint."""
+    return _ENDPOINT_TO_WIRE[endpoint]
+
+
+def endpoint_from_wire(number: int) -> Endpoint | None:
+    """The endpoint of a wire number; None for an unspecified or unknown one."""
+    return _ENDPOINT_FROM_WIRE.get(number)
 
 
 def slo_to_wire(slo: Slo) -> types_pb.Slo:

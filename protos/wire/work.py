@@ -8,7 +8,9 @@ from protos.qlm.v1 import types_pb2 as types_pb
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.wire import bounds as bd
 from protos.wire.bounds import WireError
+from protos.wire.values import endpoint_from_wire, endpoint_to_wire
 from qlm_core import messages as m
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import AgentId, ModelName, RequestId
 from qlm_core.outcome import PullRefusal
 from qlm_core.resume import ResumedBy
@@ -204,6 +206,7 @@ def _work_order_to_wire(order: _SaidOrder) -> work_pb.WorkOrder:
                 attempt=order.attempt,
                 model=order.model,
                 chat=order.chat,
+                endpoint=endpoint_to_wire(order.endpoint),
                 body_json=order.body,
                 resume_text=order.resume_text,
                 produced_tokens=bd.fit_count(order.produced_tokens),
@@ -251,7 +254,7 @@ def _payload_from_wire(payload: work_pb.Payload) -> m.Payload:
         id=RequestId(bd.name("orders.payload.id", payload.id)),
         attempt=payload.attempt,
         model=ModelName(bd.name("orders.payload.model", payload.model)),
-        chat=payload.chat,
+        endpoint=_endpoint_from_wire(payload),
         body=payload.body_json,
         resume_text=payload.resume_text,
         produced_tokens=bd.count("orders.payload.produced_tokens", payload.produced_tokens),
@@ -259,6 +262,15 @@ def _payload_from_wire(payload: work_pb.Payload) -> m.Payload:
         text_offset_chars=bd.count("orders.payload.text_offset_chars", payload.text_offset_chars),
         headers=tuple(_header_from_wire(header) for header in payload.headers),
     )
+
+
+def _endpoint_from_wire(payload: work_pb.Payload) -> Endpoint:
+    if not payload.endpoint:
+        return Endpoint.CHAT_COMPLETIONS if payload.chat else Endpoint.COMPLETIONS
+    endpoint = endpoint_from_wire(payload.endpoint)
+    if endpoint is None:
+        raise WireError(f"orders.payload.endpoint: {payload.endpoint} is not known")
+    return endpoint
 
 
 def _header_from_wire(header: work_pb.Header) -> tuple[str, str]:

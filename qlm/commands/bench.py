@@ -15,6 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         bench_paper_program,
         bench_planner,
         bench_regret,
+        bench_rules,
     )
 
     parser = subparsers.add_parser(
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     bench_paper_program.add_parser(subjects)
     bench_regret.add_parser(subjects)
     bench_finish.add_parser(subjects)
+    bench_rules.add_parser(subjects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
         from qlm.commands import bench_finish
 
         return bench_finish.run(args)
+    if args.subject == "rules":
+        from qlm.commands import bench_rules
+
+        return bench_rules.run(args)
     subject, figures = _of_checkout(args.subject), _of_checkout("figures")
     known = ("seconds", "requests", "seeds", "quick", "repetitions", "ttft_s")
     measured = subject.measure(

@@ -284,6 +284,7 @@ def _knee(
 
     search = knee.Search(target=args.knee, each_class=args.each_class)
     load = knee.load_of(bed, seeds)
+    policies = [*policies, knee.BOUND] if args.bound else policies
     found = knee.find_knees(
         load, policies, search, seeds, without=without, jobs=args.jobs, progress=_progress
     )

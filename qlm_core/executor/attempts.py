@@ -27,6 +27,11 @@ _REMEMBERED = 4096
 _LONGER = 1.5
 
 
+def engine_priority(ref: RequestRef) -> int:
+    """What engines go by, lower first: who is due first has its prompt computed first and is preempted last."""
+    return round(ref.due_s * 1000.0)
+
+
 class Attempts:
     """Moves attempts between window, batch and gateways.
 
@@ -84,7 +89,8 @@ class Attempts:
             slo_class=slo_class,
             class_ttft_s=self.laxity(slo_class),
             first_token_only=self.first_token_only(slo_class),
-            pace_s=self.pace_of(slo_class),
+            # Whoever ends with his first token has no pace after it.
+            pace_s=self.pace_of(slo_class) if ref.max_output_tokens > 1 else inf,
             pulled_s=self.now_s,
             charged_tokens=self.batch.charge(ref),
             foreseen_tokens=self.batch.foreseen(ref),
@@ -95,13 +101,17 @@ class Attempts:
 
     def start(self, item: InFlight) -> None:
         """A held request goes onto the engine."""
-        priority = round(item.ref.due_s * 1000.0)
+        priority = engine_priority(item.ref)
         self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
-    def grow(self, item: InFlight, tokens: int) -> bool:
-        """A running request has produced so many more tokens; whether the engine had been doubted."""
-        if not item.produced:
+    def grow(self, item: InFlight, tokens: int, *, whole: bool = False) -> bool:
+        """A running request has produced so many more tokens; whether the engine had been doubted.
+
+        Args:
+            whole: this is all of its answer, be there a token in it or not.
+        """
+        if not item.produced and (tokens or whole):
             item.begun_s = self.now_s
             self.pace.read(item.resident_tokens, resumed=item.begun)
             self.fullness.worked()

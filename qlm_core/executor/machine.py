@@ -244,7 +244,7 @@ class Executor:
         if item is None or item.attempt != event.attempt:
             return False
         item.evictable &= event.plain
-        return self._attempts.grow(item, event.tokens)
+        return self._attempts.grow(item, event.tokens, whole=event.whole)
 
     def _on_done(self, event: e.JobDone) -> bool:
         item = self.batch.running.get(event.id)

@@ -14,7 +14,7 @@ from qlm_core.config import ExecutorConfig
 from qlm_core.executor.attempts import Attempts
 from qlm_core.executor.batch import InFlight
 from qlm_core.executor.urgency import need, victims
-from qlm_core.model import QueuedGroup, RequestRef
+from qlm_core.model import GroupId, QueuedGroup, RequestRef
 
 # Least time between two checks.
 CHECK_S_MIN = 0.05
@@ -108,14 +108,18 @@ class Relief:
     def behind(self, head: QueuedGroup | None, laxity_s: float) -> list[InFlight]:
         """What runs and may give way to those."""
         attempts = self._attempts
-        # Laxer work that the plan puts before the head stays, unless all that was promised of it is out.
-        position = 0
-        if head is not None and attempts.laxity(head.slo_class) <= laxity_s:
-            position = attempts.window.position(head.id) or 0
-        before = dict.fromkeys(group.id for group in attempts.window.order[:position])
+        before = self._planned_before(head, laxity_s)
         return [
             item
             for item in attempts.batch.running.values()
             if attempts.gives_way(item, laxity_s)
             and (item.owes_nothing or item.ref.group not in before)
         ]
+
+    def _planned_before(self, head: QueuedGroup | None, laxity_s: float) -> dict[GroupId, None]:
+        """Groups that the plan puts before the head: laxer work of theirs stays, unless all that was promised of it is out."""
+        attempts = self._attempts
+        position = 0
+        if head is not None and attempts.laxity(head.slo_class) <= laxity_s:
+            position = attempts.window.position(head.id) or 0
+        return dict.fromkeys(group.id for group in attempts.window.order[:position])

@@ -84,9 +84,14 @@ def need(
             check_s = min(check_s, latest_s - margin_s)
             continue
         slots, kv_tokens = max(0, missing), max(0, short)
-    if late > evictable:
+    if saves_too_few(late, evictable):
         slots, kv_tokens = max(slots, late), max(kv_tokens, late_tokens)
     return Need(slots, kv_tokens, check_s)
+
+
+def saves_too_few(late: int, evictable: int) -> bool:
+    """Whether more would be late than could be saved at the last moment: then laxer work gives way at once."""
+    return late > evictable
 
 
 class _Releases:
@@ -124,14 +129,14 @@ def victims(candidates: Iterable[InFlight], wanted: Need) -> list[InFlight]:
     """Which requests to evict so that the need is met as far as it can be.
 
     The laxest class gives first, and in it whoever has least to compute again. Outputs that have begun and of which more is
-    promised come last: a pause costs them what is left of their target.
+    promised come last.
     """
     lax = sorted(
         candidates,
         key=lambda item: (
-            item.begun and not item.first_token_only,
+            keeps_a_pace(item),
             -item.class_ttft_s,
-            item.resident_tokens,
+            cost_to_resume(item),
             item.ref.id,
         ),
     )
@@ -144,6 +149,16 @@ def victims(candidates: Iterable[InFlight], wanted: Need) -> list[InFlight]:
         slots -= 1
         kv_tokens -= item.charged_tokens
     return chosen
+
+
+def keeps_a_pace(item: InFlight) -> bool:
+    """Whether a pause costs an output what is left of its target."""
+    return item.begun and not item.first_token_only
+
+
+def cost_to_resume(item: InFlight) -> int:
+    """Tokens that an engine computes again for a request that gave way."""
+    return item.resident_tokens
 
 
 def overflow(batch: Batch, may_evict: Callable[[InFlight], bool]) -> list[InFlight]:

@@ -275,7 +275,12 @@ class Ledger:
             reason = FinishReason.ERROR.value
             error = end.error or "the engine refused the request without a reason"
             return self._end(row, Step.FAIL, reason, engine=end, error=error)
-        return self._end(row, Step.FINISH, end.finish_reason, engine=end)
+        told: list[Effect] = []
+        if not row.meta.max_output_tokens:
+            # Its whole answer is what others begin with.
+            row.first_token_s = self._now_s
+            told.append(Tell(FirstToken(end.id, self._now_s - row.meta.arrival_s)))
+        return [*told, *self._end(row, Step.FINISH, end.finish_reason, engine=end)]
 
     def _attempt_came_back(self, event: ev.AttemptCameBack) -> list[Effect]:
         returned = event.returned

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
-from qlm_core.grouping import LIMIT_SCALES, BatchKey, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, BatchKey, GroupKey
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import PACE_AIM, EngineProfile, profile_from_throughput
 from qlm_core.rwt.batches import BatchesApart, BatchLengths
@@ -163,7 +163,13 @@ class Estimators:
         return max(tokens, seen)
 
     def finished(self, request: RequestMeta, output_tokens: int, seen: int) -> None:
-        """Learn the output length of a finished request; at the client's limit it might have gone on."""
+        """Learn the output length of a finished request; at the client's limit it might have gone on.
+
+        One that never has output tells of its model alone, most of whose requests are like it.
+        """
+        if not request.max_output_tokens:
+            self._model_length(request.model).observe(1)
+            return
         if output_tokens >= request.max_output_tokens:
             self.produced(request, output_tokens, seen)
             return
@@ -195,11 +201,21 @@ class Estimators:
         return general, self.batch(GroupKey.of(request)).lengths
 
     def reported(self, gpu: str, profile: EngineProfile, state: InstanceState) -> None:
-        """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed."""
+        """Learn an engine's real speed from one interval in which its batch hardly changed and nothing was resumed.
+
+        Where nothing was generated that is the speed at which prompts were computed, as many together as there were.
+        """
         batch = min(state.mean_batch, float(profile.max_num_seqs))
-        if batch < 1.0 or state.tokens_per_s <= 0.0 or state.resumed_tokens_per_s > 0.0:
+        if batch < 1.0 or state.resumed_tokens_per_s > 0.0:
             return
         if abs(len(state.running) - batch) > _STEADY * batch:
+            return
+        if state.tokens_per_s <= 0.0:
+            tokens = min(batch * self._mean_prompt(profile), profile.max_num_batched_tokens)
+            self._speed(gpu, profile.base).observe(
+                realised_per_s=state.prompt_tokens_per_s,
+                predicted_per_s=tokens / profile.iteration_s(prefill_tokens=tokens),
+            )
             return
         prompts = self._prompts_per_iteration(profile, state)
         iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
@@ -314,8 +330,7 @@ class Estimators:
         if batch:
             prompts = 0.0 if behind_prompts else self._prompts_per_iteration(profile, state)
             iteration_s = self._iteration_s(profile, state, batch=batch, prompts=prompts)
-            passing = 1.5 if profile.async_scheduling else 0.5
-            first_s += (1.0 + passing) * iteration_s - profile.iteration_s()
+            first_s += (1.0 + _passing(profile)) * iteration_s - profile.iteration_s()
         return first_s / self._speed(profile.gpu, profile.base).value
 
     def finish_s(
@@ -380,7 +395,7 @@ class Estimators:
             variation=variation,
             typical_output_s=self._quantile(key, _TYPICAL) * iteration_s / speed,
             long_output_s=self._quantile(key, _LONG) * iteration_s / speed,
-            uncertainty=sqrt(factor.spread**2 + variation**2 / (_PRIOR_REQUESTS + ended)),
+            uncertainty=_pace_spread(factor.spread, variation, ended),
             prefill_s=(profile.prefill_s(round(prompt)) + iteration_s) / speed,
             absorb_s=min(
                 seconds_per_token * output,
@@ -427,9 +442,11 @@ class Estimators:
         return self.lengths(key.model, key.slo_class) if known is None else known.lengths
 
     def _limit(self, key: GroupKey) -> int:
-        """The most output tokens of a group's members."""
+        """The most output tokens of a group's members, at least 1: a prompt that is computed ends with a token or in its place."""
         if key.batch is not None and (key.model, key.batch) in self._batches:
-            return self._batches[key.model, key.batch].limit_tokens
+            return max(1, self._batches[key.model, key.batch].limit_tokens)
+        if key.limit_scale == PROMPT_ALONE:
+            return 1
         return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale
 
     def _calibration_of(self, request: RequestMeta) -> Calibration:
@@ -467,6 +484,16 @@ class Estimators:
     def speeds(self) -> dict[tuple[str, str], float]:
         """Real speed over predicted speed per (GPU, model), for metrics."""
         return {key: factor.value for key, factor in self._speeds.items()}
+
+
+def _passing(profile: EngineProfile) -> float:
+    """How many iterations have to pass before the next one is chosen."""
+    return 1.5 if profile.async_scheduling else 0.5
+
+
+def _pace_spread(speed_spread: float, variation: float, ended: float) -> float:
+    """What is not known of a pace, over its mean: of the engine's speed, and of lengths after so many ended requests."""
+    return sqrt(speed_spread**2 + variation**2 / (_PRIOR_REQUESTS + ended))
 
 
 @lru_cache(maxsize=1024)

@@ -19,6 +19,11 @@ _LIFE_S = 1.0
 _UNKNOWN_BATCH = 64.0
 
 
+def shared_out(size: int, waiting: int, serving: int) -> int:
+    """The size that leaves several groups of what waits for each of the instances that serve it."""
+    return min(size, waiting // (_GROUPS_PER_AGENT * serving)) if serving > 1 else size
+
+
 class GroupSizes:
     """Bounds by model; what follows from the fleet alone is kept for a second."""
 
@@ -53,9 +58,7 @@ class GroupSizes:
         size, pace_s, serving = known
         if pace_s:
             size = max(1, min(size, int(self._span_ratio * key.ttft_s / pace_s)))
-        if serving > 1:
-            size = min(size, waiting // (_GROUPS_PER_AGENT * serving))
-        return size
+        return shared_out(size, waiting, serving)
 
     def _measure(self, model: ModelName, roster: Roster, now_s: float) -> tuple[int, float, int]:
         """δ times the average batch over the agents that serve a model, their average pace, and how many they are."""

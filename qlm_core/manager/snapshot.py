@@ -36,6 +36,9 @@ from qlm_core.profile import EngineProfile
 _DOWN_S = 15.0
 """How long an instance that is down without a swap is taken to stay so."""
 
+_STARTED_MOVE = 4.0
+"""How many times as much it costs to move what is left of a group that has started."""
+
 _SPREAD = 1.28
 """Half the ramp of a group's lateness in standard deviations of its wait: from p10 to p90."""
 
@@ -138,7 +141,13 @@ def _weights(groups: Sequence[RequestGroup], weights: dict[str, float], *, now_s
     by_class = np.array([weights.get(group.key.slo_class, 1.0) for group in groups])
     age = np.array([min(1.0, (now_s - group.opened_s) / group.key.ttft_s) for group in groups])
     rank = np.arange(len(groups), 0, -1) / max(1, len(groups))
-    return by_class * (1.0 + 1e-2 * age + 1e-3 * rank)
+    return by_class * (1.0 + _first_come(age, rank))
+
+
+def _first_come(age: Floats, rank: Floats) -> Floats:
+    """[N] the hair, from the age of each group as a share of its target, and its rank among all."""
+    hair: Floats = 1e-2 * age + 1e-3 * rank
+    return hair
 
 
 def _move_costs(
@@ -146,7 +155,7 @@ def _move_costs(
 ) -> Floats:
     # A started group has prefixes cached where it ran; moving the rest of it should need a reason.
     started = np.array([group.started for group in groups], np.bool_)
-    factor = np.where(started, 4.0, 1.0)
+    factor = np.where(started, _STARTED_MOVE, 1.0)
     return (objective.move * waiting * factor).astype(np.float64)
 
 
@@ -185,8 +194,13 @@ def _ready_in_s(agents: Sequence[Agent], estimators: Estimators, *, now_s: float
         if found is None:
             found = rooms[id(profile)] = room(profile, estimators, now_s=now_s)
         batch, place_s = found
-        ready.append(-max(0.0, batch - len(agent.held)) * place_s)
+        ready.append(-_absorbed_s(batch - len(agent.held), place_s))
     return ready
+
+
+def _absorbed_s(places: float, place_s: float) -> float:
+    """What free room is worth: the seconds in which so many requests would start at the pace of a full batch."""
+    return max(0.0, places) * place_s
 
 
 def room(profile: EngineProfile, estimators: Estimators, *, now_s: float) -> Room:
@@ -210,7 +224,7 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
     if profile is None:
         return 0.0
     batch, place_s = room(profile, estimators, now_s=now_s)
-    return -max(0.0, batch - len(agent.held)) * place_s
+    return -_absorbed_s(batch - len(agent.held), place_s)
 
 
 def swap_in_s(profile: EngineProfile, tier: ModelTier) -> float:
@@ -257,8 +271,15 @@ class _GroupSheet:
         noise_s: Floats = 2.0 * _SPREAD * variations[kind] * fastest_s * np.sqrt(self.waiting)
         self.ramp_s: Floats = np.abs(span_s - fastest_s * self.waiting) + noise_s
         self.ramp_s += early_ramp_s[kind]
-        # Whatever arrives until then may have to go first: the further away a due time, the less certain it is met.
-        self.ramp_s += np.maximum(self.due_s, 0.0)
+        self.ramp_s += _unforeseen_s(self.due_s)
+
+
+def _unforeseen_s(due_s: Floats) -> Floats:
+    """[N] how much wider lateness is for what has not arrived.
+
+    Whatever arrives until then may have to go first: the further away a due time, the less certain it is met.
+    """
+    return np.maximum(due_s, 0.0)
 
 
 def _first_due_s(group: RequestGroup) -> float:

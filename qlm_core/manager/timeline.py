@@ -202,7 +202,7 @@ class Timeline:
     def _paces(self, rate: Rate, key: GroupKey) -> Clocks:
         pressed_s = rate.pressed_s(key, self._rest_share)
         return Clocks(
-            rate.seconds_per_request, max(pressed_s, _PACE_S_MIN), max(rate.absorb_s, _PACE_S_MIN)
+            rate.seconds_per_request, max(pressed_s, _PACE_S_MIN), max(_prompt_s(rate), _PACE_S_MIN)
         )
 
     def _wait(
@@ -346,6 +346,11 @@ class Timeline:
             if id in groups:
                 return groups[id].key.model
         return agent.model
+
+
+def _prompt_s(rate: Rate) -> float:
+    """How long the prompt of each request ahead holds up those behind it, room or not."""
+    return rate.absorb_s
 
 
 def _computed_tokens(request: RequestMeta, agent: Agent) -> int:

@@ -27,6 +27,11 @@ class Overtaker:
     age_s: float
 
 
+def lasts_for(probability: float) -> float:
+    """At most how many times as long as it has lasted something goes on, with that probability (Gott's principle)."""
+    return probability / (1.0 - probability)
+
+
 def overtaken_wait_s(wait_s: float, others: Sequence[Overtaker], *, lasting: float = 1.0) -> float:
     """A wait in a queue in which later arrivals go first.
 
@@ -96,8 +101,7 @@ def tokens_ahead_wait(
     total_s = queueing_s
     for probability, deviations in zip(PROBABILITIES, _DEVIATIONS, strict=True):
         if overtakers:
-            lasting = probability / (1.0 - probability)
-            total_s = overtaken_wait_s(queueing_s, overtakers, lasting=lasting)
+            total_s = overtaken_wait_s(queueing_s, overtakers, lasting=lasts_for(probability))
         requests = total_s / seconds_per_request if seconds_per_request else 0.0
         spread_s = sqrt(max(1.0, requests)) * variation * seconds_per_request
         total_s += prefill_s

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import Event, Granted
 from qlm_core.ledger import (
     AgentConnected,
@@ -268,7 +269,9 @@ class World:
                         self._agenda.after(self._link_s, self.tell_solver, said)
                     case Grant(agent, id, attempt, produced):
                         model = ModelName(self._requests[id].model)
-                        job = Payload(id, attempt, model, False, b"", produced_tokens=produced)
+                        job = Payload(
+                            id, attempt, model, Endpoint.COMPLETIONS, b"", produced_tokens=produced
+                        )
                         self._send(agent, Granted(GATEWAY, job))
                         self._desk.taken(id)
                     case Refuse(agent, id, reason):

@@ -31,6 +31,7 @@ from qlm_core.executor.events import EngineEvent
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from tests.agents.fake_vllm import FakeServer
+from tests.endpoints import generating
 
 ENDS = (JobDone, JobLost, JobRefused, JobTurnedAway)
 WAIT_S = 20.0
@@ -114,7 +115,7 @@ class Harness:
         else:
             body["prompt"] = prompt
         return Payload(
-            RequestId(id), attempt, ModelName(model or self.models[0]), chat,
+            RequestId(id), attempt, ModelName(model or self.models[0]), generating(chat),
             msgspec.json.encode(body), **kw,  # type: ignore[arg-type]
         )  # fmt: skip
 

@@ -46,6 +46,7 @@ from qlm_core.model import (
     RequestRef,
 )
 from qlm_core.outcome import PullRefusal
+from tests.endpoints import generating
 
 WAIT_S = 20.0
 
@@ -210,7 +211,15 @@ class Gateway(Changing, work_grpc.WorkServiceServicer):
         produced = self.tokens(id)
         resume = self.text(id) if produced else ""
         self._outbox.put(
-            Payload(RequestId(id), attempt, self.model, chat, self.bodies[id], resume, produced)
+            Payload(
+                RequestId(id),
+                attempt,
+                self.model,
+                generating(chat),
+                self.bodies[id],
+                resume,
+                produced,
+            )
         )
 
 

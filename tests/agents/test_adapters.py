@@ -19,6 +19,7 @@ from agents.engines.base import Listener
 from agents.engines.connection import Connection
 from agents.engines.vllm_server import ServerError
 from qlm_core.config import Config
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import QlmError
 from qlm_core.executor import (
     EngineDown,
@@ -318,7 +319,7 @@ class OneAdapter:
             raise ServerError(refusal)
 
     async def submit(self, id: str, model: str, attempt: int = 1) -> None:
-        job = Payload(RequestId(id), attempt, ModelName(model), False, b"{}")
+        job = Payload(RequestId(id), attempt, ModelName(model), Endpoint.COMPLETIONS, b"{}")
         self.adapters.submit(job, 0)
         await self.adapters.settle()
 

@@ -23,7 +23,7 @@ async def ask(harness: Harness, *, chat: bool = False, attempt: int = 1, **body:
     said = json.loads(job.body) | {"stream": True} | body
     harness.heard.events.clear()
     harness.engine.submit(
-        type(job)(job.id, job.attempt, job.model, job.chat, json.dumps(said).encode())
+        type(job)(job.id, job.attempt, job.model, job.endpoint, json.dumps(said).encode())
     )
     return await harness.heard.end_of("a")
 

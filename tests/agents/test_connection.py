@@ -9,6 +9,7 @@ import pytest
 from agents.engines import connection
 from agents.engines.reading import Reader, Reading
 from agents.engines.requests import Abilities, prepare
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import JobDone, JobLost
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
@@ -30,7 +31,7 @@ def taken(reader: Reader, chunk: bytes) -> int:
 
 
 def reader(choices: int = 1) -> Reader:
-    job = Payload(RequestId("a"), 1, ModelName("m"), False, b"{}")
+    job = Payload(RequestId("a"), 1, ModelName("m"), Endpoint.COMPLETIONS, b"{}")
     return Reader(job, Reading(choices=choices))
 
 
@@ -102,7 +103,7 @@ class TestContinuing:
             "add_generation_prompt": False,
         }
         job = Payload(
-            RequestId("a"), 2, ModelName("m"), True, json.dumps(body).encode(),
+            RequestId("a"), 2, ModelName("m"), Endpoint.CHAT_COMPLETIONS, json.dumps(body).encode(),
             resume_text=' "Ada"', produced_tokens=2,
         )  # fmt: skip
         prepared = json.loads((await prepare(job, "m", NoHelp(), Abilities())).body)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agents.engines import KINDS
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import EngineDown, EngineReady, JobDone, JobLost, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, ModelTier, RequestId
@@ -97,7 +98,7 @@ async def test_the_prompt_of_a_resumed_job_includes_what_it_continues(harness: H
 
 async def test_an_unreadable_body_is_refused(harness: Harness):
     model = ModelName(harness.models[0])
-    harness.engine.submit(Payload(RequestId("bad"), 1, model, False, b"{"))
+    harness.engine.submit(Payload(RequestId("bad"), 1, model, Endpoint.COMPLETIONS, b"{"))
     end = await harness.heard.end_of("bad")
     assert isinstance(end, JobRefused)
     assert end.status == 400

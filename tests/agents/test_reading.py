@@ -21,12 +21,13 @@ from qlm_core.executor import JobDone, JobLost, JobOutput, JobRefused, JobTurned
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from qlm_core.resume import ResumedBy
+from tests.endpoints import generating
 
 ENDS = (JobDone, JobLost, JobRefused, JobTurnedAway)
 
 
 def reader(*, chat: bool = False, **reading: Any) -> Reader:
-    job = Payload(RequestId("a"), 1, ModelName("m"), chat, b"{}")
+    job = Payload(RequestId("a"), 1, ModelName("m"), generating(chat), b"{}")
     return Reader(job, Reading(**reading))
 
 

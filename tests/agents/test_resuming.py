@@ -17,9 +17,11 @@ from agents.engines.requests import (
     Prepared,
     prepare,
 )
+from qlm_core.endpoint import Endpoint
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from qlm_core.resume import ResumedBy
+from tests.endpoints import generating
 
 VLLM, PLAIN = Abilities(ids=True), Abilities()
 # Ids from here on are parts of characters to the stand-in.
@@ -53,7 +55,12 @@ async def continued(
     } | job
     helper = said.pop("helper", Tokens())
     payload = Payload(
-        RequestId("a"), 2, ModelName("m"), "messages" in body, json.dumps(body).encode(), **said
+        RequestId("a"),
+        2,
+        ModelName("m"),
+        generating("messages" in body),
+        json.dumps(body).encode(),
+        **said,
     )
     prepared = await prepare(payload, "served", helper, able)
     return json.loads(prepared.body), prepared
@@ -196,7 +203,9 @@ async def test_an_output_that_has_filled_the_context_lacks_nothing():
 def test_what_may_be_evicted_is_what_the_server_lets_go_on(
     body: dict[str, Any], by_text: bool, by_ids: bool
 ):
-    job = Payload(RequestId("a"), 1, ModelName("m"), "messages" in body, json.dumps(body).encode())
+    job = Payload(
+        RequestId("a"), 1, ModelName("m"), generating("messages" in body), json.dumps(body).encode()
+    )
     allowed = [
         Connection("http://h", served={}, able=able).evictable(job) for able in (PLAIN, VLLM)
     ]
@@ -204,7 +213,7 @@ def test_what_may_be_evicted_is_what_the_server_lets_go_on(
 
 
 def test_a_body_that_is_none_is_not_evicted():
-    job = Payload(RequestId("a"), 1, ModelName("m"), False, b"{")
+    job = Payload(RequestId("a"), 1, ModelName("m"), Endpoint.COMPLETIONS, b"{")
     assert not Connection("http://h", served={}, able=VLLM).evictable(job)
 
 
@@ -212,7 +221,11 @@ def test_a_body_that_is_none_is_not_evicted():
 async def test_chats_that_a_server_parses_are_asked_for_whole(stream: bool, whole: bool):
     """It puts reasoning and tool calls together in its own way."""
     job = Payload(
-        RequestId("a"), 1, ModelName("m"), True, json.dumps(CHAT | {"stream": stream}).encode()
+        RequestId("a"),
+        1,
+        ModelName("m"),
+        Endpoint.CHAT_COMPLETIONS,
+        json.dumps(CHAT | {"stream": stream}).encode(),
     )
     parsing = Abilities(ids=True, parses_chats=True)
     assert (await prepare(job, "served", Tokens(), parsing)).reading.whole is whole

@@ -6,10 +6,12 @@ import msgspec
 import pytest
 
 from agents.engines.sim_job import choice_name, token_text
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import JobDone, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from tests.agents.harness import SimHarness
+from tests.endpoints import generating
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 
@@ -48,7 +50,7 @@ async def ask(body: dict[str, Any], *, chat: bool = False, zero_delay: bool = Tr
     asked |= {"max_tokens": 5, "ignore_eos": True} | body
     async with SimHarness.started(zero_delay=zero_delay) as harness:
         model, data = ModelName(harness.models[0]), msgspec.json.encode(asked)
-        harness.engine.submit(Payload(RequestId("a"), 1, model, chat, data))
+        harness.engine.submit(Payload(RequestId("a"), 1, model, generating(chat), data))
         await harness.heard.end_of("a")
         return Answered(harness.heard.of("a"))
 
@@ -76,13 +78,13 @@ async def test_an_abort_takes_every_choice_off() -> None:
         job = harness.job("a", 1500)
         body = msgspec.json.decode(job.body) | {"n": 3}
         data = msgspec.json.encode(body)
-        harness.engine.submit(Payload(job.id, job.attempt, job.model, job.chat, data))
+        harness.engine.submit(Payload(job.id, job.attempt, job.model, job.endpoint, data))
         harness.engine.submit(harness.job("b", 5))
         assert isinstance(await harness.heard.end_of("b"), JobDone)
         assert harness.engine.kv_used_tokens() > 0  # type: ignore[attr-defined]
         harness.engine.abort(RequestId("a"), 1)
         assert harness.engine.kv_used_tokens() == 0  # type: ignore[attr-defined]
-        harness.engine.submit(Payload(job.id, 2, job.model, job.chat, job.body))
+        harness.engine.submit(Payload(job.id, 2, job.model, job.endpoint, job.body))
 
 
 @pytest.mark.parametrize("zero_delay", [True, False])
@@ -135,7 +137,7 @@ async def test_a_resumed_job_ends_at_the_same_stop_string() -> None:
             id=RequestId("a"),
             attempt=2,
             model=ModelName(harness.models[0]),
-            chat=False,
+            endpoint=Endpoint.COMPLETIONS,
             body=msgspec.json.encode(body),
             resume_text=text(0, 2),
             produced_tokens=2,
@@ -243,10 +245,12 @@ async def test_a_body_that_cannot_be_read_is_refused_alone(depth: int, odd: byte
     body = odd % (b"[" * depth, b"]" * depth)
     async with SimHarness.started(zero_delay=True) as harness:
         model = ModelName(harness.models[0])
-        bad = Payload(RequestId("bad"), 1, model, False, body)
+        bad = Payload(RequestId("bad"), 1, model, Endpoint.COMPLETIONS, body)
         assert not harness.engine.evictable(bad)
         harness.engine.submit(bad)
-        good = Payload(RequestId("good"), 1, model, False, b'{"prompt": "x", "max_tokens": 1}')
+        good = Payload(
+            RequestId("good"), 1, model, Endpoint.COMPLETIONS, b'{"prompt": "x", "max_tokens": 1}'
+        )
         harness.engine.submit(good)
         for id, end in (("bad", JobRefused), ("good", JobDone)):
             await harness.heard.end_of(id)

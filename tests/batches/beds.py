@@ -14,7 +14,8 @@ from openai.types import Batch
 from qlm_core import messages as m
 from tests.gateway.peers import Agent, Fleet, fleet
 
-CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+CHAT, PLAIN, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPOND = "/v1/responses"
 PATIENCE_S = 20.0
 OVER = ("completed", "failed", "expired", "cancelled")
 

@@ -99,7 +99,8 @@ def test_what_is_wrong_has_openais_code(changed: dict[str, Any], code: str, para
 def test_messages_are_openais() -> None:
     assert str(refused(endpoint=...)) == "Missing required parameter: 'endpoint'."
     assert str(refused(endpoint="/v1/x")) == (
-        "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions' and '/v1/completions'."
+        "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions', '/v1/completions', "
+        "'/v1/embeddings' and '/v1/responses'."
     )
     assert str(refused(metadata={"k": 1})) == (
         "Invalid type for 'metadata.k': expected a string, but got an integer instead."

@@ -11,7 +11,7 @@ import pytest
 from qlm_core import messages as m
 from qlm_core.model import RequestId
 from qlm_core.outcome import ShedReason
-from tests.batches.beds import CHAT, PLAIN, bed, chat, chats, plain
+from tests.batches.beds import CHAT, EMBED, PLAIN, bed, chat, chats, plain
 from tests.gateway.peers import soon
 
 
@@ -55,6 +55,33 @@ async def test_completions_are_batched_as_well() -> None:
         batch = await one.until(await one.create([plain("a"), plain("b")], endpoint=PLAIN))
         output, _ = await one.results(batch)
         assert output["b"]["response"]["body"]["choices"][0]["text"] == "to b"
+
+
+async def test_embeddings_are_batched_as_well() -> None:
+    async with bed() as one:
+        vector = b'{"object": "list", "data": [{"embedding": [0.10, 1e-3]}], "usage": {"prompt_tokens": 5}}'
+        one.agent.on_payload = lambda payload: one.agent.send(
+            m.Chunk(payload.id, payload.attempt, vector, 0, plain=False, whole=True),
+            m.AttemptEnded(payload.id, payload.attempt, "stop", 5, 0),
+        )
+        lines = [
+            {
+                "custom_id": id,
+                "method": "POST",
+                "url": EMBED,
+                "body": {"model": "tiny", "input": said},
+            }
+            for id, said in (("a", "x" * 40), ("b", [[1, 2, 3], [4]]))
+        ]
+        batch = await one.until(await one.create(lines, endpoint=EMBED))
+        assert batch.status == "completed"
+        assert batch.usage is not None
+        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (10, 0)
+        text = (await one.client.files.content(batch.output_file_id or "")).text
+        # Number by number as the engine wrote it.
+        assert text.count("[0.10, 1e-3]") == 2
+        arrived = [fact.request for fact in one.fleet.solver.heard(m.Arrived)]
+        assert {(one.prompt_tokens, one.max_output_tokens) for one in arrived} == {(10, 0), (4, 0)}
 
 
 async def test_what_an_engine_refuses_is_an_error_line_with_its_words() -> None:

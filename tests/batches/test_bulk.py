@@ -8,7 +8,7 @@ import pytest
 
 from qlm_core import messages as m
 from qlm_core.model import BatchId
-from tests.batches.beds import Bed, bed, chat, chats
+from tests.batches.beds import EMBED, Bed, bed, chat, chats
 from tests.gateway.peers import soon
 
 TWO = {"waiting_lines_max": 2}
@@ -54,6 +54,19 @@ async def test_a_limit_that_a_line_does_not_name_is_its_models_length() -> None:
         await one.create(chats(3))
         await soon(lambda: told(one))
         assert told(one)[-1].max_output_tokens == 1000
+
+
+async def test_what_has_no_output_is_told_as_that() -> None:
+    async with bed(pulls=False, batches=TWO) as one:
+        body = {"model": "tiny", "input": ["x" * 40, "y" * 20]}
+        lines = [
+            {"custom_id": str(number), "method": "POST", "url": EMBED, "body": body}
+            for number in range(4)
+        ]
+        await one.create(lines, endpoint=EMBED)
+        await soon(lambda: told(one) and told(one)[-1].lines == 2)
+        bulk = told(one)[-1]
+        assert (bulk.prompt_tokens_mean, bulk.max_output_tokens) == (15.0, 0)
 
 
 async def test_a_new_session_hears_everything_before_the_end_of_the_announcement() -> None:

@@ -148,3 +148,26 @@ def test_waits_that_never_end_are_no_longer_awaited() -> None:
         wait, _ = told(calibration)
         calibration.observe(wait, 40.0)
     assert left.estimate(SPREAD) == none.estimate(SPREAD) != Calibration().estimate(SPREAD)
+
+
+def test_the_first_outcomes_move_a_quantile_further_than_later_ones() -> None:
+    calibration = Calibration()
+    moved = []
+    for turn in range(20):
+        before_s = calibration.estimate(SPREAD).p50_s
+        wait, _ = told(calibration, 1000.0 * turn)
+        calibration.observe(wait, 1e6)
+        moved.append(calibration.estimate(SPREAD).p50_s / before_s)
+    assert moved[0] > 1.15
+    assert moved[-1] == pytest.approx(1.05, abs=0.005)
+
+
+def test_a_magnitude_starts_with_a_tenth_of_what_its_neighbour_has_learned() -> None:
+    calibration = Calibration()
+    for turn in range(40):
+        wait, _ = told(calibration, 1000.0 * turn)
+        calibration.observe(wait, 1e6)
+    learned = calibration.estimate(SPREAD).p50_s / SPREAD.quantiles_s[0]
+    further = Wait(40.0, (40.0, 50.0, 60.0))
+    started = calibration.estimate(further).p50_s / further.quantiles_s[0]
+    assert started == pytest.approx(learned**0.1, rel=0.02)

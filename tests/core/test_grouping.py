@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlm_core.grouping import LIMIT_SCALES, Grouper, GroupKey
+from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, Grouper, GroupKey
 from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, Slo
 
 
@@ -102,8 +102,9 @@ def test_prompts_are_grouped_by_scale(prompt: int) -> None:
 def test_low_limits_on_the_output_are_grouped_by_scale(limit: int) -> None:
     meta = replace(request("a"), max_output_tokens=limit)
     scale = GroupKey.of(meta).limit_scale
-    assert limit <= 64 << scale or scale == LIMIT_SCALES
-    assert scale == 0 or limit > 64 << (scale - 1)
+    most = 1 if scale == PROMPT_ALONE else 64 << scale
+    assert limit <= most or scale == LIMIT_SCALES
+    assert scale in (0, PROMPT_ALONE) or limit > 64 << (scale - 1)
 
 
 @given(st.lists(st.tuples(st.sampled_from("mn"), st.sampled_from([20.0, 60.0])), max_size=60))
@@ -203,3 +204,11 @@ def test_those_promised_another_pace_are_another_group() -> None:
     keys = [GroupKey.of(one) for one in (slow, fast, none)]
     assert len(dict.fromkeys(keys)) == 3
     assert len(dict.fromkeys(key.kind for key in keys)) == 3
+
+
+def test_where_the_target_is_lax_prompts_of_some_hundred_tokens_share_a_group() -> None:
+    make = grouper()
+    for ttft_s, shared in ((60.0, False), (600.0, True)):
+        short, _ = make.place(request(f"a-{ttft_s}", ttft_s=ttft_s, prompt=200), size_max=10)
+        other, _ = make.place(request(f"b-{ttft_s}", ttft_s=ttft_s, prompt=900), size_max=10)
+        assert (other is short) == shared

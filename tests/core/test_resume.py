@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qlm_core.endpoint import Endpoint
 from qlm_core.resume import Resume, exact_from_ids, resume_of
+from tests.endpoints import generating
 
 USER = {"role": "user", "content": "Write JSON"}
 
@@ -25,13 +27,13 @@ def test_a_message_that_the_client_began_can_be_extended_if_it_is_plain_text(
     messages: object, expected: bool
 ):
     body = {"messages": messages, "continue_final_message": True}
-    assert (resume_of(body, chat=True) is Resume.FROM_TEXT) is expected
+    assert (resume_of(body, Endpoint.CHAT_COMPLETIONS) is Resume.FROM_TEXT) is expected
 
 
 def test_what_the_last_message_holds_matters_only_if_it_is_to_be_extended():
     parts = {"role": "user", "content": [{"type": "text", "text": "x"}]}
     for body in ({"messages": [parts]}, {"messages": [parts], "continue_final_message": False}):
-        assert resume_of(body, chat=True) is Resume.FROM_TEXT
+        assert resume_of(body, Endpoint.CHAT_COMPLETIONS) is Resume.FROM_TEXT
 
 
 @pytest.mark.parametrize(
@@ -65,5 +67,5 @@ def test_what_the_last_message_holds_matters_only_if_it_is_to_be_extended():
 def test_from_what_a_request_goes_on_and_whether_exactly(
     body: dict[str, object], chat: bool, resume: Resume, exact: bool
 ):
-    assert resume_of(body, chat=chat) is resume
-    assert exact_from_ids(body, chat=chat) is exact
+    assert resume_of(body, generating(chat)) is resume
+    assert exact_from_ids(body, generating(chat)) is exact

@@ -20,6 +20,7 @@ from protos.qlm.v1 import client_service_pb2 as client_pb
 from protos.qlm.v1 import client_service_pb2_grpc as client_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
+from protos.qlm.v1 import types_pb2
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
 from qlm_core import messages as m
 from qlm_core.model import AgentId, GatewayId, Phase, RequestId
@@ -284,7 +285,7 @@ async def test_a_gateway_ends_no_request_of_anothers(named: Bed, certificates: P
 async def enqueued(bed: Bed) -> RequestId:
     """A client's request, once the solver knows of it."""
     request = client_pb.NewRequest(
-        model="tiny", body_json=b'{"prompt": "canary"}', endpoint=client_pb.ENDPOINT_COMPLETIONS
+        model="tiny", body_json=b'{"prompt": "canary"}', endpoint=types_pb2.ENDPOINT_COMPLETIONS
     )
     async with grpc.aio.insecure_channel(bed.at.grpc) as channel:
         stub = client_grpc.ClientServiceStub(channel)

@@ -72,8 +72,12 @@ async def answers(it: Fleet, id: str, key: str) -> list[Any]:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await ask_it()
             heard.append((raised.value.code(), str(raised.value.details()).replace(id, "ID")))
-    for method, path in (("GET", "requests"), ("DELETE", "requests"), ("GET", "queue")):
-        status, body, _ = await ask(it, method, f"/v1/{path}/{id}", key)
+    for method, path in (
+        *(("GET", f"requests/{id}"), ("DELETE", f"requests/{id}"), ("GET", f"queue/{id}")),
+        *(("GET", f"responses/{id}"), ("DELETE", f"responses/{id}")),
+        *(("GET", f"responses/{id}/input_items"), ("POST", f"responses/{id}/cancel")),
+    ):
+        status, body, _ = await ask(it, method, f"/v1/{path}", key)
         heard.append((status, json.dumps(body).replace(id, "ID")))
     return heard
 
@@ -272,11 +276,11 @@ async def test_plain_keys_are_tenants_each(it: Fleet) -> None:
         assert (await ask(plain, "GET", f"/v1/requests/{id}", "k2"))[0] == 404
 
 
-async def test_every_path_but_three_asks_for_a_key(it: Fleet) -> None:
+async def test_every_path_but_a_few_asks_for_a_key(it: Fleet) -> None:
     paths = [*_EXACT, *(f"{path}x" for path in _BELOW), "/nowhere"]
     told = {path: (await ask(it, "GET", path, "wrong"))[0] for path in paths}
-    # Metrics because this gateway listens on loopback.
-    open_to_all = ["/health", "/healthz", "/readyz", "/metrics"]
+    # Metrics because this gateway listens on loopback; the description is no secret.
+    open_to_all = ["/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"]
     assert {path for path, status in told.items() if status != 401} == set(open_to_all)
     assert it.gateway._desk.rejections.counts == {("http", "key"): len(paths) - len(open_to_all)}
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qlm_core.config import ExecutorConfig
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import (
     Abort,
     Drain,
@@ -189,7 +190,9 @@ class Adversary(RuleBasedStateMachine):
         self.attempts[id] = attempt = self.attempts.get(id, 0) + 1
         self.granted[id, attempt] = "open"
         model = ModelName(self.groups[self.refs[id].group].model)
-        self.tell(Granted(GATEWAY, Payload(RequestId(id), attempt, model, False, b"{}")))
+        self.tell(
+            Granted(GATEWAY, Payload(RequestId(id), attempt, model, Endpoint.COMPLETIONS, b"{}"))
+        )
 
     @rule(data=st.data())
     def revoke(self, data: st.DataObject) -> None:

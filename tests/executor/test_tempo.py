@@ -44,6 +44,14 @@ def test_where_no_pace_is_promised_the_engine_is_filled() -> None:
     assert len(start("batch").running) == 40
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_what_ends_with_its_prompt_has_no_pace_to_keep(limit: int) -> None:
+    w = world(slow(), classes=CLASSES, pull_ahead=0)
+    w.queue(group(1, slo_class="paced"), add=refs(1, 40, expected=1, limit=limit))
+    w.grant()
+    assert len(w.running) == 40
+
+
 def test_lax_work_does_not_slow_down_who_was_promised_a_pace() -> None:
     w = start("paced", 4)
     w.queue(

@@ -10,6 +10,7 @@ from qlm_core.executor import (
     GatewayLost,
     GatewayUp,
     JobLost,
+    JobOutput,
     JobRefused,
 )
 from qlm_core.messages import ReturnReason, Revoked
@@ -127,3 +128,17 @@ def test_reports_at_intervals_with_rates():
     assert state.prompt_tokens_per_s == 2 * 100 / 1.0
     assert state.mean_batch == 2.0
     assert [one.produced_tokens for one in state.running] == [50, 50]
+
+
+def test_a_prompt_is_counted_once_whatever_comes_beside_its_first_token():
+    """Chunks without a token may come before it; an answer that has none comes whole."""
+    w = world(profile(slots=2))
+    w.queue(group(1), add=refs(1, 2))
+    w.grant()
+    w.at(1.0)
+    first, second = w.running
+    w.produce(first, 0)
+    w.produce(first, 1)
+    w.tell(JobOutput(RequestId(second), w.attempts[second], b"", 0, plain=False, whole=True))
+    w.at(2.1)
+    assert w.reports[-1].state.prompt_tokens_per_s == 2 * 100 / 1.0

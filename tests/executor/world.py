@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qlm_core.config import ExecutorConfig
+from qlm_core.endpoint import Endpoint
 from qlm_core.executor import (
     Abort,
     Drained,
@@ -78,6 +79,7 @@ def ref(
     due_s: float = 3600.0,
     prompt: int = 100,
     expected: int = 100,
+    limit: int = 1000,
     produced: int = 0,
     gateway: GatewayId = GATEWAY,
 ) -> RequestRef:
@@ -86,7 +88,7 @@ def ref(
         gateway=gateway,
         group=GroupId(group_id),
         prompt_tokens=prompt,
-        max_output_tokens=1000,
+        max_output_tokens=limit,
         expected_output_tokens=expected,
         produced_tokens=produced,
         due_s=due_s,
@@ -152,7 +154,7 @@ class World:
         for id in ids or tuple(self.executor.batch.pulling):
             self.attempts[id] = self.attempts.get(id, 0) + 1
             model = ModelName(self.models[id.split("-")[0]])
-            job = Payload(RequestId(id), self.attempts[id], model, False, b"{}")
+            job = Payload(RequestId(id), self.attempts[id], model, Endpoint.COMPLETIONS, b"{}")
             self.tell(Granted(GATEWAY, job))
 
     def produce(self, id: str, tokens: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
+from protos.qlm.v1 import types_pb2
 from qlm import calls
 from qlm.client import AsyncClient, Client
 from qlm_core.model import Slo
@@ -55,7 +56,7 @@ def test_what_is_said_of_a_request_is_in_the_call() -> None:
     request = calls.enqueue(body, said).request.request  # type: ignore[attr-defined]
     assert (request.model, request.slo_class, request.tenant) == ("m", "batch-1", "t")
     assert (request.idempotency_key, request.slo.ttft_s) == ("k", 4.0)
-    assert request.endpoint == pb.ENDPOINT_CHAT_COMPLETIONS
+    assert request.endpoint == types_pb2.ENDPOINT_CHAT_COMPLETIONS
     assert msgspec.json.decode(request.body_json) == body
     question = calls.estimate("m", {"prompt_tokens": 7}).request
     assert question == pb.EstimateWaitRequest(model="m", prompt_tokens=7)

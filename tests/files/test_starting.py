@@ -183,7 +183,12 @@ async def test_a_row_that_cannot_be_read_costs_the_others_nothing(
 
 async def test_a_store_of_version_3_gets_its_tables(tmp_path: Path) -> None:
     await filled(tmp_path, count=0)
-    for statement in ("DROP TABLE files", "PRAGMA user_version = 3"):
+    for statement in (
+        "DROP TABLE files",
+        "DROP INDEX requests_owned_ended",
+        "ALTER TABLE requests DROP COLUMN owner",
+        "PRAGMA user_version = 3",
+    ):
         altered(tmp_path, statement)
     async with opened(configured(tmp_path)) as files:
         assert (await made(files)).filename == "in.jsonl"

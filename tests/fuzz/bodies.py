@@ -8,6 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from qlm_core.endpoint import Endpoint
+
 CANARY = "canary-prompt-c0ffee"
 MODEL = "mistral-7b"
 
@@ -25,6 +27,7 @@ FIELDS = [
     "tool_choice", "functions", "function_call", "response_format", "modalities", "service_tier", "metadata", "store",
     "truncate_prompt_tokens", "prompt_logprobs", "prompt_embeds", "return_token_ids", "continue_final_message",
     "add_generation_prompt", "chat_template", "ignore_eos", "include_stop_str_in_output", "qlm_sim", "temperature",
+    "input", "dimensions", "encoding_format", "text_1", "text_2", "query", "documents", "top_n", "embed_dtype",
     "top_p", "presence_penalty", "safety_identifier", "guided_json", "use_beam_search", "priority", "bad_words", "\ud800",
 ]  # fmt: skip
 INNER = [
@@ -43,13 +46,16 @@ values = st.recursive(
     ),
     max_leaves=8,
 )
-GOOD: dict[bool, dict[str, Any]] = {
-    False: {"model": MODEL, "prompt": CANARY, "max_tokens": 3},
-    True: {
+GOOD: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.COMPLETIONS: {"model": MODEL, "prompt": CANARY, "max_tokens": 3},
+    Endpoint.CHAT_COMPLETIONS: {
         "model": MODEL,
         "messages": [{"role": "user", "content": CANARY}],
         "max_tokens": 3,
     },
+    Endpoint.EMBEDDINGS: {"model": MODEL, "input": [CANARY, "b"]},
+    Endpoint.SCORE: {"model": MODEL, "text_1": CANARY, "text_2": ["b", [1, 2]]},
+    Endpoint.RERANK: {"model": MODEL, "query": CANARY, "documents": ["b", {"text": "c"}]},
 }
 
 
@@ -61,11 +67,11 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-def one_odd_field(*, chat: bool) -> Iterator[bytes]:
+def one_odd_field(endpoint: Endpoint) -> Iterator[bytes]:
     """Good bodies in each of which one field has one odd value: every field, every value."""
     for field in FIELDS:
         for value in ODD:
-            yield _written(GOOD[chat] | {field: value}, [])
+            yield _written(GOOD[endpoint] | {field: value}, [])
 
 
 def _nested(depth: int, opening: str, core: str) -> str:
@@ -89,11 +95,11 @@ def _written(fields: dict[str, Any], extra: list[tuple[str, str]]) -> bytes:
 
 
 @st.composite
-def structured(draw: st.DrawFn, *, chat: bool) -> bytes:
+def structured(draw: st.DrawFn, endpoint: Endpoint) -> bytes:
     """A good body of which a few fields are something else."""
-    fields = dict(GOOD[chat])
+    fields = dict(GOOD[endpoint])
     fields |= draw(st.dictionaries(st.sampled_from(FIELDS), values, max_size=4))
-    for name in draw(st.lists(st.sampled_from(sorted(GOOD[chat])), max_size=1)):
+    for name in draw(st.lists(st.sampled_from(sorted(GOOD[endpoint])), max_size=1)):
         del fields[name]
     raw = deep | values.map(json.dumps) | st.sampled_from(["9" * 5000, "-0", "1e99999", "NaN"])
     extra = draw(st.lists(st.tuples(st.sampled_from(FIELDS), raw), max_size=1))
@@ -101,22 +107,28 @@ def structured(draw: st.DrawFn, *, chat: bool) -> bytes:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, *, chat: bool) -> bytes:
+def damaged(draw: st.DrawFn, endpoint: Endpoint) -> bytes:
     """A good body in which a few bytes are something else."""
-    data = bytearray(_written(GOOD[chat], []))
+    data = bytearray(_written(GOOD[endpoint], []))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
         data[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=4))
     return bytes(data)
 
 
-def bodies(*, chat: bool) -> st.SearchStrategy[bytes]:
+def bodies(endpoint: Endpoint) -> st.SearchStrategy[bytes]:
     """All kinds."""
     return st.one_of(
-        structured(chat=chat),
-        structured(chat=chat),
-        damaged(chat=chat),
+        structured(endpoint),
+        structured(endpoint),
+        damaged(endpoint),
         st.binary(max_size=40),
         deep.map(str.encode),
         values.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
     )
+
+
+# What is asked for, and with what.
+asked = st.sampled_from(Endpoint).flatmap(
+    lambda endpoint: st.tuples(st.just(endpoint), bodies(endpoint))
+)

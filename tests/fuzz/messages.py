@@ -10,6 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
 from protos.wire import bounds
+from qlm_core.endpoint import Endpoint
 from tests.fuzz.bodies import CANARY, MODEL, bodies
 
 FD = FieldDescriptor
@@ -31,7 +32,11 @@ def _whole(bits: int) -> st.SearchStrategy[int]:
 _BY_TYPE: dict[int, st.SearchStrategy[Any]] = {
     FD.TYPE_STRING: st.sampled_from(NAMES) | st.text(max_size=6),
     FD.TYPE_BYTES: st.one_of(
-        st.binary(max_size=8), bodies(chat=False), bodies(chat=True), st.just(b"{}")
+        st.binary(max_size=8),
+        bodies(Endpoint.COMPLETIONS),
+        bodies(Endpoint.CHAT_COMPLETIONS),
+        bodies(Endpoint.EMBEDDINGS),
+        st.just(b"{}"),
     ),
     FD.TYPE_BOOL: st.booleans(),
     FD.TYPE_DOUBLE: floats,

@@ -23,7 +23,9 @@ from gateway.batches.scan import Limits, scan
 from gateway.batches.stored import StoredBatch, head_of
 from gateway.store.sqlite import SqliteStore
 from qlm_core.batches import BatchStatus
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import BatchId, ModelName
+from tests.fuzz import test_responses as responses
 from tests.fuzz.bodies import CANARY, WORDS, bodies, values
 from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import Fleet, Notes, serving
@@ -53,7 +55,7 @@ asked = st.dictionaries(
 
 
 @fuzzed
-@given(asked | bodies(chat=False))
+@given(asked | bodies(Endpoint.COMPLETIONS))
 def test_no_body_does_harm(fleet: Fleet, body: bytes) -> None:
     status, answer = fleet.ask("POST", "/v1/batches", body)
     assert status < 500, answer
@@ -84,9 +86,16 @@ lines = st.dictionaries(
 ).map(lambda some: {"custom_id": "a", "method": "POST", "url": "/v1/completions"} | some)
 written = (
     lines.map(lambda line: json.dumps(line).encode("utf-8", "surrogatepass"))
-    | bodies(chat=False).map(
+    | bodies(Endpoint.COMPLETIONS).map(
         lambda body: (
             b'{"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": ' + body + b"}"
+        )
+    )
+    | responses.requests.map(
+        lambda body: (
+            b'{"custom_id": "c", "method": "POST", "url": "/v1/responses", "body": '
+            + responses.sent(body)
+            + b"}"
         )
     )
     | st.binary(max_size=30)

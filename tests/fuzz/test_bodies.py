@@ -18,12 +18,14 @@ from agents.engines.sim import SimEngine
 from gateway.intake import Draft, Intake, Wish
 from gateway.keys import Caller
 from qlm_core.config import Config
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import InvalidRequest
 from qlm_core.executor import JobDone, JobOutput, JobRefused
 from qlm_core.messages import Payload
 from qlm_core.model import ModelName, RequestId
 from qlm_core.resume import resume_of
-from tests.fuzz.bodies import MODEL, bodies, one_odd_field
+from tests.fuzz.bodies import MODEL, one_odd_field
+from tests.fuzz.bodies import asked as requests
 from tests.fuzz.effort import fuzzed
 
 CONFIG = Config.from_mapping(
@@ -47,7 +49,6 @@ SHAPED = Abilities(
         ("/v1/completions", "/v1/chat/completions"), Shape({"a": None}, {}, {}, {})
     ),
 )
-chats = st.booleans().flatmap(lambda chat: st.tuples(st.just(chat), bodies(chat=chat)))
 
 
 class Helper:
@@ -60,11 +61,11 @@ class Helper:
         return "".join(map(chr, ids))
 
 
-def draft(chat: bool, body: bytes) -> Draft | None:
+def draft(endpoint: Endpoint, body: bytes) -> Draft | None:
     """What the gateway makes of a body; None where it refuses it."""
     try:
         return Intake(CONFIG, lambda: ()).draft(
-            body, chat=chat, wish=Wish(), caller=ANYONE, keyed=True
+            body, endpoint, wish=Wish(), caller=ANYONE, keyed=True
         )
     except InvalidRequest as refused:
         words = str(refused)
@@ -73,23 +74,25 @@ def draft(chat: bool, body: bytes) -> Draft | None:
 
 
 @fuzzed
-@given(chats)
-def test_the_gateway_takes_it_or_names_what_is_wrong(given: tuple[bool, bytes]) -> None:
+@given(requests)
+def test_the_gateway_takes_it_or_names_what_is_wrong(given: tuple[Endpoint, bytes]) -> None:
     taken = draft(*given)
     if taken is not None:
         assert 1 <= taken.prompt_tokens < 2**31
-        assert 1 <= taken.max_output_tokens < 2**31
+        assert int(taken.endpoint.generates) <= taken.max_output_tokens < 2**31
         assert len(taken.tenant.encode()) <= 256
 
 
 @fuzzed
-@given(chats, st.booleans())
-async def test_a_simulated_engine_ends_every_job(given: tuple[bool, bytes], taken: bool) -> None:
-    chat, body = given
+@given(requests, st.booleans())
+async def test_a_simulated_engine_ends_every_job(
+    given: tuple[Endpoint, bytes], taken: bool
+) -> None:
+    endpoint, body = given
     if taken:
-        accepted = draft(chat, body)
+        accepted = draft(endpoint, body)
         body = b"" if accepted is None else accepted.body
-    await simulated([Payload(RequestId("r"), 1, ModelName(MODEL), chat, body)])
+    await simulated([Payload(RequestId("r"), 1, ModelName(MODEL), endpoint, body)])
 
 
 async def simulated(jobs: Iterable[Payload]) -> None:
@@ -109,31 +112,35 @@ async def simulated(jobs: Iterable[Payload]) -> None:
     await engine.stop()
 
 
-@pytest.mark.parametrize("chat", [False, True])
-async def test_no_field_with_an_odd_value_stops_the_simulated_engine(chat: bool) -> None:
-    bodies = list(one_odd_field(chat=chat))
-    await simulated(Payload(RequestId("r"), 1, ModelName(MODEL), chat, body) for body in bodies)
+@pytest.mark.parametrize("endpoint", Endpoint)
+async def test_no_field_with_an_odd_value_stops_the_simulated_engine(endpoint: Endpoint) -> None:
+    bodies = list(one_odd_field(endpoint))
+    await simulated(Payload(RequestId("r"), 1, ModelName(MODEL), endpoint, body) for body in bodies)
 
 
-@pytest.mark.parametrize("chat", [False, True])
-async def test_no_field_with_an_odd_value_stops_the_gateway_or_an_engine(chat: bool) -> None:
-    for body in one_odd_field(chat=chat):
-        draft(chat, body)
-        await asked(chat, body, produced=2, ids=(1, 2))
+@pytest.mark.parametrize("endpoint", Endpoint)
+async def test_no_field_with_an_odd_value_stops_the_gateway_or_an_engine(
+    endpoint: Endpoint,
+) -> None:
+    produced = 2 * endpoint.generates
+    for body in one_odd_field(endpoint):
+        draft(endpoint, body)
+        await asked(endpoint, body, produced=produced, ids=(1, 2)[:produced])
 
 
 @fuzzed
-@given(chats, st.integers(0, 5), st.sampled_from([(), (1, 2, 3)]))
+@given(requests, st.integers(0, 5), st.sampled_from([(), (1, 2, 3)]))
 async def test_a_request_to_a_server_is_prepared_or_refused(
-    given: tuple[bool, bytes], produced: int, ids: tuple[int, ...]
+    given: tuple[Endpoint, bytes], produced: int, ids: tuple[int, ...]
 ) -> None:
+    produced *= given[0].generates
     await asked(*given, produced=produced, ids=ids[:produced])
 
 
-async def asked(chat: bool, body: bytes, *, produced: int, ids: tuple[int, ...]) -> None:
+async def asked(endpoint: Endpoint, body: bytes, *, produced: int, ids: tuple[int, ...]) -> None:
     """Have a request to a server prepared, anew or in the middle."""
     job = Payload(
-        RequestId("r"), 1, ModelName(MODEL), chat, body,
+        RequestId("r"), 1, ModelName(MODEL), endpoint, body,
         resume_text="x" * produced, produced_tokens=produced, resume_ids=ids,
     )  # fmt: skip
     Connection("http://127.0.0.1:1", served={ModelName(MODEL): MODEL}).evictable(job)
@@ -148,9 +155,9 @@ async def asked(chat: bool, body: bytes, *, produced: int, ids: tuple[int, ...])
 
 
 @fuzzed
-@given(chats)
-def test_what_the_gateway_takes_can_be_restored(given: tuple[bool, bytes]) -> None:
+@given(requests)
+def test_what_the_gateway_takes_can_be_restored(given: tuple[Endpoint, bytes]) -> None:
     taken = draft(*given)
     if taken is not None:
-        again = resume_of(msgspec.json.decode(taken.body), chat=taken.chat)
+        again = resume_of(msgspec.json.decode(taken.body), taken.endpoint)
         assert again is taken.resume

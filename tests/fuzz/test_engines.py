@@ -24,6 +24,7 @@ from qlm_core.ledger import EndRecord
 from qlm_core.messages import AttemptEnded, Payload
 from qlm_core.model import ModelName, Phase, RequestId, Slo
 from tests.agents.test_reading import events
+from tests.endpoints import generating
 from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import KEY, Notes
 
@@ -109,7 +110,9 @@ async def run(answer: bytes, *, chat: bool, ids: bool, body: bytes) -> list[obje
         )
         engine.open(said.append)
         try:
-            await ask(engine, said, Payload(RequestId("r"), 1, ModelName("m"), chat, body))
+            await ask(
+                engine, said, Payload(RequestId("r"), 1, ModelName("m"), generating(chat), body)
+            )
         finally:
             await engine.close()
     return said
@@ -129,7 +132,7 @@ async def ask(engine: Connection, said: list[object], job: Payload) -> None:
 
 def live(*, chat: bool) -> Live:
     request = StoredRequest(
-        id=RequestId("r"), chat=chat, model=ModelName("m"), slo_class="c", slo=Slo(ttft_s=1.0), prompt_tokens=1,
+        id=RequestId("r"), endpoint=generating(chat), model=ModelName("m"), slo_class="c", slo=Slo(ttft_s=1.0), prompt_tokens=1,
         max_output_tokens=9, tenant="", service_tier="", body=b"{}", arrived_at=0.0, expires_at=1.0,
     )  # fmt: skip
     return Live(request, durable=True, running_usage=True, backlog=BACKLOG)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.bodies import CANARY, MODEL, WORDS, bodies
+from qlm_core.endpoint import Endpoint
+from tests.fuzz.bodies import CANARY, MODEL, WORDS, asked
 from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import KEY, Fleet, secrets_in, serving
 
-PATHS = ("/v1/completions", "/v1/chat/completions")
+PATHS = tuple(endpoint.path for endpoint in Endpoint)
 HEADERS = [
     "x-qlm-slo-class", "x-qlm-tenant", "x-llm-d-slo-ttft-ms", "x-slo-tpot-ms", "x-qlm-slo-e2e-ms", "x-llm-d-inference-ttl",
     "x-qlm-durable", "idempotency-key", "x-request-id", "traceparent", "tracestate", "content-type", "content-encoding",
@@ -28,7 +29,6 @@ values = st.sampled_from(VALUES) | st.text(
     st.characters(max_codepoint=255, exclude_characters="\r\n\x00"), max_size=8
 )
 odd_headers = st.dictionaries(st.sampled_from(HEADERS), values, max_size=3)
-asked = st.booleans().flatmap(lambda chat: st.tuples(st.just(PATHS[chat]), bodies(chat=chat)))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def sent(headers: dict[str, str]) -> dict[str, str]:
 
 @fuzzed
 @given(asked)
-def test_no_body_does_harm(fleet: Fleet, asked: tuple[str, bytes]) -> None:
-    path, body = asked
-    status, answer = fleet.ask("POST", path, body)
+def test_no_body_does_harm(fleet: Fleet, asked: tuple[Endpoint, bytes]) -> None:
+    endpoint, body = asked
+    status, answer = fleet.ask("POST", endpoint.path, body)
     assert status < 500, answer
     # The client's own prompt may come back to it, as an echo or in an error about it; the key never.
     assert KEY.encode() not in answer
@@ -56,7 +56,10 @@ def test_no_body_does_harm(fleet: Fleet, asked: tuple[str, bytes]) -> None:
 @fuzzed
 @given(st.sampled_from(PATHS), odd_headers)
 def test_no_header_does_harm(fleet: Fleet, path: str, headers: dict[str, str]) -> None:
-    body = b'{"model": "mistral-7b", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}'
+    body = json.dumps(
+        {"model": MODEL, "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+        | {"input": "a", "text_1": "a", "text_2": "a", "query": "a", "documents": ["a"]}
+    ).encode()
     status, answer = fleet.ask("POST", path, body, sent(headers))
     # 503: the estimate of a client's patience; it is ours to say when.
     assert status < 500, (headers, answer)
@@ -75,6 +78,7 @@ paths = st.tuples(
             b"/v1/requests/",
             b"/v1/models/",
             b"/v1/queue/",
+            b"/v1/responses/",
             b"/v1/requests/x/",
             b"/v1/",
             b"/metrics/",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.store.base import StoredEnd, StoredRequest
 from gateway.store.sqlite import SqliteStore
+from qlm_core.endpoint import Endpoint
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Estimate, ModelName, Phase, RequestId, Slo
 from tests.fuzz.bodies import CANARY, bodies
@@ -25,7 +26,7 @@ from tests.gateway.peers import config, running
 
 REQUEST = StoredRequest(
     id=RequestId("r"),
-    chat=False,
+    endpoint=Endpoint.COMPLETIONS,
     model=ModelName("tiny"),
     slo_class="batch-1",
     slo=Slo(ttft_s=60.0),
@@ -85,7 +86,7 @@ rows = st.tuples(
     cells,
     st.just(1e9) | cells,
     packed(REQUEST) | cells,
-    st.just(b'{"prompt": "%b"}' % CANARY.encode()) | bodies(chat=False) | cells,
+    st.just(b'{"prompt": "%b"}' % CANARY.encode()) | bodies(Endpoint.COMPLETIONS) | cells,
     st.none() | cells,
     st.none() | packed(END) | cells,
     st.just("") | cells,
@@ -125,10 +126,11 @@ async def test_no_row_keeps_a_gateway_from_serving(
         store = {"kind": "sqlite", "path": str(path)}
         async with running(config(store=store)) as (_, at), aiohttp.ClientSession() as http:
             for id in [*map(str, ids), "r", "nobody"]:
-                url = f"http://{at.http}/v1/requests/{json.dumps(id)[1:-1]}"
-                async with http.get(url) as answer:
-                    said = await answer.text()
-                    assert answer.status < 500 or "request_set_aside" in said, said
+                for kind in ("requests", "responses"):
+                    url = f"http://{at.http}/v1/{kind}/{json.dumps(id)[1:-1]}"
+                    async with http.get(url) as answer:
+                        said = await answer.text()
+                        assert answer.status < 500 or "request_set_aside" in said, said
             async with http.get(f"http://{at.http}/health") as answer:
                 assert answer.status == 200
     finally:

@@ -23,7 +23,7 @@ CHAT = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "top
 
 
 def new(**fields: Any) -> pb.NewRequest:
-    values = {"model": "tiny", "body_json": CHAT, "endpoint": pb.ENDPOINT_CHAT_COMPLETIONS}
+    values = {"model": "tiny", "body_json": CHAT, "endpoint": types_pb2.ENDPOINT_CHAT_COMPLETIONS}
     return pb.NewRequest(**(values | fields))
 
 
@@ -198,12 +198,18 @@ async def test_questions_go_to_the_solver() -> None:
             "messages: must be a list",
         ),
         (
-            new(body_json=b'{"prompt": [%b1]}' % (b"1," * 1000), endpoint=pb.ENDPOINT_COMPLETIONS),
+            new(
+                body_json=b'{"prompt": [%b1]}' % (b"1," * 1000),
+                endpoint=types_pb2.ENDPOINT_COMPLETIONS,
+            ),
             grpc.StatusCode.INVALID_ARGUMENT,
             "This model's maximum context length is 1000 tokens. However, your prompt has 1001 tokens",
         ),
         (
-            new(body_json=b'{"prompt": "' + b"x" * 9000 + b'"}', endpoint=pb.ENDPOINT_COMPLETIONS),
+            new(
+                body_json=b'{"prompt": "' + b"x" * 9000 + b'"}',
+                endpoint=types_pb2.ENDPOINT_COMPLETIONS,
+            ),
             grpc.StatusCode.INVALID_ARGUMENT,
             "body: it has 9014 bytes, at most 8000 are accepted",
         ),
@@ -215,7 +221,7 @@ async def test_questions_go_to_the_solver() -> None:
         (
             new(slo=types_pb2.Slo(ttft_s=1, e2e_s=1e12)),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "slo.e2e_s: must be above 0 and at most",
+            "slo.e2e_s: must be at least 0.001 and at most",
         ),
         (new(tenant="t" * 300), grpc.StatusCode.INVALID_ARGUMENT, "tenant"),
         (new(endpoint=0), grpc.StatusCode.INVALID_ARGUMENT, "request.endpoint"),

@@ -8,8 +8,10 @@ import pytest
 from gateway.intake import Draft, Intake, Wish
 from gateway.keys import Caller
 from qlm_core.config import GatewayLimits
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import ContextExceeded, InvalidRequest
 from qlm_core.model import ModelName
+from tests.endpoints import generating
 from tests.gateway.peers import config
 
 MODEL_LEN = 1000
@@ -21,7 +23,7 @@ def draft(body: dict[str, Any], *, chat: bool = False) -> Draft:
 
 
 def made(body: bytes, *, chat: bool = False) -> Draft:
-    return Intake(config(), lambda: ()).draft(body, chat=chat, wish=Wish(), caller=ANYONE)
+    return Intake(config(), lambda: ()).draft(body, generating(chat), wish=Wish(), caller=ANYONE)
 
 
 @pytest.mark.parametrize("prompt", [[1] * 600, "x" * 2400], ids=["ids", "text"])
@@ -127,7 +129,9 @@ def test_a_limit_that_is_written_as_a_fraction_is_a_whole_number_to_the_engine()
 def test_nothing_is_refused_by_a_length_that_nobody_told() -> None:
     intake = Intake(config(), lambda: (ModelName("announced"),))
     body = json.dumps({"model": "announced", "prompt": [1] * 20_000}).encode()
-    assert intake.draft(body, chat=False, wish=Wish(), caller=ANYONE).prompt_tokens == 20_000
+    assert (
+        intake.draft(body, Endpoint.COMPLETIONS, wish=Wish(), caller=ANYONE).prompt_tokens == 20_000
+    )
 
 
 @pytest.mark.parametrize("text", ["emoji \\ud83d", "x \\ude00 y"])
@@ -135,7 +139,7 @@ def test_half_an_emoji_is_named(text: str) -> None:
     intake = Intake(config(), lambda: ())
     body = b'{"model": "tiny", "prompt": "%b"}' % text.encode()
     with pytest.raises(InvalidRequest, match="cut inside an emoji") as caught:
-        intake.draft(body, chat=False, wish=Wish(), caller=ANYONE)
+        intake.draft(body, Endpoint.COMPLETIONS, wish=Wish(), caller=ANYONE)
     assert caught.value.code == "invalid_json"
     assert draft({"prompt": "a whole \U0001f600"})
 
@@ -143,13 +147,16 @@ def test_half_an_emoji_is_named(text: str) -> None:
 def test_a_byte_order_mark_is_overlooked() -> None:
     body = b'{"model": "tiny", "prompt": "x", "max_tokens": 3}'
     intake = Intake(config(), lambda: ())
-    assert intake.draft(b"\xef\xbb\xbf" + body, chat=False, wish=Wish(), caller=ANYONE).body == body
+    assert (
+        intake.draft(b"\xef\xbb\xbf" + body, Endpoint.COMPLETIONS, wish=Wish(), caller=ANYONE).body
+        == body
+    )
 
 
 def fingerprint(body: str, *, chat: bool = False, **wish: Any) -> str:
     intake = Intake(config(), lambda: ())
     return intake.draft(
-        body.encode(), chat=chat, wish=Wish(**wish), caller=ANYONE, keyed=True
+        body.encode(), generating(chat), wish=Wish(**wish), caller=ANYONE, keyed=True
     ).fingerprint
 
 

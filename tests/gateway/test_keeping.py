@@ -200,8 +200,10 @@ async def test_a_store_from_before_its_clock_goes_on_from_its_latest_row(tmp_pat
         await store.add(stored.request("b", arrived_at=1010.0))
         await store.end(stored.end("a", ended_at=1020.0))
     with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX requests_owned_ended")
         connection.execute("DROP INDEX requests_aside")
-        connection.execute("ALTER TABLE requests DROP COLUMN aside")
+        for column in ("owner", "aside"):
+            connection.execute(f"ALTER TABLE requests DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     store = SqliteStore(str(path))

@@ -197,7 +197,7 @@ async def test_no_grace_runs_while_the_gateway_sleeps() -> None:
         grace_ends_s = driver.ledger.wakeup_s
         assert grace_ends_s is not None
         # Its last look at the clock was this much longer ago than a pulse.
-        driver._watch.slept_s(asyncio.get_running_loop().time() - 40.0 - PULSE_S)
+        driver._alarm._watch.slept_s(asyncio.get_running_loop().time() - 40.0 - PULSE_S)
         driver.handle(lg.Woken())
         assert driver.ledger.wakeup_s == pytest.approx(grace_ends_s + 40.0, abs=0.5)
         asked.cancel()

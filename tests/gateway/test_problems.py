@@ -4,6 +4,7 @@ import pytest
 
 from gateway.problems import is_context_overflow, problem_of_end
 from qlm_core import messages as m
+from qlm_core.endpoint import Endpoint
 from qlm_core.ledger import EndRecord
 from qlm_core.model import Phase
 from tests.gateway.peers import fleet
@@ -86,7 +87,7 @@ def failed(status: int, words: str) -> EndRecord:
 def test_an_end_says_whose_fault_it_was(
     status: int, words: str, expected: tuple[int, str, str | None]
 ) -> None:
-    problem = problem_of_end(failed(status, words), 1.0, chat=True)
+    problem = problem_of_end(failed(status, words), 1.0, Endpoint.CHAT_COMPLETIONS)
     assert problem is not None
     assert (problem.status, problem.code, problem.param) == expected
     assert words in problem.message

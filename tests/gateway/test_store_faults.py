@@ -248,8 +248,8 @@ def filled(path: Path) -> None:
         (scribbled, "malformed|damaged"),
         (somebody_elses, "has tables that are not those of a store"),
         (not_counting, "facts.starts"),
-        (newer, "schema version 99; this release knows versions 1 to 4"),
-        (lying, "says schema version 4 but has other tables"),
+        (newer, "schema version 99; this release knows versions 1 to 5"),
+        (lying, "says schema version 5 but has other tables"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -342,8 +342,9 @@ async def test_the_first_schema_without_a_version_is_brought_up_to_date(tmp_path
     path = tmp_path / "q.sqlite"
     await asyncio.to_thread(filled, path)
     with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX requests_owned_ended")
         connection.execute("DROP INDEX requests_aside")
-        for column in ("aside", "fingerprint"):
+        for column in ("owner", "aside", "fingerprint"):
             connection.execute(f"ALTER TABLE requests DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 0")
     connection.close()
@@ -360,8 +361,10 @@ async def test_a_migration_that_fails_changes_nothing(
     path = tmp_path / "q.sqlite"
     await asyncio.to_thread(filled, path)
     with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX requests_owned_ended")
         connection.execute("DROP INDEX requests_aside")
-        connection.execute("ALTER TABLE requests DROP COLUMN aside")
+        for column in ("owner", "aside"):
+            connection.execute(f"ALTER TABLE requests DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     with monkeypatch.context() as patched:

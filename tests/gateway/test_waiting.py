@@ -212,7 +212,7 @@ async def test_work_for_a_client_that_is_gone_ends() -> None:
         it.agent.on_payload = lambda payload: it.agent.say(payload, "x")
         headers = {"x-stainless-read-timeout": "0.05"}
         status, said, _ = await post(f"{it.url}/v1/chat/completions", CHAT, headers)
-        assert (status, said["error"]["code"]) == (408, "rejected-ttl-expired")
+        assert (status, said["error"]["code"]) == (429, "rejected-ttl-expired")
         # The time of a stream runs from byte to byte, and its client counts that itself.
         url, done = f"{it.url}/v1/chat/completions", asyncio.Event()
 

@@ -468,3 +468,26 @@ def test_expiry_entries_of_ended_requests_do_not_pile_up() -> None:
         drive.submit(request=meta(id))
         drive(lg.CancelAsked(id))
     assert len(drive.ledger._expiries) < 200
+
+
+def test_an_answer_without_output_is_its_own_first_token() -> None:
+    """It ends with its prompt, so that is what was promised, and what estimates learn from."""
+    drive = Clocked()
+    drive.submit(request=meta(limit=0), resume=Resume.NEVER)
+    drive(lg.PullAsked(A, (R,)))
+    whole = Chunk(R, 1, b"{}", 0, plain=False, whole=True)
+    assert drive(lg.ChunkCame(A, whole), at=3.0) == [lg.Deliver(whole)]
+    effects = drive(lg.AttemptFinished(A, AttemptEnded(R, 1, "stop", 9, 0)), at=4.0)
+    assert effects[0] == lg.Tell(FirstToken(R, 4.0))
+    assert effects[1] == lg.Tell(Ended(R, Phase.FINISHED, 9, 0))
+    end = record(effects)
+    assert (end.ttft_s, end.tpot_s, end.attained, end.prompt_tokens) == (4.0, None, True, 9)
+
+
+def test_what_has_no_output_starts_over_though_somebody_waits_for_it() -> None:
+    drive = Clocked()
+    drive.submit(request=meta(limit=0), resume=Resume.NEVER, watched=True)
+    drive(lg.PullAsked(A, (R,)))
+    drive(lg.ChunkCame(A, Chunk(R, 1, b"{}", 0, plain=False, whole=True)))
+    assert drive(returned(1, ReturnReason.ENGINE_LOST)) == [lg.Tell(Returned(R, 0))]
+    assert lg.Grant(B, R, 2, 0) in drive(lg.PullAsked(B, (R,)))

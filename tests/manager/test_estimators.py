@@ -19,7 +19,7 @@ from qlm_core.model import (
     RunningRequest,
     Slo,
 )
-from tests.manager.conftest import profile
+from tests.manager.conftest import Bench, profile
 
 BATCH = 20
 
@@ -94,6 +94,63 @@ def test_a_throughput_that_was_configured_makes_one_profile_of_equal_ones() -> N
     assert planned.iteration.per_sequence_ms == 2.0
 
 
+def alone(id: str, *, prompt: int = 400) -> RequestMeta:
+    """A request that ends with its prompt."""
+    return RequestMeta(
+        id=RequestId(id),
+        gateway=GatewayId("g"),
+        model=ModelName("m"),
+        slo_class="interactive",
+        slo=Slo(ttft_s=20.0),
+        prompt_tokens=prompt,
+        max_output_tokens=0,
+        arrival_s=0.0,
+    )
+
+
+def test_what_ends_with_its_prompt_is_planned_by_that_alone() -> None:
+    """Whatever is thought of outputs: as many together as a batch of tokens has room for, and then the next."""
+    engine = profile("m")
+    paces = []
+    for prior in (50, 5_000):
+        estimators = Estimators(RwtConfig(prior_output_tokens=prior))
+        for number in range(20):
+            estimators.arrived(alone(f"r{number}"))
+        key = GroupKey.of(alone("x"))
+        paces.append(estimators.rate(engine, key, now_s=0.0).seconds_per_request)
+        assert estimators.expected_output(alone("x")) == 1
+    assert paces[0] == paces[1]
+    together = engine.max_num_batched_tokens / 400
+    computed_s = engine.prefill_s(engine.max_num_batched_tokens)
+    assert paces[0] == pytest.approx(computed_s / together, rel=0.35)
+
+
+def test_a_model_that_generates_nothing_is_known_for_it() -> None:
+    """What is planned for a model in general follows what it does."""
+    estimators = Estimators(RwtConfig())
+    before_s = estimators.rate(profile("m"), None, now_s=0.0).residence_s
+    for number in range(200):
+        estimators.finished(alone(f"r{number}"), 0, 0)
+    assert estimators.rate(profile("m"), None, now_s=9.0).residence_s < 0.1 * before_s
+    # Another kind of request in the same class learns nothing from it.
+    assert estimators.lengths(ModelName("m"), "interactive").ended == 0.0
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_speed_shows_in_prompts_where_nothing_is_generated(speed: float) -> None:
+    estimators = Estimators(RwtConfig())
+    estimators.arrived(alone("a", prompt=100))
+    tokens = min(BATCH * 100, profile("m").max_num_batched_tokens)
+    per_s = speed * tokens / profile("m").iteration_s(prefill_tokens=tokens)
+    state = report(iterations_per_s=0.0, prompt_tokens_per_s=per_s)
+    for _ in range(1000):
+        estimators.reported("test", profile("m"), state)
+    assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+    idle = report(iterations_per_s=0.0, prompt_tokens_per_s=0.0)
+    estimators.reported("test", profile("m"), idle)
+    assert estimators.speeds["test", "m"] == pytest.approx(speed, rel=0.01)
+
+
 def key(tpot_s: float | None) -> GroupKey:
     request = RequestMeta(
         id=RequestId("a"),
@@ -123,3 +180,29 @@ def test_a_pace_that_every_batch_keeps_changes_nothing() -> None:
     estimators = Estimators(RwtConfig())
     free, paced = (estimators.rate(profile("m"), key(tpot_s), now_s=0.0) for tpot_s in (None, 10.0))
     assert paced.batch == free.batch
+
+
+def test_an_interval_in_which_the_batch_changed_says_nothing_of_speed() -> None:
+    steady = report(iterations_per_s=10.0, prompt_tokens_per_s=0.0)
+    draining = replace(steady, running=steady.running[: BATCH // 2])
+    for state, learned in ((draining, False), (steady, True)):
+        estimators = Estimators(RwtConfig())
+        for _ in range(50):
+            estimators.reported("test", profile("m"), state)
+        assert (abs(estimators.speeds.get(("test", "m"), 1.0) - 1.0) > 0.05) == learned
+
+
+def test_a_pace_is_known_the_better_the_more_requests_have_ended(bench: Bench) -> None:
+    estimators = Estimators(RwtConfig())
+    request = bench.request("m")
+    known = []
+    for ended in (0, 10, 190):
+        for number in range(ended):
+            estimators.arrived(request)
+            estimators.finished(request, 50 if number % 2 else 200, 0)
+        key = GroupKey.of(request)
+        # Rates are kept for a second.
+        rate = estimators.rate(profile("m"), key, now_s=2.0 + 2.0 * len(known))
+        known.append(rate.uncertainty)
+    assert known[0] > 0.3
+    assert known[0] > 1.3 * known[1] > 1.3 * 1.3 * known[2] > 0.0

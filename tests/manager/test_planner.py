@@ -8,11 +8,13 @@ from random import Random
 
 import pytest
 
+from qlm_core.config import SolverConfig
 from qlm_core.manager.events import StartSolve, Wakeup
 from qlm_core.manager.placing import contenders
+from qlm_core.manager.planner import Planner
 from qlm_core.manager.snapshot import Snapshot
-from qlm_core.messages import Arrived, Pulled
-from qlm_core.model import AgentId, GroupId, Slo
+from qlm_core.messages import Arrived, Ended, Pulled
+from qlm_core.model import AgentId, Estimate, GroupId, Phase, Slo
 from qlm_core.planning import Plan, evaluate, repair
 from tests.manager.conftest import Bench
 
@@ -111,3 +113,66 @@ def test_a_burst_is_shared_with_idle_agents_before_any_solve(bench: Bench) -> No
     }
     assert sum(waiting.values()) == 2900 + len(few)
     assert waiting[b] > 600
+
+
+def test_lateness_is_the_less_certain_the_more_outputs_are_ahead(bench: Bench) -> None:
+    """Its ramp is wider than what is due and what the group takes, by the spread of lengths, which grows with the root."""
+    a = bench.agent("a", "m")
+    for id in bench.arrive("m", "batch-1", count=64):
+        bench.fact(Pulled(id, a))
+    wider_s = []
+    for slo_class, count in (("interactive", 25), ("batch-1", 100)):
+        bench.arrive("m", slo_class, count=count)
+        groups, agents = bench.manager.view()
+        problem = bench.manager.planner.snapshot(
+            (groups, agents), bench.manager.estimators, now_s=bench.now_s
+        ).problem
+        waiting = [group.waiting for group in groups]
+        at = waiting.index(count)
+        known_s = max(problem.due_s[at], 0.0) + problem.duration_s[at, 0]
+        wider_s.append((problem.ramp_s[at] - known_s) / (problem.duration_s[at, 0] / count))
+    assert wider_s[0] > 5.0
+    assert wider_s[1] == pytest.approx(2.0 * wider_s[0], rel=0.1)
+
+
+def test_what_is_left_of_a_started_group_costs_more_to_move(bench: Bench) -> None:
+    a = bench.agent("a", "m")
+    bench.agent("b", "m")
+    ids = bench.arrive("m", "batch-2", count=400)
+    bench.fact(Pulled(ids[-1], a))
+    groups, agents = bench.manager.view()
+    problem = bench.manager.planner.snapshot(
+        (groups, agents), bench.manager.estimators, now_s=bench.now_s
+    ).problem
+    cost = {
+        group.started: problem.move_cost[number] / group.waiting
+        for number, group in enumerate(groups)
+    }
+    assert cost[True] == pytest.approx(4.0 * cost[False])
+
+
+def test_a_predicted_miss_is_a_reason_to_plan_soon(bench: Bench) -> None:
+    replan = SolverConfig().replan
+    for p90_s, next_s in ((10.0, replan.period_s), (30.0, replan.min_interval_s)):
+        planner = Planner(SolverConfig(), {})
+        planner.start(([], []), bench.manager.estimators, now_s=0.0)
+        estimate = Estimate(mean_s=5.0, p50_s=5.0, p90_s=p90_s, p99_s=40.0)
+        request = replace(bench.request("m", "interactive"), arrival_s=0.0)
+        planner.predicted(request, estimate, now_s=0.0)
+        assert planner.wakeup_s == next_s
+
+
+def test_large_groups_are_halved_once_a_rush_is_over(bench: Bench) -> None:
+    bench.agent("a", "m")
+    bench.agent("b", "m")
+    ids = bench.arrive("m", "batch-2", count=2_000)
+    largest = max(bench.manager.groups.values(), key=lambda group: group.waiting)
+    kept = [request.id for request in largest.members()]
+    for id in ids:
+        if id not in kept:
+            bench.fact(Ended(id, Phase.CANCELLED, 0, 0))
+    assert [group.waiting for group in bench.manager.groups.values()] == [len(kept)]
+    bench.post(Wakeup(), after_s=5.0)
+    sizes = [group.waiting for group in bench.manager.groups.values()]
+    assert sum(sizes) == len(kept)
+    assert max(sizes) == (len(kept) + 1) // 2

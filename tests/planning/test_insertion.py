@@ -109,6 +109,22 @@ def test_moving_costs_keep_groups_at_home() -> None:
     assert evaluate(costly, plan).moves == 6
 
 
+def test_of_several_new_groups_the_one_with_most_to_lose_goes_first() -> None:
+    """The first may run anywhere; the second, due later, would take four times as long on the other queue."""
+    problem = Problem(
+        group_model=np.zeros(2, np.int64),
+        group_requests=np.ones(2, np.int64),
+        group_weight=np.ones(2),
+        due_s=np.array([5.0, 6.0]),
+        duration_s=np.array([[1.0, 1.1], [1.0, 4.0]]),
+        queue_class=np.array([0, 1]),
+        loaded_model=np.zeros(2, np.int64),
+        busy_s=np.zeros(2),
+        swap_s=np.zeros((2, 2, 1)),
+    )
+    assert repair(problem, ((), ())) == ((1,), (0,))
+
+
 def test_no_groups_and_empty_queues() -> None:
     assert greedy(random_problem(1, groups=0, queues=3)) == ((), (), ())
     assert repair(random_problem(1, groups=0), ((0, 1), (2,))) == ((), ())

@@ -14,6 +14,7 @@ import pytest
 from agents.engines.sim import token_text
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
+from protos.qlm.v1 import types_pb2
 from protos.qlm.v1 import types_pb2 as types
 
 MODEL = "mistral-7b"
@@ -43,7 +44,7 @@ def new_request(number: int, output_tokens: int, slo_class: str = "interactive")
     return pb.NewRequest(
         model=MODEL,
         body_json=body(output_tokens),
-        endpoint=pb.ENDPOINT_COMPLETIONS,
+        endpoint=types_pb2.ENDPOINT_COMPLETIONS,
         slo_class=slo_class,
         idempotency_key=f"request-{number}",
     )

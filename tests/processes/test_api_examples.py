@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, run as they stand against a fleet."""
+"""The examples of docs/api.md and docs/responses.md, run as they stand against a fleet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from qlm_core.config import Config
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "api.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PYTHON = FENCED.findall(TEXT)
+RESPONSES = FENCED.findall((ROOT / "docs" / "responses.md").read_text())
 CURL = re.findall(r"^    (curl .*?)\n\n", TEXT, re.DOTALL | re.MULTILINE)
 AGENTS = "agents=[{name: one, gpu: a100, models: [mistral-7b], engine: {sim: {time_scale: 20}}}]"
 
@@ -61,6 +63,16 @@ async def test_the_openai_client(config: Config) -> None:
     assert re.search(r"\n\d+ tokens as flex\n$", out)
 
 
+async def test_the_openai_client_measures(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("embeddings.create"), config))
+    assert re.fullmatch(r"\[32, 32\] \d+\n", out)
+
+
+async def test_the_openai_client_that_fetches_later(config: Config) -> None:
+    out = await output(sys.executable, "-c", here(python("x-qlm-async"), config))
+    assert out.startswith("finished ")
+
+
 async def test_the_openai_client_with_patience(config: Config) -> None:
     script = here(python("timeout=2"), config)
     first, again = [await output(sys.executable, "-c", script) for _ in range(2)]
@@ -91,12 +103,25 @@ async def test_batches(config: Config) -> None:
     assert [line.partition(" ")[0] for line in out.splitlines()] == ["page-1", "page-2", "page-3"]
 
 
-async def test_curl(config: Config) -> None:
-    [command] = CURL
+async def curl(command: str, config: Config) -> str:
     words = shlex.split(here(command, config).replace("\\\n", ""))
-    answer = json.loads(await output(words[0], "-s", *words[1:]))
+    return await output(words[0], "-s", *words[1:])
+
+
+async def test_curl(config: Config) -> None:
+    command, later = CURL
+    answer = json.loads(await curl(command, config))
     assert 1 <= answer["usage"]["completion_tokens"] <= 20
+    head, _, body = (await curl(later, config)).partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 202 ")
+    assert f"location: /v1/requests/{json.loads(body)['id']}" in head
+
+
+async def test_responses(config: Config) -> None:
+    (script,) = RESPONSES
+    out = await output(sys.executable, "-c", here(script, config))
+    assert re.fullmatch(r"(completed|incomplete) \d+\n(completed|incomplete)\n", out)
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (6, 1)
+    assert (len(PYTHON), len(CURL)) == (8, 2)

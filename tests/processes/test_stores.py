@@ -26,6 +26,7 @@ from protos.qlm.v1 import types_pb2 as types
 from qlm import config_file, fleet
 from qlm.service import READY
 from qlm_core.config import Config
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import ModelName
 from tests.gateway.test_store import end, request
 from tests.processes.conftest import MODEL, PATIENCE_S, body, new_request
@@ -89,7 +90,9 @@ async def fill(config: Config, *ids: str, expires_in_s: float = 3600.0) -> None:
     await store.open()
     now = time.time()
     for id in ids:
-        made = replace(request(id), chat=False, model=ModelName(MODEL), body=body(5))
+        made = replace(
+            request(id), endpoint=Endpoint.COMPLETIONS, model=ModelName(MODEL), body=body(5)
+        )
         await store.add(replace(made, arrived_at=now, expires_at=now + expires_in_s))
     await store.close()
 

@@ -212,6 +212,22 @@ def test_the_best_rival_is_neither_ours_nor_the_reference() -> None:
     assert best.policy == "turns"
 
 
+def test_the_bound_has_a_knee_that_no_policy_exceeds(tmp_path: Path, capsys: Told) -> None:
+    bed, figures = tmp_path / "bed.yaml", tmp_path / "knee.json"
+    bed.write_text(json.dumps(crowded()))
+    options = ["--knee", "0.9", "--policy", "edf,fcfs", "--jobs", "1", "--bound"]
+    assert main(["sim", str(bed), *options, "--json", str(figures)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "| over fcfs | over bound |" in told[0]
+    policies = json.loads(figures.read_text())["policies"]
+    assert json.loads(figures.read_text())["best_rival"] == "edf"
+    assert policies["bound"]["knee_rps"] >= policies["edf"]["knee_rps"]
+    for one in policies["edf"]["tries"]:
+        for most in policies["bound"]["tries"]:
+            if one["scale"] == most["scale"]:
+                assert one["slo_attainment"] <= most["slo_attainment"] + 1e-9
+
+
 def test_a_user_gets_a_table_figures_and_a_picture(tmp_path: Path, capsys: Told) -> None:
     bed, figures, picture = (tmp_path / name for name in ("bed.yaml", "knee.json", "knee.png"))
     bed.write_text(json.dumps(crowded()))
@@ -235,6 +251,7 @@ def test_a_user_gets_a_table_figures_and_a_picture(tmp_path: Path, capsys: Told)
     [
         (["bed.yaml", "--knee", "1.5"], ("--knee", "up to 1")),
         (["bed.yaml", "--each-class"], ("--each-class", "--knee")),
+        (["bed.yaml", "--knee", "0.9", "--each-class", "--bound"], ("--bound", "--each-class")),
         (["size", "bed.yaml", "--knee", "0.9"], ("--knee", "comparing policies")),
         (["faults", "--seed", "1", "--knee", "0.9"], ("--knee", "faults")),
         (["trace", "trace.csv", "--knee", "0.9"], ("--limit", "span")),

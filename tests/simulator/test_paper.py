@@ -10,7 +10,7 @@ from benchmarks import knee_report, knees, paper_published
 from benchmarks.paper import Experiment, experiments
 from benchmarks.paper_waits import Accuracy, of_queue
 from qlm.__main__ import main
-from qlm.knee import Search, load_of
+from qlm.knee import BOUND, Search, load_of
 from qlm_core.errors import ConfigError
 from qlm_core.sim.policies import REMOVABLE, policy_named
 from qlm_core.sim.scenario import scenario_from_mapping
@@ -54,7 +54,9 @@ def test_knees_are_sought_for_known_policies_on_beds_of_every_kind(quick: bool) 
     beds = {bed.name: bed for bed in knees.knee_beds(quick=quick)}
     for name in ("w-a", "w-b", "w-c-paced", "mixed-gpus-paced", "three-on-one", "three-on-two"):
         assert name in beds
-    for name in knees.policies(quick=quick):
+    [bound, *named] = sorted(knees.policies(quick=quick), key=lambda name: name != BOUND)
+    assert bound == BOUND
+    for name in named:
         assert policy_named(name).name == name
     for bed in beds.values():
         [*_, last] = load_of(bed.bed, [0]).at(0.25).requests(0)
@@ -99,7 +101,7 @@ def test_the_report_has_a_table_and_a_picture_for_every_bed(
 ) -> None:
     chosen = [one for one in knees.knee_beds(quick=True) if one.name in ("w-b", "three-on-two")]
     monkeypatch.setattr(knees, "knee_beds", lambda **_: chosen)
-    monkeypatch.setattr(knees, "policies", lambda **_: ("qlm", "fcfs", "turns"))
+    monkeypatch.setattr(knees, "policies", lambda **_: ("qlm", "fcfs", "turns", BOUND))
     brief = Search(lowest=1 / 8, step=2.0, precision=1.5, requests_least=40, requests_most=80)
     monkeypatch.setattr(knees, "search_of", lambda **_: brief)
     words = ["bench", "paper", "--quick", "--only", "knees", "--jobs", "1", "--out", str(tmp_path)]
@@ -109,6 +111,7 @@ def test_the_report_has_a_table_and_a_picture_for_every_bed(
         assert f"### {bed.title}" in text
         assert (tmp_path / f"knee-{bed.name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "knees.png").exists()
+    assert "| over bound |" in text
     assert (
         "The paper's curves cross it at, in K batch-1 requests/s: qlm 0.25 to 0.5, edf below 0.25"
         in text

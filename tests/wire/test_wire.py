@@ -15,6 +15,7 @@ from protos.qlm.v1 import types_pb2 as types_pb
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.wire import bounds
 from qlm_core import messages as m
+from qlm_core.endpoint import Endpoint
 from qlm_core.model import (
     AgentId,
     BatchId,
@@ -188,7 +189,7 @@ work_orders = st.one_of(
         ids,
         count,
         name.map(ModelName),
-        st.booleans(),
+        st.sampled_from(Endpoint),
         st.binary(max_size=20),
         text,
         count,
@@ -362,3 +363,23 @@ def test_clocks_need_not_agree(
 def test_what_cannot_be_read_is_named(read: Callable[[], object], named: str) -> None:
     with pytest.raises(wire.WireError, match=named):
         read()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_gateway_from_before_other_endpoints_is_understood(chat: bool) -> None:
+    old = work_pb.Payload(id="r", attempt=1, model="m", chat=chat, body_json=b"{}")
+    message = work_pb.WorkResponse(orders=[work_pb.WorkOrder(payload=old)])
+    [order] = wire.work_orders_from_wire(message)
+    assert isinstance(order, m.Payload)
+    assert order.endpoint is (Endpoint.CHAT_COMPLETIONS if chat else Endpoint.COMPLETIONS)
+    assert order.chat is chat
+    # And an agent from before them knows a chat.
+    [sent] = wire.work_orders_to_wire([order]).orders
+    assert sent.payload.chat is chat
+
+
+def test_an_endpoint_that_nobody_knows_is_refused() -> None:
+    odd = work_pb.Payload(id="r", attempt=1, model="m", body_json=b"{}", endpoint=99)  # type: ignore[arg-type]
+    message = work_pb.WorkResponse(orders=[work_pb.WorkOrder(payload=odd)])
+    with pytest.raises(bounds.WireError, match=r"orders\.payload\.endpoint: 99"):
+        list(wire.work_orders_from_wire(message))

@@ -7,7 +7,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.qlm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -19,30 +18,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _Endpoint:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _EndpointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoint.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ENDPOINT_UNSPECIFIED: _Endpoint.ValueType  # 0
-    """Refused."""
-    ENDPOINT_COMPLETIONS: _Endpoint.ValueType  # 1
-    """OpenAI /v1/completions."""
-    ENDPOINT_CHAT_COMPLETIONS: _Endpoint.ValueType  # 2
-    """OpenAI /v1/chat/completions."""
-
-class Endpoint(_Endpoint, metaclass=_EndpointEnumTypeWrapper):
-    """The shape of a request body."""
-
-ENDPOINT_UNSPECIFIED: Endpoint.ValueType  # 0
-"""Refused."""
-ENDPOINT_COMPLETIONS: Endpoint.ValueType  # 1
-"""OpenAI /v1/completions."""
-ENDPOINT_CHAT_COMPLETIONS: Endpoint.ValueType  # 2
-"""OpenAI /v1/chat/completions."""
-Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class NewRequest(_message.Message):
@@ -60,11 +35,11 @@ class NewRequest(_message.Message):
     model: _builtins.str
     """A served model. Required."""
     body_json: _builtins.bytes
-    """The body of an OpenAI completion or chat completion request, as JSON. `model`, `stream` and `stream_options`
-    in it are ignored. Unknown fields reach the engine unchanged. Required.
+    """The body of a request to that endpoint, as JSON. `model`, `stream` and `stream_options` in it are ignored. Unknown
+    fields reach the engine unchanged. Required.
     """
-    endpoint: Global___Endpoint.ValueType
-    """Which of the two the body is. Required."""
+    endpoint: _types_pb2.Endpoint.ValueType
+    """What the body asks for. Required."""
     slo_class: _builtins.str
     """An SLO class of the configuration; empty takes the default. Not together with `slo`."""
     tenant: _builtins.str
@@ -80,7 +55,7 @@ class NewRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         body_json: _builtins.bytes = ...,
-        endpoint: Global___Endpoint.ValueType = ...,
+        endpoint: _types_pb2.Endpoint.ValueType = ...,
         slo_class: _builtins.str = ...,
         slo: _types_pb2.Slo | None = ...,
         tenant: _builtins.str = ...,

@@ -21,6 +21,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Endpoint:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EndpointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoint.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENDPOINT_UNSPECIFIED: _Endpoint.ValueType  # 0
+    """Refused."""
+    ENDPOINT_COMPLETIONS: _Endpoint.ValueType  # 1
+    """/v1/completions."""
+    ENDPOINT_CHAT_COMPLETIONS: _Endpoint.ValueType  # 2
+    """/v1/chat/completions."""
+    ENDPOINT_EMBEDDINGS: _Endpoint.ValueType  # 3
+    """/v1/embeddings. The answer comes whole, as one chunk."""
+    ENDPOINT_SCORE: _Endpoint.ValueType  # 4
+    """/v1/score of vLLM. The answer comes whole, as one chunk."""
+    ENDPOINT_RERANK: _Endpoint.ValueType  # 5
+    """/v1/rerank of vLLM, Jina and Cohere. The answer comes whole, as one chunk."""
+
+class Endpoint(_Endpoint, metaclass=_EndpointEnumTypeWrapper):
+    """What is asked of a model, by the path of OpenAI's API or its relatives' at which engines serve it."""
+
+ENDPOINT_UNSPECIFIED: Endpoint.ValueType  # 0
+"""Refused."""
+ENDPOINT_COMPLETIONS: Endpoint.ValueType  # 1
+"""/v1/completions."""
+ENDPOINT_CHAT_COMPLETIONS: Endpoint.ValueType  # 2
+"""/v1/chat/completions."""
+ENDPOINT_EMBEDDINGS: Endpoint.ValueType  # 3
+"""/v1/embeddings. The answer comes whole, as one chunk."""
+ENDPOINT_SCORE: Endpoint.ValueType  # 4
+"""/v1/score of vLLM. The answer comes whole, as one chunk."""
+ENDPOINT_RERANK: Endpoint.ValueType  # 5
+"""/v1/rerank of vLLM, Jina and Cohere. The answer comes whole, as one chunk."""
+Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -124,6 +160,7 @@ class RequestMeta(_message.Message):
     slo_class: _builtins.str
     prompt_tokens: _builtins.int
     max_output_tokens: _builtins.int
+    """0: there is no output; the work ends with the prompt."""
     produced_tokens: _builtins.int
     """Output tokens of earlier attempts that the client already has."""
     tenant: _builtins.str

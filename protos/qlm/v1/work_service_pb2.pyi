@@ -518,11 +518,12 @@ class Payload(_message.Message):
     RESUME_IDS_FIELD_NUMBER: _builtins.int
     TEXT_OFFSET_CHARS_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     attempt: _builtins.int
     model: _builtins.str
     chat: _builtins.bool
-    """True for /v1/chat/completions, false for /v1/completions."""
+    """True for /v1/chat/completions. It counts where no endpoint is given, as by gateways before there were more than two."""
     body_json: _builtins.bytes
     """The client's request body, as JSON."""
     resume_text: _builtins.str
@@ -531,6 +532,8 @@ class Payload(_message.Message):
     """Output tokens of earlier attempts; they count against the client's limit."""
     text_offset_chars: _builtins.int
     """Where the next token's text begins, as the engine counts that in its log-probabilities."""
+    endpoint: _types_pb2.Endpoint.ValueType
+    """What is asked of the model."""
     @_builtins.property
     def resume_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids of the prompt and of all output so far; none where they are not known."""
@@ -552,10 +555,11 @@ class Payload(_message.Message):
         resume_ids: _abc.Iterable[_builtins.int] | None = ...,
         text_offset_chars: _builtins.int = ...,
         headers: _abc.Iterable[Global___Header] | None = ...,
+        endpoint: _types_pb2.Endpoint.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body_json", b"body_json", "chat", b"chat", "headers", b"headers", "id", b"id", "model", b"model", "produced_tokens", b"produced_tokens", "resume_ids", b"resume_ids", "resume_text", b"resume_text", "text_offset_chars", b"text_offset_chars"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body_json", b"body_json", "chat", b"chat", "endpoint", b"endpoint", "headers", b"headers", "id", b"id", "model", b"model", "produced_tokens", b"produced_tokens", "resume_ids", b"resume_ids", "resume_text", b"resume_text", "text_offset_chars", b"text_offset_chars"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from math import inf
 from random import Random
 
 from qlm_core import ledger as lg
+from qlm_core.endpoint import Endpoint
 from qlm_core.messages import Chunk, GatewayFact, Joined, Payload, Refused, Revoked, WorkOrder
 from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, SloClass
 from qlm_core.presence import PULSE_S, SleepWatch
@@ -208,7 +209,7 @@ class GatewayPart:
             id=effect.id,
             attempt=effect.attempt,
             model=ModelName(ask.model),
-            chat=False,
+            endpoint=Endpoint.COMPLETIONS,
             body=str(ask.number).encode(),
             resume_text=live.text.encode() if effect.produced_tokens else "",
             produced_tokens=effect.produced_tokens,

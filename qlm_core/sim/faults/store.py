@@ -19,7 +19,7 @@ from qlm_core.sim.faults.tokens import Text
 COMMIT_S = 0.008
 
 # As in the service: a key that was told to come back later may name another submission.
-_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_INSTANCE.value)
+_COME_BACK = (ShedReason.SATURATED.value, ShedReason.NO_ENDPOINTS.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

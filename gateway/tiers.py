@@ -1,0 +1,84 @@
+"""Service tiers: which SLO class a client gets by the tier that it names, and what the answer says that it got.
+
+OpenAI's tiers are all known. The configuration says which class each selects; one that it does not name selects the
+default class, and the answer says so, as OpenAI's does where a tier is not to be had. `fast` is another word for
+`priority`, and is answered as that.
+"""
+
+from __future__ import annotations
+
+from gateway.keys import Caller
+from qlm_core.config import Config
+from qlm_core.errors import InvalidRequest
+
+# OpenAI's. Those that mean another one are answered as that.
+KNOWN = ("auto", "default", "flex", "scale", "priority", "fast")
+_MEANT = {"fast": "priority"}
+# Which one is used is then the gateway's to say.
+_OPEN = "auto"
+_SHOWN_CHARS = 256
+
+
+class Tiers:
+    """The tiers and classes of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._classes = config.slo_classes
+        self._default = config.default_slo_class
+        self._class_of = {
+            tier: name
+            for name, section in config.slo_classes.items()
+            for tier in section.service_tiers
+        }
+        for tier, meant in _MEANT.items():
+            if meant in self._class_of:
+                self._class_of.setdefault(tier, self._class_of[meant])
+
+    def select(self, asked: str, tier: object, caller: Caller) -> tuple[str, str]:
+        """The class of a request, and the tier to report.
+
+        Args:
+            asked: a class, or a tier, that was asked for beside the body; it goes first. "" for none.
+            tier: the body's `service_tier`.
+
+        Raises:
+            InvalidRequest: naming what is known.
+        """
+        if tier is not None and not isinstance(tier, str):
+            raise InvalidRequest("service_tier", "must be a string", self._known())
+        name = self._find(asked or tier or "", caller)
+        if name is None:
+            field, code = ("slo_class", "unknown_slo_class")
+            problem = f"{asked[:_SHOWN_CHARS]!r} is not a known class"
+            if not asked:
+                field, code = ("service_tier", "unknown_service_tier")
+                problem = f"{(tier or '')[:_SHOWN_CHARS]!r} selects no SLO class"
+            raise InvalidRequest(field, problem, self._known(), code=code)
+        if (
+            tier
+            and not asked
+            and tier != _OPEN
+            and (tier in self._class_of or tier in self._classes)
+        ):
+            return name, _MEANT.get(tier, tier)
+        return name, self._tier_of(name)
+
+    def _find(self, word: str, caller: Caller) -> str | None:
+        if word in self._classes:
+            return word
+        if word in self._class_of:
+            return self._class_of[word]
+        if word and word not in KNOWN:
+            return None
+        theirs = [name for name in caller.classes if name in self._classes]
+        return self._default if self._default in theirs or not theirs else theirs[0]
+
+    def _tier_of(self, slo_class: str) -> str:
+        tiers = self._classes[slo_class].service_tiers
+        if "default" in tiers:
+            return "default"
+        return _MEANT.get(tiers[0], tiers[0]) if tiers else slo_class
+
+    def _known(self) -> str:
+        tiers = ", ".join(dict.fromkeys((*self._class_of, *KNOWN)))
+        return f"Use one of the classes {', '.join(self._classes)}, or one of the tiers {tiers}."

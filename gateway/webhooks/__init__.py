@@ -1,0 +1,1 @@
+"""Webhooks: who is told that a batch or a response is over, for certain and signed."""
