@@ -16,7 +16,12 @@ from qlm import fleet
 from tests.processes.conftest import MODEL, PATIENCE_S
 from tests.processes.test_responses import AGENTS, TOKENS, text_of
 
-BODY = {"model": MODEL, "prompt": "Good night. " * 8, "qlm_sim": {"output_tokens": TOKENS}}
+BODY = {
+    "model": MODEL,
+    "prompt": "Good night. " * 8,
+    "max_tokens": 2 * TOKENS,
+    "qlm_sim": {"output_tokens": TOKENS},
+}
 HEADERS = {"prefer": "respond-async", "idempotency-key": "tonight"}
 Json = dict[str, Any]
 
