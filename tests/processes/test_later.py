@@ -71,5 +71,5 @@ async def test_what_is_to_be_fetched_later_survives_the_gateway(
         again = await asked(session, "GET", "/v1/requests?idempotency_key=tonight")
         assert again["id"] == id
         listed = await asked(session, "GET", "/v1/requests?status=ended")
-        assert [one["id"] for one in listed["requests"]] == [id]
+        assert [one["id"] for one in listed["data"]] == [id]
         assert running.supervisor.restarts("gateway") == 1
