@@ -16,7 +16,12 @@ from qlm import fleet
 from tests.processes.conftest import MODEL, PATIENCE_S
 from tests.processes.test_responses import AGENTS, TOKENS, text_of
 
-BODY = {"model": MODEL, "prompt": "Good night. " * 8, "qlm_sim": {"output_tokens": TOKENS}}
+BODY = {
+    "model": MODEL,
+    "prompt": "Good night. " * 8,
+    "max_tokens": 2 * TOKENS,
+    "qlm_sim": {"output_tokens": TOKENS},
+}
 HEADERS = {"prefer": "respond-async", "idempotency-key": "tonight"}
 Json = dict[str, Any]
 
@@ -66,5 +71,5 @@ async def test_what_is_to_be_fetched_later_survives_the_gateway(
         again = await asked(session, "GET", "/v1/requests?idempotency_key=tonight")
         assert again["id"] == id
         listed = await asked(session, "GET", "/v1/requests?status=ended")
-        assert [one["id"] for one in listed["requests"]] == [id]
+        assert [one["id"] for one in listed["data"]] == [id]
         assert running.supervisor.restarts("gateway") == 1
