@@ -10,12 +10,12 @@ cached for a short while, because planning asks for the same ones thousands of t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, sqrt
 
 from qlm_core.config import RwtConfig
 from qlm_core.grouping import LIMIT_SCALES, PROMPT_ALONE, BatchKey, GroupKey
+from qlm_core.manager.flow import Arriving, Rate
 from qlm_core.model import Estimate, InstanceState, ModelName, RequestMeta
 from qlm_core.profile import PACE_AIM, EngineProfile, profile_from_throughput
 from qlm_core.rwt.batches import BatchesApart, BatchLengths
@@ -35,58 +35,6 @@ _TYPICAL, _LONG = 0.7, 0.9
 
 _PRIOR_REQUESTS = 8.0
 """What the configured prior of output lengths is worth, in requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How one kind of request flows through one kind of instance while more wait than fit.
-
-    Attributes:
-        seconds_per_token: 1/Θ, output tokens of the whole batch.
-        seconds_per_request: mean output / Θ: the pace at which waiting requests start.
-        batch: mean number of requests running at once.
-        residence_s: how long one request stays in the batch.
-        variation: standard deviation of output lengths over their mean.
-        uncertainty: standard deviation of the pace over its mean: lengths are known from as many requests as have ended.
-        typical_output_s: how long seven of ten stay in the batch at most; 0 where no end is promised.
-        long_output_s: the same of nine of ten.
-        prefill_s: from start to first token.
-        absorb_s: the pace at which waiting requests start while there is free room: prefill alone.
-    """
-
-    seconds_per_token: float
-    seconds_per_request: float
-    batch: float
-    residence_s: float
-    variation: float
-    uncertainty: float
-    typical_output_s: float
-    long_output_s: float
-    prefill_s: float
-    absorb_s: float
-
-    def pressed_s(self, key: GroupKey, rest_share: float) -> float:
-        """The pace while first tokens press: of outputs that then give way, a share alone is done before the next ones."""
-        share = rest_share if key.presses else 1.0
-        return self.absorb_s + share * (self.seconds_per_request - self.absorb_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """One kind of request that goes on arriving.
-
-    Attributes:
-        per_s: how many arrive in a second, of late.
-        age_s: for how long it has been arriving.
-        long_per_s: how many arrive in a second over a longer time.
-        seen: how many arrivals that is known from.
-    """
-
-    key: GroupKey
-    per_s: float
-    age_s: float
-    long_per_s: float = 0.0
-    seen: float = 0.0
 
 
 class Estimators:
@@ -442,9 +390,9 @@ class Estimators:
         return self.lengths(key.model, key.slo_class) if known is None else known.lengths
 
     def _limit(self, key: GroupKey) -> int:
-        """The most output tokens of a group's members, at least 1: a prompt that is computed ends with a token or in its place."""
+        """The most output tokens of a group's members, at least 1: a computed prompt ends with a token or in its place."""
         if key.batch is not None and (key.model, key.batch) in self._batches:
-            return max(1, self._batches[key.model, key.batch].limit_tokens)
+            return self._batches[key.model, key.batch].limit_tokens
         if key.limit_scale == PROMPT_ALONE:
             return 1
         return _UNLIMITED if key.limit_scale >= LIMIT_SCALES else 64 << key.limit_scale

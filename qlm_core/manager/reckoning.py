@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 from qlm_core.grouping import GroupKey
-from qlm_core.manager.estimators import Estimators, Rate
+from qlm_core.manager.estimators import Estimators
+from qlm_core.manager.flow import Rate
 from qlm_core.model import ModelName
 from qlm_core.profile import EngineProfile
 from qlm_core.rwt import finish as rwt

@@ -14,8 +14,9 @@ from math import inf
 from typing import NamedTuple
 
 from qlm_core.grouping import GroupKey, RequestGroup
-from qlm_core.manager.estimators import Arriving, Estimators, Rate
+from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
+from qlm_core.manager.flow import Arriving, Rate
 from qlm_core.manager.slots import EVICT_MARGIN_S, FullSlots, full_slots
 from qlm_core.manager.snapshot import ready_in_s, swap_in_s
 from qlm_core.model import PAUSE_SHARE, AgentId, GroupId, ModelName, RequestMeta

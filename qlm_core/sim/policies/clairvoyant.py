@@ -22,8 +22,9 @@ from heapq import heappop, heappush
 from qlm_core.config import RwtConfig
 from qlm_core.grouping import TIGHT_S, GroupKey
 from qlm_core.manager import Manager
-from qlm_core.manager.estimators import Estimators, Rate
+from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import Effect, Event, GatewaySaid, TellAgent
+from qlm_core.manager.flow import Rate
 from qlm_core.manager.sizing import GroupSizes
 from qlm_core.manager.timeline import Timeline
 from qlm_core.messages import Arrived, QueueUpdate
