@@ -1,6 +1,7 @@
 """POST /v1/estimate: when a batch or a request would be done that is not submitted (docs/api.md, "Estimates").
 
-What is asked is checked here and put to the solver, which answers as it would for a batch that has just come.
+What is asked is checked here and put to the solver, which answers as it would for a batch that has just come. A request is
+described by the body that it would have, at the path that it would go to, or by its size.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.desk import Desk
 from gateway.uploads import Uploads
+from qlm_core.endpoint import Endpoint
 from qlm_core.errors import InvalidRequest, UnknownModel
 from qlm_core.messages import BatchForecast, BatchQuestion, BulkShape
 from qlm_core.model import ModelName, Slo
@@ -40,25 +42,55 @@ class EstimateDoor:
     async def answer(self, call: Call) -> None:
         """As `Resource.answer`."""
         body = await self._bodies.read(call.headers, call.receive)
-        question = self._question(bd.parse(body), call)
+        fields = bd.parse(body)
+        if fields.get("body") is None:
+            question = self._question(fields, call)
+        else:
+            question = self._question_of_body(fields, call)
         found = await self._desk.solver.estimate_batch(question)
         said = openai.encode(_shown(question, found, time.time()))
         await answer(call.send, 200, said, [JSON, *hd.echoed(call.headers)])
 
+    def _question_of_body(self, fields: Json, call: Call) -> BatchQuestion:
+        """What is asked by a body as it would be sent. Raises InvalidRequest, UnknownModel, Forbidden."""
+        for name in ("model", "models", "prompt_tokens_mean", "max_output_tokens"):
+            if fields.get(name) is not None:
+                raise InvalidRequest(name, "given together with body", "Give one of the two.")
+        path, body = _text(fields, "url") or Endpoint.CHAT_COMPLETIONS.path, fields["body"]
+        endpoint = next((one for one in Endpoint if one.path == path), None)
+        if endpoint is None:
+            known = ", ".join(one.path for one in Endpoint)
+            raise InvalidRequest("url", f"{path[:_NAME_CHARS_MAX]!r} is none of {known}", "Give one.")
+        if not isinstance(body, dict):
+            raise InvalidRequest("body", "must be an object", "Give what would be sent to url.")
+        wish = hd.wish(call.headers)
+        draft = self._desk.intake.draft(openai.encode(body), endpoint, wish=wish, caller=call.caller)
+        lines = _whole(fields.get("lines", 1), "lines", LINES_MAX)
+        part = BulkShape(
+            draft.model, lines, float(draft.prompt_tokens), draft.max_output_tokens
+        )
+        return self._asked((part,), fields, call, (draft.slo_class, draft.slo))
+
     def _question(self, fields: Json, call: Call) -> BatchQuestion:
-        """What is asked. Raises InvalidRequest, UnknownModel, Forbidden."""
+        """What is asked by sizes. Raises InvalidRequest, UnknownModel, Forbidden."""
         lengths = self._desk.intake.models(call.caller)
         parts = tuple(_shape(part, where, lengths) for where, part in _parts(fields))
         names = [part.model for part in parts]
         if len(dict.fromkeys(names)) < len(names):
             raise InvalidRequest("models", "one is named twice", "Name each model once.")
+        wish = hd.wish(call.headers)
+        tier = _text(fields, "service_tier")
+        if tier and not wish.slo_class:
+            wish = replace(wish, slo_class=tier)
+        return self._asked(parts, fields, call, self._desk.intake.targets(wish, call.caller))
+
+    def _asked(
+        self, parts: tuple[BulkShape, ...], fields: Json, call: Call, targets: tuple[str, Slo]
+    ) -> BatchQuestion:
+        """The question with the targets of a request, or of a batch where there is a window."""
         window = fields.get("completion_window")
         if window is None:
-            wish = hd.wish(call.headers)
-            tier = _text(fields, "service_tier")
-            if tier and not wish.slo_class:
-                wish = replace(wish, slo_class=tier)
-            return BatchQuestion(parts, *self._desk.intake.targets(wish, call.caller))
+            return BatchQuestion(parts, *targets)
         if not isinstance(window, str):
             raise InvalidRequest("completion_window", "must be a string", "Write 24h, for example.")
         seconds = window_s(window, self._desk.config.gateway.batches)
@@ -102,14 +134,17 @@ def _shape(fields: Json, where: str, lengths: dict[str, int]) -> BulkShape:
         _tokens(fields.get("prompt_tokens_mean"), f"{where}prompt_tokens_mean"),
         lengths[model]
         if limit is None
-        else min(lengths[model], _whole(limit, f"{where}max_output_tokens", bd.LIMIT_MAX)),
+        else min(lengths[model], _whole(limit, f"{where}max_output_tokens", bd.LIMIT_MAX, least=0)),
     )
 
 
-def _whole(value: object, field: str, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+def _whole(value: object, field: str, most: int, *, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidRequest(
-            field, "out of range", f"Give a whole number from 1 to {most}.", code="invalid_value"
+            field,
+            "out of range",
+            f"Give a whole number from {least} to {most}.",
+            code="invalid_value",
         )
     return value
 
@@ -121,7 +156,12 @@ def _tokens(value: object, field: str) -> float:
         )
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (isfinite(value) and 0 <= value <= PROMPT_TOKENS_MAX):  # type: ignore[arg-type, operator]
-        raise InvalidRequest(field, "out of range", f"Give a number from 0 to {PROMPT_TOKENS_MAX}.")
+        raise InvalidRequest(
+            field,
+            "out of range",
+            f"Give a number from 0 to {PROMPT_TOKENS_MAX}.",
+            code="invalid_value",
+        )
     return float(value)  # type: ignore[arg-type]
 
 

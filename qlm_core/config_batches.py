@@ -15,6 +15,7 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
     waiting_lines_max: of one model so many lines wait for an engine at a time, as requests; the others wait in their files.
     open_bytes_max: bytes of all lines that are requests.
     keep_ended_s: how long a batch is remembered that is over; its files have times of their own.
+    finish_wait_s_max: how long the answer to a batch that was created waits for its finish time; 0: not at all.
     """
 
     slo_class: str = ""
@@ -27,3 +28,4 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
     waiting_lines_max: int = 512
     open_bytes_max: int = 268_435_456
     keep_ended_s: float = 2_592_000.0
+    finish_wait_s_max: float = 1.0

@@ -132,11 +132,10 @@ class ManagerCollector(Collector):
 
     def _batches(self) -> Iterator[Metric]:
         manager = self._driver.manager
-        yield GaugeMetricFamily(
-            "qlm_batches", "Batches that are not over.", value=len(manager.bulks.by_batch())
-        )
+        batches = manager.bulks.by_batch()
+        yield GaugeMetricFamily("qlm_batches", "Batches that are not over.", value=len(batches))
         lines = GaugeMetricFamily(
-            "qlm_batch_lines", "Lines of batches, by where they stand.", labels=["model", "state"]
+            "qlm_bulk_lines", "Lines of batches, by where they stand.", labels=["model", "state"]
         )
         late = 0
         counts: dict[tuple[str, str], int] = {}
@@ -145,7 +144,7 @@ class ManagerCollector(Collector):
             for state, count in states.items():
                 key = (bulk.key.model, state)
                 counts[key] = counts.get(key, 0) + count
-        for batch in manager.bulks.by_batch():
+        for batch in batches:
             said = manager.finishes.of(batch)
             late += said is not None and not said.feasible
         for labels, count in counts.items():

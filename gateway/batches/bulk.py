@@ -77,6 +77,7 @@ class Bulk:
             finish_p90_at=None if p90_s is None else int(now + p90_s),
             explanation=said.explanation,
         )
+        batch.foretold.set()
 
     def _tell_all(self, batch: OpenBatch) -> None:
         """All models of a batch of which there is something new; no lines of what was told and is over."""

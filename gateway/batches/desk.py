@@ -60,11 +60,16 @@ class BatchDesk:
         self._creating[owner] = self._creating.get(owner, 0) + 1
         try:
             # Not to be torn by a client that leaves: what is stored must begin.
-            return await asyncio.shield(asyncio.create_task(self._create(asked, caller, key)))
+            made = await asyncio.shield(asyncio.create_task(self._create(asked, caller, key)))
         finally:
             self._creating[owner] -= 1
             if not self._creating[owner]:
                 del self._creating[owner]
+        batch = self._batches.get(made.id)
+        if batch is not None and batch.stored.status is BatchStatus.VALIDATING:
+            await self._batches.foretold(batch)
+            made = batch.stored
+        return self._shown(made)
 
     async def get(self, id: str, caller: Caller) -> Json:
         """A batch. Raises NotFound, Unavailable."""
@@ -111,7 +116,7 @@ class BatchDesk:
             if count >= limit:
                 raise QueueFull(f"gateway.batches.{name}", limit, _RETRY_AFTER_S)
 
-    async def _create(self, asked: Asked, caller: Caller, key: str) -> Json:
+    async def _create(self, asked: Asked, caller: Caller, key: str) -> StoredBatch:
         id = BatchId(f"{BATCH_PREFIX}{os.urandom(12).hex()}")
         file = await self._input(asked.input_file_id, caller)
         stored = StoredBatch(
@@ -144,7 +149,7 @@ class BatchDesk:
         failpoints.at("gateway.batches.stored")
         if kept.batch.id == id:
             self._batches.begin(kept)
-        return self._shown(kept.batch)
+        return kept.batch
 
     async def _input(self, file_id: str, caller: Caller) -> StoredFile | None:
         """The file that a batch is to read; None where there is none. Raises QueueFull, Unavailable."""

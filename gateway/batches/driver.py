@@ -102,6 +102,7 @@ class Batches:
         self._handling = self._failing = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._solver = solver
         self._bulk = Bulk(solver.tell, self._book.waiting, time_s)
         limits = Limits(
             lines_max=self._limits.lines_max,
@@ -239,6 +240,13 @@ class Batches:
         if self._book.standing(batch.stored.id) is None:
             await batch.over.wait()
 
+    async def foretold(self, batch: OpenBatch) -> None:
+        """Wait until it is known when a batch will be done, but not for long, nor while there is no solver to say so."""
+        if self._solver.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.finish_wait_s_max):
+                    await batch.foretold.wait()
+
     def announce(self) -> None:
         """A solver has come, which knows nothing yet."""
         self._bulk.announce(self._open.values())
@@ -285,6 +293,8 @@ class Batches:
         stored = batch.stored
         if effect.status is not stored.status:
             stored = _moved(stored, effect.status)
+        if effect.status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+            batch.foretold.set()
         if effect.status is BatchStatus.FINALIZING and effect.unrun is not None:
             failpoints.at("gateway.batches.expiring")
         batch.stored = replace(stored, unrun=effect.unrun)
@@ -420,6 +430,7 @@ class Batches:
         batch.stored = ended
         del self._open[ended.id]
         batch.over.set()
+        batch.foretold.set()
         self._bulk.ended(batch)
         self._releaser.forget(ended.id)
         self._metrics.batch_ended(ended.status.value)

@@ -29,6 +29,7 @@ class OpenBatch:
         input: a name of the input file that only this batch knows, so that deleting the file takes nothing from it.
         index: where its lines are, once that is known.
         left: by the place of the model among those of the batch.
+        foretold: done once its finish time is known, or it will never be.
         dirty: whether `stored` has changed since it was last written.
         over: done once the batch has ended and that is stored.
     """
@@ -39,6 +40,7 @@ class OpenBatch:
     forecast: Forecast
     index: Index = field(default_factory=Index)
     left: list[Left] = field(default_factory=list)
+    foretold: asyncio.Event = field(default_factory=asyncio.Event)
     dirty: bool = False
     saving: asyncio.Task[None] | None = None
     validating: asyncio.Task[None] | None = None

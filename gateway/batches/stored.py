@@ -20,6 +20,8 @@ BATCH_PREFIX, LINE_PREFIX = "batch_", "batch_req_"
 SECONDS_MAX, COUNT_MAX = 1e11, 2**53
 _ID = re.compile(r"batch_[0-9a-f]{24}")
 
+_READING, _UNSAID = "its lines are being read", "no solver has said yet"
+
 Moment = Literal[
     "in_progress",
     "finalizing",
@@ -205,8 +207,16 @@ def shown(batch: StoredBatch, standing: Standing | None, forecast: Forecast) -> 
             "total_tokens": totals.input_tokens + totals.output_tokens,
         },
         "metadata": batch.metadata,
-        "qlm": None if over else msgspec.to_builtins(forecast),
+        "qlm": None if over else _foretold(batch, forecast),
     }
+
+
+def _foretold(batch: StoredBatch, forecast: Forecast) -> Json:
+    shown: Json = msgspec.to_builtins(forecast)
+    if forecast.feasible is None:
+        reading = batch.status is BatchStatus.VALIDATING
+        shown["explanation"] = _READING if reading else _UNSAID
+    return shown
 
 
 def _errors(faults: tuple[Fault, ...]) -> Json | None:

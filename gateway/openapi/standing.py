@@ -54,6 +54,16 @@ OPERATIONS = (
         answers={"200": Answer(text="How it ended, now or before.", schema="Cancelled")},
     ),
     Operation(
+        path="/v1/estimate",
+        method="post",
+        tag="Queues",
+        id="estimate",
+        summary="When a request or a batch would be done that is not submitted",
+        body="EstimateRequest",
+        headers=("SloClass", "SloTtft", "SloTpot", "SloE2e", "RequestId"),
+        answers={"200": Answer(text="The estimate.", schema="Forecast")},
+    ),
+    Operation(
         path="/v1/queue",
         method="get",
         tag="Queues",
@@ -94,6 +104,12 @@ _OPEN: Json = {
     "produced_tokens": whole("So far."),
     "agent": maybe(text("Who holds it.")),
 }
+_SHAPE: Json = {
+    "model": text("Which is asked."),
+    "lines": whole("Requests of a batch.", minimum=1, default=1),
+    "prompt_tokens_mean": number("Tokens of a prompt, on average.", minimum=0),
+    "max_output_tokens": maybe(whole("The limit on output of each.", minimum=0)),
+}
 _COUNTS: Json = {
     "attempts": whole("How often it was given to an engine."),
     "evictions": whole("How often it gave way."),
@@ -130,6 +146,39 @@ SCHEMAS: dict[str, Json] = {
             "p50_s": number("Half of the time it is no more."),
             "p90_s": number("Nine times in ten it is no more."),
             "p99_s": number("99 times in a hundred it is no more."),
+        }
+    ),
+    "EstimateRequest": record(
+        {},
+        _SHAPE
+        | {
+            "models": lists(
+                record({"model": _SHAPE["model"]}, _SHAPE),
+                "Of several models, each with its lines; instead of `model`.",
+            ),
+            "url": text("Where `body` would be sent; chat completions where it is left out."),
+            "body": {
+                "type": "object",
+                "description": "What would be sent there; instead of a model and sizes.",
+            },
+            "completion_window": maybe(text("Of a batch, such as `30m`, `8h`, `2d`.")),
+            "service_tier": maybe(text("Of a request, where no header names its class.")),
+        },
+    ),
+    "Forecast": record(
+        {
+            "object": {"const": "estimate"},
+            "slo_class": text("The class that was used."),
+            "lines": whole("Requests, all models together."),
+            "wait_s": record(
+                {name: number("Seconds.") for name in ("mean", "p50", "p90", "p99")}
+            ),
+            "feasible": truth("Whether it would be done in time."),
+            "finish_p50_s": maybe(number("Half of the time it is done within so many seconds.")),
+            "finish_p90_s": maybe(number("Nine times in ten it is.")),
+            "finish_p50_at": maybe(whole("The same in Unix seconds.")),
+            "finish_p90_at": maybe(whole("The same in Unix seconds.")),
+            "explanation": text("What it waits behind, what limits it, what would help."),
         }
     ),
     "View": record(

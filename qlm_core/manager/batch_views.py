@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qlm_core.grouping import BatchKey
+from qlm_core.manager.bulks import Bulk
 from qlm_core.manager.finishes import STAGES
 from qlm_core.manager.machine import Manager
 from qlm_core.model import RequestMeta
@@ -14,21 +16,25 @@ _SHOWN_MAX = 1_000
 
 def batches(manager: Manager, *, now_s: float) -> list[dict[str, Any]]:
     """The batches that are not over, the first due first."""
-    found = [batch(manager, key, now_s=now_s) for key in manager.bulks.by_batch()]
-    found.sort(key=lambda one: float(one["due_in_s"]))
-    return found[:_SHOWN_MAX]
+    known = manager.bulks.by_batch()
+    first = sorted(known, key=lambda key: _due_s(known[key]))[:_SHOWN_MAX]
+    return [_batch(manager, key, known[key], now_s) for key in first]
 
 
-def batch(manager: Manager, key: BatchKey, *, now_s: float) -> dict[str, Any]:
-    """One of them."""
-    parts = manager.bulks.by_batch().get(key, [])
+def _due_s(parts: Sequence[Bulk]) -> float:
+    return min([one.due_s for one in parts])
+
+
+def _batch(
+    manager: Manager, key: BatchKey, parts: Sequence[Bulk], now_s: float
+) -> dict[str, Any]:
     said = manager.finishes.of(key)
     gateway, id = key
     return {
         "batch": id,
         "gateway": gateway,
-        "tenant": parts[0].tenant if parts else "",
-        "due_in_s": round(min([one.due_s for one in parts], default=now_s) - now_s, 3),
+        "tenant": parts[0].tenant,
+        "due_in_s": round(_due_s(parts) - now_s, 3),
         "models": [
             {
                 "model": one.key.model,
@@ -49,9 +55,9 @@ def batch(manager: Manager, key: BatchKey, *, now_s: float) -> dict[str, Any]:
 
 def batch_of(manager: Manager, request: RequestMeta, *, now_s: float) -> dict[str, Any]:
     """What the explanation of a line says of its batch; nothing of another request."""
-    if not request.batch:
-        return {}
-    return {"batch": batch(manager, (request.gateway, request.batch), now_s=now_s)}
+    key = request.gateway, request.batch
+    parts = manager.bulks.by_batch().get(key) if request.batch else None
+    return {} if not parts else {"batch": _batch(manager, key, parts, now_s)}
 
 
 def finishes(manager: Manager) -> list[dict[str, Any]]:

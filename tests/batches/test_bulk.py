@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
 from qlm_core import messages as m
 from qlm_core.model import BatchId
-from tests.batches.beds import EMBED, Bed, bed, chat, chats
-from tests.gateway.peers import soon
+from tests.batches.beds import CHAT, EMBED, Bed, bed, chat, chats, client_of, jsonl
+from tests.gateway.peers import config, running, soon
 
 TWO = {"waiting_lines_max": 2}
 
@@ -83,6 +84,47 @@ async def test_a_new_session_hears_everything_before_the_end_of_the_announcement
         assert facts.index(bulk) < facts.index(m.AnnounceDone())
 
 
+async def test_who_creates_a_batch_is_told_at_once_when_it_will_be_done() -> None:
+    async with bed(pulls=False, batches=TWO | {"finish_wait_s_max": 10.0}) as one:
+        creating = asyncio.create_task(one.create(chats(6)))
+        await soon(lambda: told(one))
+        one.fleet.solver.orders.put(m.BulkEstimate(told(one)[0].batch, True, 60.0, 90.0, "6 left"))
+        made = await creating
+        shown = made.to_dict()["qlm"]
+        assert isinstance(shown, dict)
+        assert (made.status, shown["feasible"], shown["explanation"]) == (
+            "in_progress",
+            True,
+            "6 left",
+        )
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_what_will_have_no_finish_time_is_not_waited_for(status: str) -> None:
+    async with bed(pulls=False, batches=TWO | {"finish_wait_s_max": 60.0}) as one:
+        lines = chats(2) if status == "cancelled" else [{"custom_id": 3}]
+        creating = asyncio.create_task(one.create(lines))
+        if status == "cancelled":
+            await soon(lambda: told(one) or one.fleet.solver.heard(m.Arrived))
+            [batch] = one.fleet.gateway.batches
+            await one.client.batches.cancel(batch.stored.id)
+        async with asyncio.timeout(10.0):
+            made = await creating
+        assert made.status in (status, "cancelling")
+        assert made.status == "cancelling" or made.to_dict()["qlm"] is None
+
+
+async def test_without_a_solver_nobody_waits_for_what_it_would_say() -> None:
+    later = config(batches={"finish_wait_s_max": 60.0})
+    async with running(later) as (_, at), client_of(f"http://{at.http}") as client:
+        file = await client.files.create(file=("in.jsonl", jsonl(chats(1))), purpose="batch")
+        async with asyncio.timeout(10.0):
+            made = await client.batches.create(
+                input_file_id=file.id, endpoint=CHAT, completion_window="24h"
+            )
+        assert made.status == "validating"
+
+
 async def test_the_finish_time_is_shown_as_the_solver_says_it() -> None:
     async with bed(pulls=False, batches=TWO) as one:
         made = await one.create(chats(6))
@@ -90,9 +132,12 @@ async def test_the_finish_time_is_shown_as_the_solver_says_it() -> None:
             "feasible": None,
             "finish_p50_at": None,
             "finish_p90_at": None,
-            "explanation": "",
+            "explanation": "its lines are being read",
         }
         await soon(lambda: told(one))
+        unsaid = (await one.client.batches.retrieve(made.id)).to_dict()["qlm"]
+        assert isinstance(unsaid, dict)
+        assert unsaid["explanation"] == "no solver has said yet"
         said = m.BulkEstimate(BatchId(made.id), True, 3600.0, 7200.0, "behind 3 others")
         one.fleet.solver.orders.put(m.BulkEstimate(BatchId("batch_other"), False, None, None, ""))
         one.fleet.solver.orders.put(said)

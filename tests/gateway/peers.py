@@ -39,6 +39,8 @@ def config(**gateway: Any) -> Config:
         "solver": "127.0.0.1:1",
         "drain_s": 0.2,
         "store": {"kind": "memory"},
+        # The solver here says nothing of batches by itself, so there is nothing to wait for.
+        "batches": {"finish_wait_s_max": 0.0} | gateway.pop("batches", {}),
     }
     return Config.from_mapping(
         {
@@ -65,6 +67,9 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
         self.facts: list[m.GatewayFact] = []
         self.orders: Outbox[m.GatewayOrder] = Outbox(limit=100_000)
         self.estimate = Estimate(mean_s=1.5, p50_s=1.0, p90_s=2.0, p99_s=3.0)
+        self.forecast: m.BatchForecast | None = m.BatchForecast(
+            self.estimate, True, 60.0, 90.0, "3 lines left"
+        )
         self.estimates = False
         self.asked: list[Any] = []
         self.on_arrival: Callable[[RequestId], None] = lambda id: None
@@ -102,6 +107,13 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
         self.asked.append(request)
         given = types_pb2.WaitEstimate(mean_s=1, p50_s=1, p90_s=2, p99_s=3)
         return session_pb.EstimateResponse(estimate=given)
+
+    async def EstimateBatch(self, request: Any, context: Any) -> Any:
+        question = wire.batch_question_from_wire(request)
+        self.asked.append(question)
+        if self.forecast is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "model: nobody serves it")
+        return wire.batch_forecast_to_wire(self.forecast)
 
     def heard(self, kind: type) -> list[Any]:
         return [fact for fact in self.facts if isinstance(fact, kind)]

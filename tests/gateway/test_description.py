@@ -20,6 +20,7 @@ from gateway.webhooks.rows import Row, event_id
 from gateway.webhooks.sending import body_of, signed
 from qlm_core import messages as m
 from qlm_core.endpoint import Endpoint
+from qlm_core.model import BatchId
 from qlm_core.webhooks import EVENT_TYPES
 from tests.gateway.peers import Fleet, config, fleet, running, soon
 
@@ -184,12 +185,16 @@ async def test_what_it_says_is_true_of_real_answers() -> None:
         await call("get", "/v1/queue/{id}", open_one["id"])
         await call("get", "/v1/requests/{id}", "nobody")
         await call("get", "/v1/queue")
+        for asked in ({"model": "tiny", "prompt_tokens_mean": 9}, {"body": chat}):
+            await call("post", "/v1/estimate", body=asked)
+            batch = asked | {"lines": 3, "completion_window": "8h"}
+            await call("post", "/v1/estimate", body=batch, headers={"x-request-id": "mine"})
         await call("get", "/v1/models")
         await call("get", "/v1/models/{model}", "tiny")
         for path in ("/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
             await call("get", path)
         await respond(call, it)
-        await keep(call)
+        await keep(call, it)
         assert set(call.seen) == {(path, method) for path, method, _ in operations()}
 
 
@@ -213,7 +218,7 @@ async def respond(call: Caller, it: Fleet) -> None:
     assert b"response.failed" in stream
 
 
-async def keep(call: Caller) -> None:
+async def keep(call: Caller, it: Fleet) -> None:
     """Files and batches."""
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
     body = BODIES[Endpoint.CHAT_COMPLETIONS] | {"model": "tiny"}
@@ -232,7 +237,13 @@ async def keep(call: Caller) -> None:
         "metadata": {"a": "b"},
     }
     batch = await call("post", "/v1/batches", body=asked)
-    await call("get", "/v1/batches/{id}", batch["id"])
+    assert batch["qlm"]["feasible"] is None
+    it.solver.orders.put(m.BulkEstimate(BatchId(batch["id"]), True, 60.0, 90.0, "1 line left"))
+    held = it.gateway.batches.get(BatchId(batch["id"]))
+    assert held is not None
+    await soon(held.foretold.is_set)
+    batch = await call("get", "/v1/batches/{id}", batch["id"])
+    assert batch["qlm"]["finish_p90_at"] > batch["qlm"]["finish_p50_at"] > batch["created_at"]
     await call("get", "/v1/batches")
     await call("post", "/v1/batches/{id}/cancel", batch["id"])
     await call("delete", "/v1/files/{id}", file["id"])
