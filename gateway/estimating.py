@@ -60,15 +60,17 @@ class EstimateDoor:
         endpoint = next((one for one in Endpoint if one.path == path), None)
         if endpoint is None:
             known = ", ".join(one.path for one in Endpoint)
-            raise InvalidRequest("url", f"{path[:_NAME_CHARS_MAX]!r} is none of {known}", "Give one.")
+            raise InvalidRequest(
+                "url", f"{path[:_NAME_CHARS_MAX]!r} is none of {known}", "Give one."
+            )
         if not isinstance(body, dict):
             raise InvalidRequest("body", "must be an object", "Give what would be sent to url.")
         wish = hd.wish(call.headers)
-        draft = self._desk.intake.draft(openai.encode(body), endpoint, wish=wish, caller=call.caller)
-        lines = _whole(fields.get("lines", 1), "lines", LINES_MAX)
-        part = BulkShape(
-            draft.model, lines, float(draft.prompt_tokens), draft.max_output_tokens
+        draft = self._desk.intake.draft(
+            openai.encode(body), endpoint, wish=wish, caller=call.caller
         )
+        lines = _whole(fields.get("lines", 1), "lines", LINES_MAX)
+        part = BulkShape(draft.model, lines, float(draft.prompt_tokens), draft.max_output_tokens)
         return self._asked((part,), fields, call, (draft.slo_class, draft.slo))
 
     def _question(self, fields: Json, call: Call) -> BatchQuestion:

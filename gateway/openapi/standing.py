@@ -170,9 +170,7 @@ SCHEMAS: dict[str, Json] = {
             "object": {"const": "estimate"},
             "slo_class": text("The class that was used."),
             "lines": whole("Requests, all models together."),
-            "wait_s": record(
-                {name: number("Seconds.") for name in ("mean", "p50", "p90", "p99")}
-            ),
+            "wait_s": record({name: number("Seconds.") for name in ("mean", "p50", "p90", "p99")}),
             "feasible": truth("Whether it would be done in time."),
             "finish_p50_s": maybe(number("Half of the time it is done within so many seconds.")),
             "finish_p90_s": maybe(number("Nine times in ten it is.")),

@@ -199,15 +199,15 @@ def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
 
 def _batches(batches: list[dict[str, Any]]) -> RenderableType:
     """The batches that are not over; of many only those that are due first."""
-    right = ("lines", "at agents", "done", "due in", "done in", "nine in ten", "in time")
-    table = _table(left=("batch", "models"), right=right)
+    right = ("left", "ended", "due in", "p50", "p90", "in time")
+    table = _table(left=("batch",), right=right)
+    # Whoever looks at a batch next needs its whole id.
+    table.columns[0].no_wrap = True
     for one in batches[:GROUPS_SHOWN_MAX]:
         models = one["models"]
         table.add_row(
             one["batch"],
-            ", ".join(part["model"] for part in models),
-            str(sum(part["waiting_lines"] + part["waiting"] for part in models)),
-            str(sum(part["held"] for part in models)),
+            str(sum(part["waiting_lines"] + part["waiting"] + part["held"] for part in models)),
             str(sum(part["ended"] for part in models)),
             _in(one["due_in_s"]),
             _in(one["finish_p50_s"]),
@@ -215,7 +215,7 @@ def _batches(batches: list[dict[str, Any]]) -> RenderableType:
             {True: "yes", False: "no"}.get(one["feasible"], "-"),
         )
     if batches[GROUPS_SHOWN_MAX:]:
-        table.add_row(f"and {len(batches) - GROUPS_SHOWN_MAX} more", *[""] * (1 + len(right)))
+        table.add_row(f"and {len(batches) - GROUPS_SHOWN_MAX} more", *[""] * len(right))
     return table
 
 

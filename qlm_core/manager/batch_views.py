@@ -25,9 +25,7 @@ def _due_s(parts: Sequence[Bulk]) -> float:
     return min([one.due_s for one in parts])
 
 
-def _batch(
-    manager: Manager, key: BatchKey, parts: Sequence[Bulk], now_s: float
-) -> dict[str, Any]:
+def _batch(manager: Manager, key: BatchKey, parts: Sequence[Bulk], now_s: float) -> dict[str, Any]:
     said = manager.finishes.of(key)
     gateway, id = key
     return {

@@ -69,6 +69,31 @@ def shown(one: dict[str, Any]) -> list[str]:
     return [" ".join(line.split()) for line in lines]
 
 
+def batch(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "batch": f"batch_0123456789abcdef012345{number:02}",
+        "due_in_s": 7_200.0,
+        "models": [
+            {"model": "m", "waiting_lines": 970, "waiting": 30, "held": 8, "ended": 200},
+            {"model": "n", "waiting_lines": 5, "waiting": 0, "held": 0, "ended": 1},
+        ],
+        "feasible": True,
+        "finish_p50_s": 90.0,
+        "finish_p90_s": 600.0,
+    } | fields
+
+
+def test_batches_are_shown_with_when_they_will_be_done() -> None:
+    late = batch(1, feasible=False, finish_p50_s=None, finish_p90_s=None, models=[])
+    many = [batch(0), late, *(batch(number) for number in range(2, 11))]
+    lines = shown(view(batches=many, waiting_lines=12_345))
+    assert "batch_0123456789abcdef01234500 1013 201 120 min 90 s 10 min yes" in lines
+    assert "batch_0123456789abcdef01234501 0 0 120 min - - no" in lines
+    assert "and 3 more" in lines
+    assert "batches 12,345 lines of 11 batches wait to become requests" in lines
+    assert not any("batches" in line for line in shown(view()))
+
+
 def test_agents_queues_plan_and_attainment_are_shown() -> None:
     lines = shown(view())
     assert "a100-0 a100 mistral-7b ready 12 45,000 1,234" in lines

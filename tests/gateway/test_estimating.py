@@ -183,7 +183,7 @@ async def test_without_a_finish_time_there_is_none() -> None:
 
 async def test_without_a_solver_nobody_can_say() -> None:
     async with running(config()) as (_, at):
-        status, told, headers = await post(f"http://{at.http}/v1/estimate", ONE)
+        status, told, _ = await post(f"http://{at.http}/v1/estimate", ONE)
         assert status == 503
         assert "solver" in told["error"]["message"]
 

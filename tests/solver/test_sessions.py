@@ -22,15 +22,21 @@ from qlm_core.messages import (
     AgentHello,
     AnnounceDone,
     Arrived,
+    BatchQuestion,
+    BulkEstimate,
+    BulkShape,
+    BulkWaiting,
     EstimateGiven,
     Fleet,
     GatewayFact,
     GatewayHello,
+    GatewayOrder,
     Gateways,
     QueueUpdate,
 )
 from qlm_core.model import (
     AgentId,
+    BatchId,
     GatewayId,
     GroupId,
     InstanceState,
@@ -198,6 +204,50 @@ async def test_view_explain_and_estimate_answer(solver: grpc.aio.Channel) -> Non
     await asyncio.wait_for(agent.read(), 5.0)
     estimate = (await stub.Estimate(probe)).estimate
     assert 0.0 <= estimate.p50_s <= estimate.p90_s <= estimate.p99_s
+    agent.cancel()
+    gateway.cancel()
+
+
+async def test_a_batch_is_told_when_it_will_be_done_and_asked_about(
+    solver: grpc.aio.Channel,
+) -> None:
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+    shape = BulkShape(ModelName("m"), 1_000, 100.0, 200)
+    slo = Slo(ttft_s=3600.0, e2e_s=3600.0)
+    question = wire.batch_question_to_wire(BatchQuestion((shape,), "batch-2", slo))
+    with pytest.raises(grpc.aio.AioRpcError, match="'m'") as unserved:
+        await stub.EstimateBatch(question)
+    assert unserved.value.code() is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError, match="parts") as wrong:
+        await stub.EstimateBatch(gateway_pb.EstimateBatchRequest())
+    assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    agent = agent_grpc.AgentSessionServiceStub(solver).AgentSession()
+    await agent.write(hello())
+    await asyncio.wait_for(agent.read(), 5.0)
+    answer = wire.batch_forecast_from_wire(await stub.EstimateBatch(question))
+    assert answer.finish_p50_s is not None
+    assert 0.0 < answer.wait.p50_s < answer.finish_p50_s
+    bulk = BulkWaiting(
+        batch=BatchId("b"),
+        model=ModelName("m"),
+        slo_class="batch-2",
+        slo=slo,
+        lines=1_000,
+        prompt_tokens_mean=100.0,
+        max_output_tokens=200,
+        arrival_s=0.0,
+    )
+    gateway = stub.GatewaySession()
+    await gateway.write(facts(GatewayHello(GatewayId("g"), "127.0.0.1:9"), bulk, AnnounceDone()))
+    heard: list[GatewayOrder] = []
+    while not any(isinstance(order, BulkEstimate) for order in heard):
+        heard.extend(wire.gateway_orders_from_wire(await asyncio.wait_for(gateway.read(), 5.0)))
+    [said] = [order for order in heard if isinstance(order, BulkEstimate)]
+    assert said.batch == "b"
+    assert said.finish_p50_s == pytest.approx(answer.finish_p50_s, rel=0.2)
+    view = msgspec.json.decode((await stub.View(gateway_pb.ViewRequest())).view_json)
+    assert view["waiting_lines"] == 1_000
+    assert view["batches"][0]["explanation"] == said.explanation
     agent.cancel()
     gateway.cancel()
 
