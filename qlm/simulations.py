@@ -74,6 +74,8 @@ workload:
 #  kind: streams
 #  streams:
 #    - {slo_class: interactive, models: {vicuna-13b: 1}, rate_rps: 5, cv: 3, until_s: 300}
+  batches: []                 # files of lines beside all that, each submitted as a whole and due within its window:
+#    - {slo_class: batch-2, models: {vicuna-13b: 1}, lines: 500, submitted_s: 30, window_s: 1800, output_scale: 1}
 
 # As in config.yaml.
 slo_classes:
@@ -89,6 +91,7 @@ simulation:
   solve_s: 0.2                # simulated time that this takes
   report_interval_s: 1.0      # how often a busy agent reports
   abort_s: 0.0                # how long an engine goes on with what was aborted
+  waiting_lines_max: 256      # lines of batches that wait for an engine at a time, of one model
 
 policies: [qlm, edf, fcfs]    # what is compared unless --policy says otherwise
 """
@@ -406,6 +409,25 @@ def table(runs: list[Run]) -> str:
             cells.append("" if value is None else form.format(value))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def batch_table(runs: list[Run]) -> str:
+    """What was said of each batch first and what came, a line for each and policy and seed; empty if there was none."""
+    lines = [
+        "| policy | seed | batch | lines | window s | said, p50 s | p90 s | in time | took s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        for number, one in enumerate(run["batches"]):
+            said = ["", "", ""]
+            if one["p50_s"] is not None:
+                in_time = "yes" if one["feasible"] else "no"
+                said = [f"{one['p50_s']:.1f}", f"{one['p90_s']:.1f}", in_time]
+            took = "not in time" if one["took_s"] is None else f"{one['took_s']:.1f}"
+            head = [run["policy"], str(run["seed"]), str(number), str(one["lines"])]
+            cells = [*head, f"{one['window_s']:.0f}", *said, took]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def cut_note(runs: list[Run]) -> str:

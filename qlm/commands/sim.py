@@ -134,6 +134,10 @@ def run(args: argparse.Namespace) -> int:
     if without and "qlm" not in names:
         raise ConfigError("--without: it takes LSOs out of qlm, which is not among the policies.")
     seeds = range(args.seed or 0, (args.seed or 0) + int(args.seeds))
+    if bed.scenario.workload.batches and (args.bound or args.knee is not None):
+        raise ConfigError(
+            "workload.batches: --bound and --knee are of requests that arrive. Leave it out."
+        )
     if args.knee is not None:
         return _knee(args, bed, names, seeds, without)
     runs = simulations.run_all(
@@ -145,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
         simulations.plot_attainment(runs, Path(args.plot), title=bed.scenario.name)
     if args.json != "-":
         print(simulations.table(runs))
+        if of_batches := simulations.batch_table(runs):
+            print("\n" + of_batches)
         if note := simulations.cut_note(runs):
             print(note)
         if limits:

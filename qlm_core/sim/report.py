@@ -5,11 +5,13 @@ Attainment counts every request that arrived: one that was lost, shed or never e
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qlm_core.sim.batches import BatchRun
 from qlm_core.sim.record import RunRecord
 
 Floats = NDArray[np.float64]
@@ -52,7 +54,25 @@ def report_of(record: RunRecord, *, policy: str, seed: int, wall_s: float) -> di
         "utilisation": _rounded(record.busy_s / (span_s * max(1, record.instances))),
         "solves": record.solves,
         "rwt": rwt_figures(record),
+        "batches": [_batch_figures(run) for run in record.batches],
         "wall_s": round(wall_s, 3),
+    }
+
+
+def _batch_figures(run: BatchRun) -> dict[str, Any]:
+    """What became of a batch, beside what was said of it first. Times from its submission."""
+    said = next((one for one in run.told if isfinite(one.p50_s)), None)
+    told_s = 0.0 if said is None else said.at_s - run.submitted_s
+    return {
+        "lines": run.lines,
+        "submitted_s": run.submitted_s,
+        "window_s": run.window_s,
+        "dropped": run.dropped,
+        "took_s": _rounded(run.ended_s - run.submitted_s) if isfinite(run.ended_s) else None,
+        "in_time": run.in_time,
+        "feasible": None if said is None else said.feasible,
+        "p50_s": None if said is None else _rounded(told_s + said.p50_s),
+        "p90_s": None if said is None else _rounded(told_s + said.p90_s),
     }
 
 
