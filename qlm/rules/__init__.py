@@ -1,17 +1,18 @@
-"""The rules of thumb of planner, estimator and executor beyond the paper, and what each is worth.
+"""The rules of thumb of planner, estimator and executor, and of batches, beyond the paper, and what each is worth.
 
 docs/rules.md lists them. Rules that meet failures (trust, fullness, leases) are no matter of attainment and not among them.
 """
 
 from __future__ import annotations
 
+from qlm.rules.batching import BATCHES
 from qlm.rules.estimating import ESTIMATOR
 from qlm.rules.executing import EXECUTOR
 from qlm.rules.planning import GROUPING, PLANNER
 from qlm.rules.registry import Rule
 from qlm_core.errors import ConfigError
 
-RULES = (*GROUPING, *PLANNER, *ESTIMATOR, *EXECUTOR)
+RULES = (*GROUPING, *PLANNER, *ESTIMATOR, *EXECUTOR, *BATCHES)
 _BY_NAME = {rule.name: rule for rule in RULES}
 
 

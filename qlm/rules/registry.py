@@ -17,7 +17,7 @@ import msgspec
 from qlm_core.errors import ConfigError
 from qlm_core.sim.scenario import Scenario
 
-Part = Literal["grouping", "planner", "estimator", "executor"]
+Part = Literal["grouping", "planner", "estimator", "executor", "batches"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,7 +184,8 @@ Worth is what having the rule changes: in weighted attainment, in points, mean Â
 many of them it is better and worse; then how much nearer the shares of waits within p50 and p90 are to their claims, in points. A
 mean within twice its error is noise. *Never at work* says that nothing was different on any bed: such a rule is there for beds
 unlike these, or for nothing. Rules that meet failures (trust in an engine, fullness, leases) are no matter of attainment and not
-here.
+here. Those of batches are at work on beds with batches alone, which `qlm bench finish` draws; here they are taken out only where
+`--rule` names them.
 """
 
 

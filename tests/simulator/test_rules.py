@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from qlm.__main__ import main
 from qlm.rules import RULES, rule_named, runs
 from qlm.rules import worth as judged
+from qlm.rules.batching import BATCHES
 from qlm.rules.registry import Rule, owners_of, scenario_without, taken_out
 from qlm_core.errors import ConfigError
 from qlm_core.manager import planner
@@ -95,6 +96,31 @@ def drawn(index: int) -> tuple[dict[str, Any], int]:
     return bed.scenario | {"simulation": SIMULATION}, bed.run_seed
 
 
+def batches() -> dict[str, Any]:
+    """Two models on two instances, with three batches beside their requests, of which two end."""
+    data = two_models(requests=250, rate=2.5)
+    batch = {"slo_class": "batch-2", "models": {"mistral-7b-ft1": 1}, "lengths": "brief"}
+    both = {"models": {"mistral-7b-ft1": 1, "vicuna-13b-ft1": 1}}
+    data["workload"]["batches"] = [
+        batch | {"lines": 120, "submitted_s": 4.0, "window_s": 900.0},
+        batch | both | {"lines": 150, "submitted_s": 45.0, "window_s": 600.0},
+        batch | {"lines": 400, "submitted_s": 60.0, "window_s": 40.0, "output_scale": 0.5},
+    ]
+    return data
+
+
+def batches_in_turn() -> dict[str, Any]:
+    """One instance that runs one batch after the other; the window of the second is a close thing."""
+    data = one_model(requests=110, rate=0.5, count=1)
+    data["workload"] |= {"batch_1_rps": 0, "batch_2_rps": 0}
+    batch = {"slo_class": "batch-2", "models": {"mistral-7b": 1}, "lengths": "brief", "lines": 330}
+    data["workload"]["batches"] = [
+        batch | {"submitted_s": 4.0, "window_s": 900.0},
+        batch | {"submitted_s": 120.0, "window_s": 65.0},
+    ]
+    return data
+
+
 BEDS = {
     "asleep": (idle(), 1),
     "drawn 5": drawn(5),
@@ -103,6 +129,8 @@ BEDS = {
     "drawn 11": drawn(11),
     "slots": (slots(), 1),
     "many chats at once": (slots(rate=4, cv=4, batch=200, span_s=40, tools=False), 1),
+    "batches": (batches(), 1),
+    "batches in turn": (batches_in_turn(), 1),
     **{f"drawn {index}": drawn(index) for index in (8, 9, 50)},
 }
 """The quick ones first: most rules show on one of them."""
@@ -118,7 +146,10 @@ SHOWN_ON = {
     "patience": "drawn 9",
     "worth-staying": "drawn 9",
     "turn-is-kept": "drawn 50",
-}
+} | {rule.name: "batches" for rule in BATCHES}
+SHOWN_ON |= dict.fromkeys(
+    ("slowness-is-seen", "slowness-stays", "verdict-beyond-the-middle"), "batches in turn"
+)
 """The bed to try first for rules that show on few."""
 
 
@@ -139,6 +170,7 @@ def decisions(bed_name: str, rule: Rule | None) -> str:
         arriving = requests(bed, seed=seed)
         record = World(bed, policy_named("qlm"), arriving, seed=seed, trace=said.append).run()
     told = (record.solves, list(record.mean_s), list(record.p50_s), list(record.p90_s), sizes)
+    told += ([run.told for run in record.batches],)
     return hashlib.sha256(("\n".join(said) + repr(told)).encode()).hexdigest()
 
 
