@@ -1,7 +1,8 @@
 """What batches cost: reading a large file, the first line, cancel, lines a second, files at the end, memory while lines wait.
 
-Real processes: solver, gateway and an agent with a zero-delay engine, as `qlm up` runs them. This process is the client. Times
-are as it sees them, asking every few milliseconds; memory is that of the gateway's and the solver's processes.
+Real processes: solver, gateway and two agents, one of them with a zero-delay engine, as `qlm up` runs them. This process is the
+client. Times are as it sees them, asking every few milliseconds; memory is that of the gateway's and the solver's processes.
+Lines that wait are of a model whose engine takes as long as a GPU, so they are planned and some of them run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from benchmarks.figures import Figure, show, to_json
 from qlm import fleet
 from qlm.report import quantile
 
-MODEL, WAITING_MODEL, AGENT = "mistral-7b", "vicuna-13b", "bench-0"
+MODEL, WAITING_MODEL = "mistral-7b", "vicuna-13b"
+AGENT, WAITING_AGENT = "bench-0", "bench-1"
 PATH = "/v1/completions"
+# Outputs of a usual length, so that few lines have ended by the end of a measurement.
+WAITING_TOKENS = 300
 POLL_S = 0.005
 PATIENCE_S = 600.0
 RATE_RPS = 50.0
@@ -72,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def overrides() -> tuple[str, ...]:
-    """One agent with a zero-delay engine; the other model is known and nobody serves it."""
+    """An agent with a zero-delay engine, and one for the other model that is as fast as a GPU."""
+    fast = f"{{name: {AGENT}, gpu: a100, models: [{MODEL}], engine: {{sim: {{zero_delay: true}}}}}}"
+    slow = f"{{name: {WAITING_AGENT}, gpu: a100, models: [{WAITING_MODEL}], engine: {{kind: sim}}}}"
     return (
-        f"agents=[{{name: {AGENT}, gpu: a100, models: [{MODEL}], engine: {{sim: {{zero_delay: true}}}}}}]",
+        f"agents=[{fast}, {slow}]",
+        # Times are told from the moment of asking; nothing is to wait for a finish time.
+        "gateway.batches.finish_wait_s_max=0",
         "log.level=warning",
     )
 
@@ -85,7 +93,7 @@ async def measure(folder: Path, sizes: Sizes) -> list[Figure]:
     large, small, waiting = (folder / f"{name}.jsonl" for name in ("large", "small", "waiting"))
     prompt_bytes = sizes.file_bytes // sizes.lines - REST_BYTES
     write(large, sizes.lines, prompt_bytes, MODEL)
-    write(waiting, sizes.lines, prompt_bytes, WAITING_MODEL)
+    write(waiting, sizes.lines, prompt_bytes, WAITING_MODEL, output_tokens=WAITING_TOKENS)
     write(small, sizes.run, 64, MODEL)
     async with (
         fleet.running(config, folder) as running,
@@ -98,13 +106,13 @@ async def measure(folder: Path, sizes: Sizes) -> list[Figure]:
         return figures + await bench.many_waiting(waiting)
 
 
-def write(path: Path, lines: int, prompt_bytes: int, model: str) -> None:
+def write(path: Path, lines: int, prompt_bytes: int, model: str, *, output_tokens: int = 1) -> None:
     """An input file; each line has a prompt of its own."""
     text = TEXT * (prompt_bytes // len(TEXT) + 1)
     with path.open("wb") as file:
         for number in range(lines):
             prompt = f"{number:08d} {text[:prompt_bytes]}"
-            body = {"model": model, "prompt": prompt, "max_tokens": 1}
+            body = {"model": model, "prompt": prompt, "max_tokens": output_tokens}
             line = {"custom_id": f"line-{number}", "method": "POST", "url": PATH, "body": body}
             file.write(msgspec.json.encode(line) + b"\n")
 

@@ -21,9 +21,25 @@ import numpy as np
 from benchmarks.figures import Figure
 from qlm_core.config import Config
 from qlm_core.manager import Manager
-from qlm_core.manager.events import AgentJoined, AgentReported, GatewayJoined, GatewaySaid
-from qlm_core.messages import AgentHello, AnnounceDone, Arrived, GatewayHello
-from qlm_core.model import AgentId, GatewayId, InstanceState, ModelName, RequestId, RequestMeta
+from qlm_core.manager.events import (
+    AgentJoined,
+    AgentReported,
+    Event,
+    GatewayJoined,
+    GatewaySaid,
+    Wakeup,
+)
+from qlm_core.messages import AgentHello, AnnounceDone, Arrived, BulkWaiting, GatewayHello
+from qlm_core.model import (
+    AgentId,
+    BatchId,
+    GatewayId,
+    InstanceState,
+    ModelName,
+    RequestId,
+    RequestMeta,
+    Slo,
+)
 from qlm_core.planning import Plan, Problem, evaluate, greedy
 from qlm_core.profile_catalog import find_profile
 from solver.pool import Pool
@@ -32,64 +48,106 @@ WAITING = 100_000
 MEASURED = 5_000
 AGENTS = 10
 STEP_S = 1e-3
-REPORT_EVERY = 1_000
+REPORT_EVERY, REPORT_EVERY_BESIDE = 1_000, 50
+BATCHES, LINES = 20, 50_000
+BESIDE_STEP_S = 0.02
+"""A request every so often, in the measurement beside batches."""
+
 MODELS = ("mistral-7b", "vicuna-13b")
 GATEWAY = GatewayId("gateway-0")
 
 
 def measure() -> list[Figure]:
     """All figures of the core."""
-    return [*_manager(), *_first_plan(), *asyncio.run(_improvement()), *_imports()]
+    return [
+        *_manager(),
+        *_beside_batches(),
+        *_first_plan(),
+        *asyncio.run(_improvement()),
+        *_imports(),
+    ]
 
 
-def _manager() -> list[Figure]:
-    config = Config()
-    classes = tuple(config.slo_class(name) for name in config.slo_classes)
-    manager = Manager(config.solver, classes, now_s=0.0)
-    manager.handle(GatewayJoined(GatewayHello(GATEWAY, "127.0.0.1:1")), now_s=0.0)
-    for number in range(AGENTS):
-        profiles = tuple(find_profile(model, "a100") for model in MODELS)
-        hello = AgentHello(
-            agent=AgentId(f"agent-{number}"),
-            gpu="a100",
-            profiles=profiles,
-            epoch=0,
-            state=InstanceState(ready=True, awake_model=ModelName(MODELS[number % 2])),
-        )
-        manager.handle(AgentJoined(hello), now_s=0.0)
-    manager.handle(GatewaySaid(GATEWAY, AnnounceDone()), now_s=0.0)
-    rng = Random(0)
+class _Bench:
+    """A Manager with a fleet and a gateway, and what it is told."""
 
-    def arrive(number: int, now_s: float) -> float:
-        slo_class = classes[rng.choices(range(3), (0.3, 0.3, 0.4))[0]]
+    def __init__(self) -> None:
+        config = Config()
+        self._classes = tuple(config.slo_class(name) for name in config.slo_classes)
+        self.manager = Manager(config.solver, self._classes, now_s=0.0)
+        self._tell(GatewayJoined(GatewayHello(GATEWAY, "127.0.0.1:1")), 0.0)
+        for number in range(AGENTS):
+            profiles = tuple(find_profile(model, "a100") for model in MODELS)
+            hello = AgentHello(
+                agent=AgentId(f"agent-{number}"),
+                gpu="a100",
+                profiles=profiles,
+                epoch=0,
+                state=InstanceState(ready=True, awake_model=ModelName(MODELS[number % 2])),
+            )
+            self._tell(AgentJoined(hello), 0.0)
+        self._tell(GatewaySaid(GATEWAY, AnnounceDone()), 0.0)
+        self._rng = Random(0)
+
+    def arrive(self, number: int, now_s: float) -> float:
+        """A request arrives; returns the CPU seconds that it took."""
+        slo_class = self._classes[self._rng.choices(range(3), (0.3, 0.3, 0.4))[0]]
         request = RequestMeta(
             id=RequestId(f"req-{number:016d}"),
             gateway=GATEWAY,
-            model=ModelName(MODELS[rng.random() < 0.4]),
+            model=ModelName(MODELS[self._rng.random() < 0.4]),
             slo_class=slo_class.name,
             slo=slo_class.slo,
-            prompt_tokens=rng.randint(20, 2_000),
+            prompt_tokens=self._rng.randint(20, 2_000),
             max_output_tokens=1_024,
             arrival_s=now_s,
         )
-        started = time.thread_time()
-        manager.handle(GatewaySaid(GATEWAY, Arrived(request)), now_s=now_s)
-        return time.thread_time() - started
+        return self._tell(GatewaySaid(GATEWAY, Arrived(request)), now_s)
 
-    def renew_leases(now_s: float) -> None:
+    def renew_leases(self, now_s: float) -> None:
+        """Agents say that they are there."""
         for number in range(AGENTS):
             state = InstanceState(ready=True, awake_model=ModelName(MODELS[number % 2]))
-            manager.handle(AgentReported(AgentId(f"agent-{number}"), state), now_s=now_s)
+            self._tell(AgentReported(AgentId(f"agent-{number}"), state), now_s)
 
+    def pass_time(self, now_s: float) -> float:
+        """It is woken if it wants to be; returns the CPU seconds that this took."""
+        due_s = self.manager.wakeup_s
+        return self._tell(Wakeup(), now_s) if due_s is not None and due_s <= now_s else 0.0
+
+    def batch(self, number: int, lines: int) -> None:
+        """A batch comes that asks both models."""
+        for model in MODELS:
+            bulk = BulkWaiting(
+                batch=BatchId(f"batch-{number}"),
+                model=ModelName(model),
+                slo_class="batch-2",
+                slo=Slo(ttft_s=86_400.0, e2e_s=86_400.0),
+                lines=lines // len(MODELS),
+                prompt_tokens_mean=900.0,
+                max_output_tokens=1_024,
+                arrival_s=0.0,
+                tenant=f"tenant-{number % 4}",
+            )
+            self._tell(GatewaySaid(GATEWAY, bulk), 0.0)
+
+    def _tell(self, event: Event, now_s: float) -> float:
+        started = time.thread_time()
+        self.manager.handle(event, now_s=now_s)
+        return time.thread_time() - started
+
+
+def _manager() -> list[Figure]:
+    bench = _Bench()
     gc.collect()
     before = _resident_bytes()
     for number in range(WAITING):
-        arrive(number, number * STEP_S)
+        bench.arrive(number, number * STEP_S)
         if number % REPORT_EVERY == 0:
-            renew_leases(number * STEP_S)
+            bench.renew_leases(number * STEP_S)
     gc.collect()
     grown = _resident_bytes() - before
-    costs = sorted(arrive(WAITING + n, (WAITING + n) * STEP_S) for n in range(MEASURED))
+    costs = sorted(bench.arrive(WAITING + n, (WAITING + n) * STEP_S) for n in range(MEASURED))
     return [
         Figure(
             name=f"manager, per arrival at {WAITING} waiting, mean",
@@ -106,8 +164,50 @@ def _manager() -> list[Figure]:
             unit="bytes",
             most=1_024.0,
         ),
-        Figure(name="manager, groups at the end", value=len(manager.groups), unit=""),
+        Figure(name="manager, groups at the end", value=len(bench.manager.groups), unit=""),
     ]
+
+
+def _beside_batches() -> list[Figure]:
+    """The same work without batches and beside a million of their lines, planning and finish times included."""
+    figures = []
+    for where, batches in (("alone", 0), ("beside a million lines", BATCHES)):
+        bench = _Bench()
+        gc.collect()
+        before = _resident_bytes()
+        for number in range(batches):
+            bench.batch(number, LINES)
+        gc.collect()
+        grown = _resident_bytes() - before
+        arrivals, others = [], 0.0
+        for number in range(MEASURED):
+            now_s = 1.0 + number * BESIDE_STEP_S
+            arrivals.append(bench.arrive(number, now_s))
+            others += bench.pass_time(now_s)
+            if number % REPORT_EVERY_BESIDE == 0:
+                bench.renew_leases(now_s)
+        arrivals.sort()
+        figures += [
+            Figure(
+                name=f"manager, per arrival, {where}, mean",
+                value=statistics.fmean(arrivals) * 1e6,
+                unit="us",
+            ),
+            Figure(
+                name=f"manager, per arrival, {where}, p99",
+                value=arrivals[int(0.99 * len(arrivals))] * 1e6,
+                unit="us",
+            ),
+            Figure(
+                name=f"manager, planning and finish times, {where}, a second",
+                value=others / (MEASURED * BESIDE_STEP_S) * 1e3,
+                unit="ms",
+            ),
+        ]
+        if batches:
+            memory = grown / (batches * LINES)
+            figures.append(Figure(name="manager, memory per line", value=memory, unit="bytes"))
+    return figures
 
 
 def _first_plan() -> list[Figure]:

@@ -122,7 +122,7 @@ def _placed(
         outlooks = []
         for part in parts:
             key = keys[part.model]
-            work = Work(key=key, waiting=part.lines, running=0, together=(key,))
+            work = Work(key=key, waiting=part.lines, running=0, together={key: None})
             outlook = fleet.outlook(work)
             if outlook is None:
                 return part.model

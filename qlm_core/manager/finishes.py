@@ -7,6 +7,7 @@ apart for each stage of a batch: before any line has ended, and with the first t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from math import exp, inf, log
 
 from qlm_core.grouping import BatchKey, RequestGroup
@@ -36,7 +37,12 @@ PACE_LINES, PACE_STEP = 50.0, 0.3
 """How many lines of a batch tell as much as nothing, and how far one batch moves what is taken to be usual."""
 
 NOTABLE_S, NOTABLE_SHARE = 1.0, 0.05
-LOOKS_AT_ONCE = 16
+LOOK_EACH_S = 0.1
+"""Of many batches each is looked at more seldom, so that all of them together take a small part of the time."""
+
+BULKS_AT_ONCE = 4
+"""So many are looked at before anything else may happen, or one batch of more models: what arrives does not wait for long."""
+
 
 Quantiles = tuple[float, float]
 VERDICT = 0.15
@@ -173,7 +179,11 @@ class Finishes:
         if late:
             parts = self._bulks.by_batch()
             fleet = Forecaster(self._estimators, timeline, agents.values(), groups, now_s=now_s)
-            for _, key in sorted(late)[:LOOKS_AT_ONCE]:
+            bulks = 0
+            for _, key in nsmallest(BULKS_AT_ONCE, late):
+                if bulks >= BULKS_AT_ONCE:
+                    break
+                bulks += len(parts.get(key, ()))
                 order = self._look(key, parts.get(key, []), fleet, now_s)
                 if order is not None:
                     orders.append(TellGateway(key[0], order))
@@ -185,9 +195,10 @@ class Finishes:
     ) -> BulkEstimate | None:
         """Look at one batch; returns what is to be said, None if nothing has changed."""
         known = self._known[batch]
+        least_s = max(LOOK_S_MIN, LOOK_EACH_S * len(self._known))
         if not parts:
             # All its lines are between two words of its gateway.
-            known.next_s = now_s + LOOK_S_MIN
+            known.next_s = now_s + least_s
             return None
         found = []
         missing = []
@@ -200,7 +211,7 @@ class Finishes:
             else:
                 found.append(outlook)
         if missing:
-            known.next_s = now_s + LOOK_S_MIN
+            known.next_s = now_s + least_s
             order = BulkEstimate(batch[1], False, None, None, unserved(missing))
         else:
             known.due_s = min(one.due_s for one in parts)
@@ -210,7 +221,7 @@ class Finishes:
             lines = sum(one.left for one in parts)
             words = explained(lines, len(parts), found, p50_s, p90_s, left_s, feasible=feasible)
             order = BulkEstimate(batch[1], feasible, p50_s, p90_s, words)
-            known.next_s = now_s + min(LOOK_S_MAX, max(LOOK_S_MIN, LOOK_SHARE * p50_s))
+            known.next_s = now_s + max(least_s, min(LOOK_S_MAX, LOOK_SHARE * p50_s))
         if not _notable(known.order, order, now_s - known.at_s):
             return None
         known.order, known.at_s = order, now_s
@@ -242,7 +253,7 @@ class Finishes:
             key=bulk.key,
             waiting=bulk.waiting,
             running=bulk.held,
-            together=tuple(one.key for one in together),
+            together=dict.fromkeys(one.key for one in together),
             before=tuple((one.key, one.waiting) for one in before if one.waiting),
             slowness=slowness,
         )

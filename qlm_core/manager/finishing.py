@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from qlm_core.grouping import RequestGroup
+from qlm_core.grouping import GroupKey, RequestGroup
 from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.reckoning import Outlook, Reckoning, Scene, Work
@@ -119,14 +119,13 @@ class Forecaster:
         own = self._own_groups(agent, work)
         starts = self._timeline.room_in_s(agent, self._groups, self._now_s)
         profile = self._profile(agent, work.key.model)
-        paces_s = {
-            key: self._estimators.rate(profile, key, now_s=self._now_s).seconds_per_request
-            for key in work.together
-        }
-        own_s = sum([group.waiting * paces_s[group.key] for group in own[:-1]])
+        own_s = sum([group.waiting * self._pace_s(profile, group.key) for group in own[:-1]])
         first_s, last_s = starts.get(own[0].id, 0.0), starts.get(own[-1].id, 0.0)
         offset_s = first_s + max(0.0, last_s - first_s - own_s)
-        return Server(offset_s, paces_s[work.key], self._mean_taken([agent], 0))
+        return Server(offset_s, self._pace_s(profile, work.key), self._mean_taken([agent], 0))
+
+    def _pace_s(self, profile: EngineProfile, key: GroupKey) -> float:
+        return self._estimators.rate(profile, key, now_s=self._now_s).seconds_per_request
 
     def _mean_taken(self, agents: Sequence[Agent], which: int) -> float:
         return sum([self._taken.get(one.id, (0.0, 0.0))[which] for one in agents]) / len(agents)

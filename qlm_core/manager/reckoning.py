@@ -47,7 +47,7 @@ class Work:
     key: GroupKey
     waiting: int
     running: int
-    together: tuple[GroupKey, ...]
+    together: Mapping[GroupKey, None]
     before: tuple[tuple[GroupKey, int], ...] = ()
     slowness: float = 1.0
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from qlm_core.manager.events import AgentLeft, AgentReported
+from qlm_core.manager.finishes import BULKS_AT_ONCE
+from qlm_core.manager.finishing import Forecaster
 from qlm_core.messages import Arrived, BulkEstimate, Ended, Pulled
 from qlm_core.model import (
     AgentId,
@@ -250,10 +252,29 @@ def test_many_batches_are_looked_at_a_few_at_a_time(bench: Bench) -> None:
     for number in range(100):
         bench.fact(bulk(bench, 50, batch=f"b{number}", tenant=f"t{number}"))
     per_look = []
-    while sum(per_look) < 100 and len(per_look) < 20:
+    while sum(per_look) < 100 and len(per_look) < 60:
         before = len(bench.to_gateway())
         look(bench, after_s=0.1)
         per_look.append(len(bench.to_gateway()) - before)
     assert sum(per_look) >= 100
-    assert max(per_look) <= 16
+    assert max(per_look) <= BULKS_AT_ONCE
     assert bench.manager.wakeup_s is not None
+
+
+@pytest.mark.parametrize(("batches", "looks"), [(1, 20), (40, 5 * 40)])
+def test_of_many_batches_each_is_looked_at_more_seldom(
+    bench: Bench, batches: int, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All together they take no more of the solver than few of them do."""
+    made: list[object] = []
+    outlook = Forecaster.outlook
+    monkeypatch.setattr(
+        Forecaster, "outlook", lambda fleet, work: made.append(work) or outlook(fleet, work)
+    )
+    a = bench.agent("a", "m")
+    for number in range(batches):
+        bench.fact(bulk(bench, 20, batch=f"b{number}", tenant=f"t{number}"))
+    for _ in range(200):
+        look(bench, after_s=0.1)
+        bench.post(AgentReported(a, InstanceState(ready=True, awake_model=ModelName("m"))))
+    assert 0.5 * looks < len(made) <= 1.2 * looks
