@@ -151,6 +151,54 @@ async def test_a_batch_survives_the_death_of_everybody_in_turn(tmp_path: Path) -
         assert len(output) == 2 * LINES // 3
 
 
+@pytest.mark.parametrize("victim", ["solver", "gateway"])
+async def test_a_batch_half_done_is_planned_again_after_the_death_of(
+    victim: str, tmp_path: Path
+) -> None:
+    """Who comes anew is told, or reads, what is left, and says again when that will be done."""
+    lines = [line(number, 20 + 8 * number) for number in range(LINES)]
+    data = "\n".join(json.dumps(one) for one in lines).encode()
+    # Slow enough that lines are left whatever the restart takes.
+    slow = AGENT.replace("time_scale: 20", "time_scale: 0.6")
+    async with running(tmp_path, slow) as (made, client):
+        batch = await client.create(data)
+        first = finish_of(batch)
+        assert first["feasible"] is True, first
+        assert first["finish_p50_at"] <= first["finish_p90_at"]
+        async with asyncio.timeout(PATIENCE_S):
+            while batch.request_counts is None or batch.request_counts.completed < LINES // 4:
+                batch = await client.client.batches.retrieve(batch.id)
+        pid = made.supervisor.pid(victim)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        done = batch.request_counts.completed
+        async with asyncio.timeout(PATIENCE_S):
+            await made.supervisor.until_ready(victim)
+            seen: list[Json] = []
+            while not seen or seen[0]["finish_p50_s"] is None:
+                await asyncio.sleep(0.02)
+                with contextlib.suppress(openai.APIStatusError):
+                    view = await client.client.get("/queue", cast_to=dict[str, Any])
+                    seen = view["batches"]
+                batch = await client.client.batches.retrieve(batch.id)
+                assert batch.status == "in_progress", "it was over before it was planned again"
+        [planned] = seen
+        [part] = planned["models"]
+        assert planned["batch"] == batch.id
+        assert 0 < part["waiting_lines"] + part["waiting"] + part["held"] <= LINES - done
+        batch = await client.until_over(batch)
+        assert batch.status == "completed"
+        output, errors = await client.results(batch)
+        assert (len(output), len(errors)) == (LINES, 0)
+
+
+def finish_of(batch: Batch) -> Json:
+    """What is said of when a batch will be done."""
+    said: Any = batch.to_dict()["qlm"]
+    assert isinstance(said, dict)
+    return said
+
+
 async def test_a_cancel_survives_its_gateways_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
