@@ -60,7 +60,7 @@ BATCHES = (
     Rule(
         name="first-lines-tell-little",
         part="batches",
-        reason="Takes scale and shape of lengths from two lines or three at most, as the short ones end first.",
+        reason="Takes scale and shape of lengths from few lines however many run, as no distribution is that simple.",
         where=f"{_LENGTHS}:_SCALE_LINES",
         without=inf,
     ),

@@ -25,11 +25,12 @@ _APART_MAX = 3.0
 _SCALES = tuple(4.0 * exp(0.4 * step) for step in range(23))
 """Means that lengths may have, in tokens: up to some ten thousand."""
 
-_SHAPES = (0.8, 1.2, 2.2)
-"""Of Weibull distributions: conversations lie near the first, answers of a given form near the last."""
+_SHAPES = (0.8, 1.2, 2.2, 4.0)
+"""Of Weibull distributions: conversations lie near the first, answers of a given form near the last two."""
 
 _SCALE_LINES = 2.5
-"""Scale and shape are known from so many lines at most: where some ended says little of how long others may be."""
+"""Scale and shape are known from as many lines as the root of so many times their number: no distribution is as simple as these,
+and where hundreds have not ended yet, or some have, says less of the others than it would of a Weibull distribution."""
 
 _UNLIKELY = 0.004
 _UNLIMITED = 1 << 20
@@ -143,7 +144,7 @@ class BatchLengths:
     def guesses(self) -> list[Guess]:
         """What lengths may be; the likeliest scale is what they are taken for from now on."""
         apart, usual = self._apart.deviation, log(self._mean_tokens)
-        counts = min(1.0, _SCALE_LINES / max(1.0, self.lengths.ended))
+        counts = min(1.0, sqrt(_SCALE_LINES / max(1.0, self.lengths.begun)))
         priors = [(scale, _prior(scale, shape)) for scale in _SCALES for shape in _SHAPES]
         worth = [
             -0.5 * ((log(scale) - usual) / apart) ** 2 + counts * self.lengths.likelihood(prior)

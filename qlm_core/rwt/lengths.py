@@ -135,6 +135,11 @@ class LengthModel:
         return seen / self._unit
 
     @property
+    def begun(self) -> float:
+        """How many requests have a token, faded ones counted for what they still are."""
+        return self._tokens[0] / self._unit
+
+    @property
     def hazards(self) -> tuple[float, ...]:
         """Ends per token in each bin; to start a narrower model from.
 

@@ -156,7 +156,7 @@ def test_first_lines_tell_how_long_the_others_are(bench: Bench) -> None:
     before = first_said(bench)
     for id in release(bench, told, 200):
         run_line(bench, id, a, tokens=2)
-    live(bench, 10, a)
+    live(bench, 20, a)
     after = said(bench)[-1]
     assert p50_s(after) < 0.3 * p50_s(before)
     assert after.finish_p90_s is not None
