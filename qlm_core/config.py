@@ -19,6 +19,7 @@ from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
+from qlm_core.config_ui import UiConfig
 from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
@@ -224,6 +225,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     files: FilesConfig = FilesConfig()
     batches: BatchesConfig = BatchesConfig()
     webhooks: tuple[WebhookConfig, ...] = ()
+    ui: UiConfig = UiConfig()
     limits: GatewayLimits = GatewayLimits()
 
 
