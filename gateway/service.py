@@ -43,6 +43,7 @@ from gateway.responses.news import ResponseNews
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
+from gateway.tracing.exporting import Tracing
 from gateway.webhooks.driver import Webhooks
 from gateway.work import WorkServicer
 from protos.doors import Doors, Rejections, warn_of_open_doors
@@ -99,6 +100,7 @@ class Gateway:
         store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
         webhooks: who is told of what has ended.
         page: what /ui shows; None where it is off.
+        tracing: what is told to OpenTelemetry; None where nobody listens.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -152,6 +154,7 @@ class Gateway:
             time_s=keeper.time_s,
         )
         self._solver.bulks = self.batches
+        self.tracing = self._make_tracing() if section.tracing.endpoint else None
         batch_desk = BatchDesk(self.batches)
         self.page = self._make_page(sight, batch_desk) if section.ui.enabled else None
         self._desk = Desk(
@@ -246,6 +249,8 @@ class Gateway:
         await self.webhooks.close()
         await self.files.close()
         await self.driver.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         log.info("gateway stopped")
 
     # ---------------------------------------------------------------- parts
@@ -272,6 +277,18 @@ class Gateway:
             stories=stories,
             now_s=loop.time,
         )
+
+    def _make_tracing(self) -> Tracing:
+        def evictions(id: RequestId) -> int:
+            row = self._row(id)
+            return 0 if row is None else row.evictions
+
+        loop = asyncio.get_running_loop()
+        tracing = Tracing(
+            self._config.gateway, now_s=loop.time, live=self.driver.live, evictions=evictions
+        )
+        self._listening.append(tracing.told)
+        return tracing
 
     def _row(self, id: RequestId) -> Row | None:
         return self.driver.ledger.row(id)

@@ -19,6 +19,7 @@ from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
+from qlm_core.config_tracing import TracingConfig, check_tracing
 from qlm_core.config_ui import UiConfig
 from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
@@ -226,6 +227,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     batches: BatchesConfig = BatchesConfig()
     webhooks: tuple[WebhookConfig, ...] = ()
     ui: UiConfig = UiConfig()
+    tracing: TracingConfig = TracingConfig()
     limits: GatewayLimits = GatewayLimits()
 
 
@@ -427,6 +429,7 @@ class Config(Section, frozen=True, kw_only=True):
         check(config)
         check_doors(config)
         check_webhooks(config.gateway.webhooks)
+        check_tracing(config.gateway.tracing)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:

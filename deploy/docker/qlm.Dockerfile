@@ -5,7 +5,7 @@ FROM python:3.12.11-slim-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN python -m venv /opt/qlm \
-    && /opt/qlm/bin/pip install --no-cache-dir --disable-pip-version-check ".[gurobi]" \
+    && /opt/qlm/bin/pip install --no-cache-dir --disable-pip-version-check ".[gurobi,otel]" \
     && NUMBA_CACHE_DIR=/opt/qlm/numba /opt/qlm/bin/python -m solver.backends.warm_up
 
 FROM python:3.12.11-slim-bookworm
