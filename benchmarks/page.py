@@ -24,7 +24,9 @@ import aiohttp
 import grpc
 import msgspec
 import uvloop
+from playwright.async_api import CDPSession, async_playwright
 
+from benchmarks.browser import ARGUMENTS, chromium
 from benchmarks.dataplane import AGENT, MODEL
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
@@ -34,6 +36,19 @@ from tests.page.views import large
 RATE_RPS = 200.0
 VIEWERS = (0, 1, 20)
 WAITING = 10_000
+# Counts frames for so long, in the page.
+_COUNTED = """(for_ms) => new Promise((done) => {
+  const began = performance.now(), events = window.qlm.events;
+  let frames = 0, last = began, longest = 0;
+  const frame = (now) => {
+    frames += 1;
+    longest = Math.max(longest, now - last);
+    last = now;
+    if (now - began < for_ms) requestAnimationFrame(frame);
+    else done([frames, longest, window.qlm.events - events]);
+  };
+  requestAnimationFrame(frame);
+})"""
 _WARM_UP_S = 2.0
 _BODY = msgspec.json.encode({"model": MODEL, "prompt": "x" * 400, "max_tokens": 1})
 
@@ -95,11 +110,44 @@ async def _large(seconds: float, instances: int) -> list[str]:
                 await _answers(f"http://{http}")
                 share, told = await _loaded(f"http://{http}", program.pid, seconds, viewers, 0.0)
                 lines.append(_line(f"{viewers:2} viewers", share, told, seconds))
+                if viewers == VIEWERS[0]:
+                    browser = await _in_browser(f"http://{http}", seconds)
             finally:
                 program.terminate()
                 await program.wait()
     await server.stop(None)
-    return lines
+    return lines + browser
+
+
+async def _in_browser(url: str, seconds: float) -> list[str]:
+    """How a browser gets along with it, drawing without a GPU: frames, the longest pause, time and memory of the program."""
+    executable = chromium()
+    if executable is None:
+        return ["no Chromium, so nothing is said of the browser"]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=executable, args=[*ARGUMENTS])
+        page = await browser.new_page(viewport={"width": 1440, "height": 900})
+        await page.goto(f"{url}/ui")
+        await page.locator(".group").first.wait_for()
+        tools = await page.context.new_cdp_session(page)
+        await tools.send("Performance.enable")
+        before = await _metrics(tools)
+        frames, longest_ms, events = await page.evaluate(_COUNTED, 1000 * seconds)
+        after = await _metrics(tools)
+        await browser.close()
+    script, whole = (
+        100 * (after[name] - before[name]) / seconds for name in ("ScriptDuration", "TaskDuration")
+    )
+    megabytes, nodes = after["JSHeapUsedSize"] / 1e6, after["Nodes"]
+    return [
+        f"browser      {frames / seconds:6.1f} frames/s, the longest pause {longest_ms:.0f} ms, {events} events",
+        f"             script {script:.1f} %, in all {whole:.1f} % of a core; {megabytes:.1f} MB of objects, {nodes:.0f} nodes",
+    ]
+
+
+async def _metrics(tools: CDPSession) -> dict[str, float]:
+    told = await tools.send("Performance.getMetrics")
+    return {one["name"]: one["value"] for one in told["metrics"]}
 
 
 def _places(folder: str, http: str, agents: str, rpc: str) -> list[tuple[str, str]]:

@@ -220,6 +220,10 @@ async def test_a_large_fleet_is_shown_by_what_is_in_sight() -> None:
         await it.page.locator(".lanes").evaluate("one => { one.scrollTop = 100000; }")
         await playwright.expect(it.page.locator('.lane[aria-rowindex="200"]')).to_have_count(1)
         assert await lanes.count() < 20
+        rows = it.page.locator("table.rows tbody tr[aria-rowindex]")
+        assert await rows.count() < 30
+        await it.page.locator(".scroll:has(table.rows)").evaluate("one => { one.scrollTop = 1e6; }")
+        await playwright.expect(rows.last).to_contain_text("gpu-199")
         await it.page.get_by_label("find").fill("gpu-123")
         await playwright.expect(lanes).to_have_count(1)
 

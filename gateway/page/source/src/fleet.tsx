@@ -1,5 +1,6 @@
 // Instances as a table, and SLO classes as cards: attainment, waits against targets, estimates against what came.
 import type { JSX } from "preact";
+import { useState } from "preact/hooks";
 import { type Agent, type Picture, type Tally, colour, count, percent, seconds } from "./model";
 
 function Bar({ value, most, label }: { value: number; most: number | null; label: string }): JSX.Element {
@@ -20,15 +21,31 @@ function speedOf(agent: Agent, picture: Picture): string {
   return found === undefined ? "–" : `${found.factor.toFixed(2)} ×`;
 }
 
+const ROW_PX = 30;
+const SHOWN_PX = 420;
+const AHEAD_ROWS = 5;
+
 export function Instances({ picture }: { picture: Picture }): JSX.Element {
-  const agents = Object.values(picture.agents).sort((a, b) =>
+  const [top, setTop] = useState(0);
+  const all = Object.values(picture.agents).sort((a, b) =>
     a.id.localeCompare(b.id, "en", { numeric: true }),
   );
+  // Of a long table only what is in sight, between two rows as high as what is left out.
+  const first = Math.max(0, Math.floor(top / ROW_PX) - AHEAD_ROWS);
+  const agents = all.slice(first, Math.ceil((top + SHOWN_PX) / ROW_PX) + AHEAD_ROWS);
+  const below = all.length - first - agents.length;
   return (
     <section aria-labelledby="instances">
       <h2 id="instances">Instances</h2>
-      <div class="scroll" tabIndex={0} role="region" aria-labelledby="instances">
-        <table>
+      <div
+        class="scroll"
+        tabIndex={0}
+        role="region"
+        aria-labelledby="instances"
+        style={{ maxHeight: `${SHOWN_PX}px` }}
+        onScroll={(event) => setTop(event.currentTarget.scrollTop)}
+      >
+        <table class="rows" aria-rowcount={all.length + 1}>
           <thead>
             <tr>
               <th scope="col">instance</th>
@@ -50,8 +67,9 @@ export function Instances({ picture }: { picture: Picture }): JSX.Element {
             </tr>
           </thead>
           <tbody>
-            {agents.map((agent) => (
-              <tr key={agent.id}>
+            {first > 0 && <tr key="above" aria-hidden="true" style={{ height: `${first * ROW_PX}px` }} />}
+            {agents.map((agent, place) => (
+              <tr key={agent.id} aria-rowindex={first + place + 2}>
                 <th scope="row">{agent.id}</th>
                 <td>{agent.gpu}</td>
                 <td>
@@ -83,6 +101,7 @@ export function Instances({ picture }: { picture: Picture }): JSX.Element {
                 )}
               </tr>
             ))}
+            {below > 0 && <tr key="below" aria-hidden="true" style={{ height: `${below * ROW_PX}px` }} />}
           </tbody>
         </table>
       </div>

@@ -14,6 +14,7 @@ const STEPS_S = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600];
 const NUMBER_PX = 26;
 const WORDS_PX = 90;
 const TICK_PX = 80;
+const MOVE_MS_MIN = 40;
 
 type Order = "late first" | "name" | "longest queue";
 
@@ -205,19 +206,15 @@ export function Gantt({ picture, chosen, choose }: {
 
   useEffect(() => {
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    let frame = 0;
-    let timer = 0;
+    // A pixel at a time is as smooth as it gets, and more often than that nobody sees.
+    const every_ms = still ? 1000 : Math.max(MOVE_MS_MIN, 1000 / px);
     const move = () => {
       const shift = PRESENT * width - (now() - origin) * px;
       body.current?.style.setProperty("--shift", `${shift.toFixed(1)}px`);
-      if (still) timer = window.setTimeout(move, 1000);
-      else frame = requestAnimationFrame(move);
     };
     move();
-    return () => {
-      cancelAnimationFrame(frame);
-      clearTimeout(timer);
-    };
+    const timer = setInterval(move, every_ms);
+    return () => clearInterval(timer);
   }, [px, width, origin]);
 
   const height = Math.min(lanes.length, 12) * LANE_PX;
