@@ -206,6 +206,37 @@ async def test_a_story_tells_what_happened_and_why_it_waits() -> None:
             assert said["tally"]["interactive"]["ended"] == 1
 
 
+async def test_batches_are_told_with_their_progress_and_without_their_words() -> None:
+    line = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": {"model": "tiny", "prompt": "canary-prompt", "max_tokens": 3},
+    }
+    async with fleet() as (it, _), aiohttp.ClientSession(it.url) as session:
+        form = aiohttp.FormData()
+        form.add_field("purpose", "batch")
+        form.add_field("file", json.dumps(line).encode(), filename="canary-name.jsonl")
+        async with session.post("/v1/files", data=form) as answer:
+            file = await answer.json()
+        asked = {
+            "input_file_id": file["id"],
+            "endpoint": "/v1/completions",
+            "completion_window": "8h",
+            "metadata": {"a": "canary-note"},
+        }
+        async with session.post("/v1/batches", json=asked) as answer:
+            batch = await answer.json()
+        await soon(lambda: it.solver.heard(m.Arrived))
+        async with session.get("/ui/feed") as answer:
+            _, said = await anext(events(answer))
+        [shown] = said["batches"]
+        assert (shown["id"], shown["status"]) == (batch["id"], "in_progress")
+        assert shown["request_counts"] == {"total": 1, "completed": 0, "failed": 0}
+        assert shown["expires_at"] == batch["expires_at"]
+        assert "canary" not in json.dumps(said)
+
+
 @pytest.mark.parametrize("path", ["/ui", "/ui/page.js", "/ui/feed", "/ui/requests/x"])
 async def test_it_can_be_turned_off(path: str) -> None:
     async with fleet(ui={"enabled": False}) as (it, solver), aiohttp.ClientSession() as session:
