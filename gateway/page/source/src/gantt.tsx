@@ -93,6 +93,7 @@ function Lane({ agent, picture, px, origin, from, until, focus, choose, row }: L
   const x = (at: number) => (at - origin) * px;
   const blocks: JSX.Element[] = [];
   const past: JSX.Element[] = [];
+  const marks: JSX.Element[] = [];
   agent.past.forEach(([since, model, state], place) => {
     const next = agent.past[place + 1];
     const left = Math.max(since, from);
@@ -140,7 +141,7 @@ function Lane({ agent, picture, px, origin, from, until, focus, choose, row }: L
       </button>,
     );
     if (due !== null && due >= from && due <= until) {
-      blocks.push(
+      marks.push(
         <i
           key={`d${id}`}
           class={`due${late ? " late" : ""}`}
@@ -171,7 +172,10 @@ function Lane({ agent, picture, px, origin, from, until, focus, choose, row }: L
         <div class="before">
           <div class="moving">{past}</div>
         </div>
-        <div class="moving">{blocks}</div>
+        <div class="ahead">
+          <div class="moving">{blocks}</div>
+        </div>
+        <div class="moving">{marks}</div>
         {hidden > 0 && <span class="hidden">and {plural(hidden, "group")} more</span>}
       </div>
     </div>

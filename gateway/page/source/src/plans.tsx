@@ -4,6 +4,8 @@ import { now } from "./feed";
 import { type Batch, type Picture, type Plan, count, percent, seconds } from "./model";
 
 function Row({ plan, inForce }: { plan: Plan; inForce: boolean }): JSX.Element {
+  // A bound is of the groups that there were; beside an objective of others it would say nothing.
+  const bounded = plan.lower_bound !== null && plan.bound_at !== null && plan.bound_at >= plan.at;
   return (
     <tr class={inForce ? "force" : ""}>
       <th scope="row">{inForce ? "in force" : `${seconds(Math.max(0, now() - plan.at))} ago`}</th>
@@ -11,7 +13,7 @@ function Row({ plan, inForce }: { plan: Plan; inForce: boolean }): JSX.Element {
         {plan.backend} <small>{plan.termination}</small>
       </td>
       <td class="number">{plan.objective.toPrecision(4)}</td>
-      <td class="number">{plan.lower_bound === null ? "–" : plan.lower_bound.toPrecision(4)}</td>
+      <td class="number">{bounded ? plan.lower_bound?.toPrecision(4) : "–"}</td>
       <td class="number">
         {plan.gap === null ? "–" : percent(plan.gap)}
         {plan.bound_at !== null && <small> {seconds(Math.max(0, now() - plan.bound_at))} ago</small>}
