@@ -133,9 +133,11 @@ async def test_a_tenant_is_served_and_a_stranger_is_not(tmp_path: Path) -> None:
     ]
     cluster = Cluster(documents, pods, tmp_path)
     with cluster.running():
-        async with gateway(cluster, "prod-qlm-gateway-0", "alice") as alice:
-            async with alice.post("/v1/completions", json=BODY) as answer:
-                assert answer.status == 200, cluster.log()
+        async with (
+            gateway(cluster, "prod-qlm-gateway-0", "alice") as alice,
+            alice.post("/v1/completions", json=BODY) as answer,
+        ):
+            assert answer.status == 200, cluster.log()
         async with gateway(cluster, "prod-qlm-gateway-0", "admin") as admin:
             known: list[str] = []
             async with asyncio.timeout(WAIT_S):
