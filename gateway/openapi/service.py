@@ -147,7 +147,7 @@ SCHEMAS: dict[str, Json] = {
                     {
                         "at_s": number("Seconds after its arrival."),
                         "what": text(
-                            "`arrived`, `pulled`, `first token`, `evicted`, `lost`, or how it ended."
+                            "`arrived`, `pulled`, `resumed`, `first token`, `evicted`, `lost`, or how it ended."
                         ),
                         "agent": maybe(text("By whom or from whom.")),
                         "output_tokens": maybe(whole("That its client had by then.")),

@@ -22,7 +22,7 @@ class Step:
 
     Attributes:
         at_s: seconds after its arrival.
-        what: arrived, pulled, first token, evicted, lost, or how it ended.
+        what: arrived, pulled, first token, evicted, lost, resumed (pulled again, to go on after output), or how it ended.
         agent: by whom or from whom, where that is somebody.
         output_tokens: that its client has by then, where that is known.
     """
@@ -41,6 +41,7 @@ class Story:
     steps: list[Step] = field(default_factory=list)
     agent: str = ""
     evictions: int = 0
+    produced_tokens: int = 0
     left_out: int = 0
 
     def add(self, step: Step) -> None:
@@ -80,7 +81,8 @@ class Stories:
                 story = self._of.get(id)
                 if story is not None and story.agent != agent:
                     story.agent = agent
-                    story.add(Step(self._since(story), "pulled", agent))
+                    what = "resumed" if story.produced_tokens else "pulled"
+                    story.add(Step(self._since(story), what, agent))
             case FirstToken(id, ttft_s):
                 story = self._of.get(id)
                 if story is not None and all(one.what != "first token" for one in story.steps):
@@ -106,7 +108,7 @@ class Stories:
         evictions = 0 if row is None else row.evictions
         what = "evicted" if evictions > story.evictions else "lost"
         story.add(Step(self._since(story), what, story.agent, produced_tokens))
-        story.evictions = evictions
+        story.evictions, story.produced_tokens = evictions, produced_tokens
         story.agent = ""
 
     def _since(self, story: Story) -> float:

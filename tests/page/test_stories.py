@@ -50,7 +50,8 @@ def test_each_step_is_told_with_its_time_and_its_agent() -> None:
     bench.now_s = 104.0
     bench.stories.told(Pulled(ID, AgentId("b")))
     bench.now_s = 105.0
-    bench.stories.told(Returned(ID, 8))
+    # From the beginning: what there was could not be continued.
+    bench.stories.told(Returned(ID, 0))
     bench.now_s = 106.0
     bench.stories.told(Pulled(ID, AgentId("a")))
     bench.now_s = 108.0
@@ -60,8 +61,8 @@ def test_each_step_is_told_with_its_time_and_its_agent() -> None:
         (1.0, "pulled", "a", None),
         (1.5, "first token", "a", None),
         (3.0, "evicted", "a", 7),
-        (4.0, "pulled", "b", None),
-        (5.0, "lost", "b", 8),
+        (4.0, "resumed", "b", None),
+        (5.0, "lost", "b", 0),
         (6.0, "pulled", "a", None),
         (8.0, "finished", "a", 20),
     ]

@@ -33,13 +33,25 @@ function Steps({ story }: { story: Story }): JSX.Element {
             <time>{seconds(step.at_s)}</time>
             <i style={{ marginLeft: `${(60 * step.at_s) / Math.max(last, 0.001)}px` }} aria-hidden="true" />
             <b>{step.what}</b>
-            {step.agent && ` ${step.what === "pulled" ? "by" : "at"} ${step.agent}`}
+            {step.agent && ` ${step.what === "pulled" || step.what === "resumed" ? "by" : "at"} ${step.agent}`}
             {step.output_tokens !== null && `, ${step.output_tokens} output tokens so far`}
           </li>
         ))}
       </ol>
       {story.left_out > 0 && <p>{story.left_out} steps in between are left out.</p>}
     </>
+  );
+}
+
+function Wait({ request }: { request: Record<string, unknown> }): JSX.Element | null {
+  const estimate = request.estimate as { mean_s: number; p90_s: number } | null;
+  if (!estimate) return null;
+  const came = typeof request.ttft_s === "number" ? `; it came after ${seconds(request.ttft_s)}` : "";
+  return (
+    <p>
+      First token estimated at its arrival: {seconds(estimate.mean_s)}, 9 times in 10 within {seconds(estimate.p90_s)}
+      {came}
+    </p>
   );
 }
 
@@ -162,6 +174,7 @@ export function Requests({ wanted, want }: { wanted: string; want: (id: string) 
             {story.request.agent ? ` at ${text(story.request.agent)}` : ""}
             {story.request.reason ? ` (${text(story.request.reason)})` : ""}
           </p>
+          <Wait request={story.request} />
           {story.why && <Why why={story.why} />}
           <Steps story={story} />
         </article>
