@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import grpc
 import pytest
 
 from gateway.tracing import exporting
@@ -21,10 +20,6 @@ from tests.gateway.peers import Fleet, config, fleet, running, soon
 
 pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed")
 
-from opentelemetry.proto.collector.trace.v1 import (
-    trace_service_pb2,
-    trace_service_pb2_grpc,
-)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
     InMemorySpanExporter,
 )
@@ -192,32 +187,12 @@ async def test_a_new_solver_makes_no_new_spans(exporter: InMemorySpanExporter) -
     assert len(exporter.get_finished_spans()) == 3
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans, as a real one."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.services: set[str] = set()
-
-    async def Export(self, request: Any, context: Any) -> Any:
-        for resource in request.resource_spans:
-            for attribute in resource.resource.attributes:
-                if attribute.key == "service.name":
-                    self.services.add(attribute.value.string_value)
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
 async def test_spans_reach_a_collector() -> None:
-    server, collector = grpc.aio.server(), Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with traced(endpoint=f"http://127.0.0.1:{port}") as it:
+    from tests.tracing.collector import collecting
+
+    async with collecting() as (collector, endpoint), traced(endpoint=endpoint) as it:
         it.agent.answer("a")
         assert await ask(it, traceparent=PARENT) == 200
-    await server.stop(None)
     assert sorted(span.name for span in collector.spans) == [
         "attempt",
         "queue",
