@@ -29,6 +29,7 @@ _BUSY_SHARE = 0.1
 _RETRY_AFTER_S = 5.0
 # Batches and what is kept of them lie in the store, and change slowly.
 _BATCHES_EVERY_S = 2.0
+_UNREADABLE = "what it says cannot be shown; the gateway's log says why"
 # Whose key sees everything.
 _EVERYBODY = ""
 
@@ -114,6 +115,8 @@ class Hub:
         self._agents = 1
         self._batches: list[Json] = []
         self._batches_at_s = float("-inf")
+        # Whether the last look ended in an error that was logged.
+        self._failed = False
         self._told = asyncio.Event()
         self._watched = asyncio.Event()
         self._closed = False
@@ -149,10 +152,14 @@ class Hub:
             began_s = time.monotonic()
             try:
                 await self._renew()
+                self._failed = False
             except QlmError as error:
                 self._digest = self._digest | {"solver": False, "reason": str(error)}
             except Exception as error:  # the page must not end the gateway
-                log.error("the page cannot be renewed", extra={"reason": kind_and_place(error)})
+                self._digest = self._digest | {"solver": False, "reason": _UNREADABLE}
+                if not self._failed:
+                    log.error("the page cannot be renewed", extra={"reason": kind_and_place(error)})
+                self._failed = True
             self._tell()
             took_s = time.monotonic() - began_s
             await asyncio.sleep(max(self._section.refresh_s, took_s / _BUSY_SHARE))

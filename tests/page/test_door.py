@@ -149,6 +149,27 @@ async def test_without_a_solver_the_page_says_so() -> None:
         assert "solver" in said["reason"]
 
 
+async def test_a_view_that_cannot_be_read_ends_nothing_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with fleet() as (it, solver), aiohttp.ClientSession(it.url) as session:
+        sound = solver.view
+        solver.view = {"agents": [{"id": "odd"}]}
+        async with session.get("/ui/feed") as answer:
+            feed = events(answer)
+            _, said = await anext(feed)
+            assert said["solver"] is False
+            asked = solver.views
+            await soon(lambda: solver.views > asked + 3)
+            solver.view = sound
+            async for _, said in feed:
+                if said.get("solver"):
+                    break
+            assert list(said["agents"]) == ["a100-0"]
+    told = [record for record in caplog.records if record.name == "gateway.page.hub"]
+    assert [record.getMessage() for record in told] == ["the page cannot be renewed"]
+
+
 async def test_a_stranger_sees_nothing_and_a_tenant_its_own() -> None:
     async with fleet(api_keys=KEYS) as (it, _), aiohttp.ClientSession(it.url) as session:
         for path in ("/ui/feed", "/ui/requests/x"):
