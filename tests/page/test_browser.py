@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,6 +165,28 @@ async def test_text_can_be_read_in_the_light_and_in_the_dark(scheme: str) -> Non
         await it.page.get_by_label("theme").select_option(other)
         await it.until(f"document.documentElement.dataset.theme === '{other}'")
         assert (await brightness("backgroundColor") < 0.5) is (other == "dark")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_nothing_stands_in_the_way_of_who_sees_hears_or_moves_otherwise(scheme: str) -> None:
+    """By axe's rules for WCAG 2.1, levels A and AA, and its best practice."""
+    axe = pytest.importorskip("axe_playwright_python", reason="the dev extra has it")
+    rules = Path(axe.__file__).with_name("axe.min.js").read_text()
+    async with shown(scheme=scheme) as it:
+        late = group(2, start_s=3.0, expected_late=2, model="other", swap_s=1.0)
+        it.solver.view = view(agent("a", group(1), late), agent("b", ready=False))
+        await it.open()
+        await it.page.locator(".group").first.click()
+        await playwright.expect(it.page.locator(".details")).to_contain_text("group")
+        tools = await it.page.context.new_cdp_session(it.page)
+        await tools.send("Runtime.evaluate", {"expression": rules})
+        levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+        found = await it.page.evaluate(
+            """levels => axe.run(document, {runOnly: levels}).then(
+                 told => told.violations.map(one => [one.id, one.nodes.map(node => node.html)]))""",
+            levels,
+        )
+        assert found == []
 
 
 async def test_a_key_is_asked_for_and_kept_to_the_tab() -> None:

@@ -40,8 +40,8 @@ export function Instances({ picture }: { picture: Picture }): JSX.Element {
       <div
         class="scroll"
         tabIndex={0}
-        role="region"
-        aria-labelledby="instances"
+        role="group"
+        aria-label="instances, to be scrolled"
         style={{ maxHeight: `${SHOWN_PX}px` }}
         onScroll={(event) => setTop(event.currentTarget.scrollTop)}
       >

@@ -41,7 +41,7 @@ export function Plans({ picture }: { picture: Picture }): JSX.Element {
           {count(said.moved_groups)} groups moved.
         </p>
       )}
-      <div class="scroll" tabIndex={0} role="region" aria-labelledby="plans">
+      <div class="scroll" tabIndex={0} role="group" aria-label="plans, to be scrolled">
         <table>
           <thead>
             <tr>
@@ -101,7 +101,7 @@ export function Batches({ picture }: { picture: Picture }): JSX.Element | null {
   return (
     <section aria-labelledby="batches">
       <h2 id="batches">Batches</h2>
-      <div class="scroll" tabIndex={0} role="region" aria-labelledby="batches">
+      <div class="scroll" tabIndex={0} role="group" aria-label="batches, to be scrolled">
         <table>
           <thead>
             <tr>
