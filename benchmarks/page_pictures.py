@@ -58,7 +58,8 @@ async def _main(folder: Path) -> None:
                 )
             async with _fleet(*_STRICT) as running, _loaded(running.config, overload()):
                 await asyncio.sleep(_OVERLOADED_S)
-                await _picture(browser, running.url, folder / "page-overload.png")
+                story = folder / "page-story.png"
+                await _picture(browser, running.url, folder / "page-overload.png", story=story)
         finally:
             await browser.close()
             shutil.rmtree(profile, ignore_errors=True)
@@ -119,6 +120,7 @@ async def _picture(
     *,
     scheme: str = "dark",
     down: fleet.Running | None = None,
+    story: Path | None = None,
 ) -> None:
     context = await browser.new_context(
         viewport={"width": _WIDTH, "height": _HEIGHT},
@@ -136,6 +138,13 @@ async def _picture(
         await page.wait_for_selector(".state.gone", timeout=30_000)
     await asyncio.sleep(_WARM_UP_S)
     await page.screenshot(path=file, full_page=True)
+    if story is not None:
+        # Of a request in the middle of a queue, which still waits for some time.
+        groups = page.locator(".lane").first.locator(".group")
+        await groups.nth(await groups.count() // 2).click()
+        await page.get_by_role("button", name="Story of its first request").click()
+        await page.locator(".story .why").wait_for()
+        await page.locator(".story").screenshot(path=story)
     if stopped is not None:
         os.kill(stopped, signal.SIGCONT)
     await context.close()

@@ -20,6 +20,8 @@ function text(value: unknown): string {
   return String(value);
 }
 
+const signed = (cost: number): string => `${cost < 0 ? "−" : "+"}${Math.abs(cost).toFixed(2)}`;
+
 function Steps({ story }: { story: Story }): JSX.Element {
   if (!story.steps.length) {
     return <p class="none">It is not among the last requests of this gateway, so its steps are not remembered.</p>;
@@ -79,8 +81,8 @@ function Why({ why }: { why: Record<string, unknown> }): JSX.Element {
       )}
       {others.length > 0 && (
         <p>
-          Elsewhere it would cost more:{" "}
-          {others.map((one) => `${text(one.agent)} +${text(one.extra_cost)}`).join(", ")}.
+          At other places its group would change what the plan costs:{" "}
+          {others.map((one) => `${text(one.agent)} by ${signed(one.extra_cost as number)}`).join(", ")}.
         </p>
       )}
     </div>
