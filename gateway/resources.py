@@ -8,6 +8,7 @@ from gateway.desk import Desk
 from gateway.estimating import EstimateDoor
 from gateway.files.door import FilesDoor
 from gateway.openapi.door import DescriptionDoor
+from gateway.page.door import PageDoor
 from gateway.requests_door import RequestsDoor
 from gateway.responses.door import Responses
 from gateway.uploads import Uploads
@@ -20,6 +21,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     requests = RequestsDoor(desk)
     responses = Responses(desk)
     description = DescriptionDoor()
+    page = PageDoor(desk)
     return {
         "files": files,
         "file": files,
@@ -30,6 +32,9 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "estimate": EstimateDoor(desk, uploads),
         "openapi": description,
         "docs": description,
+        "ui": page,
+        "ui_feed": page,
+        "ui_request": page,
         "requests": requests,
         "request": requests,
         "response": responses,

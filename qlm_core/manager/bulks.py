@@ -291,8 +291,8 @@ class Bulks:
                 continue
             first = next((id for id in agent.queue if id in bulk.groups), None)
             if first is not None:
-                starts = self._timeline.start_in_s(agent, self._groups, now_s)
-                firsts.append((starts.get(first, inf), bulk.groups[first]))
+                span = self._timeline.spans(agent, self._groups, now_s).get(first)
+                firsts.append((inf if span is None else span.start_in_s, bulk.groups[first]))
         if not firsts:
             # Nobody serves them yet.
             return list(bulk.groups.values())

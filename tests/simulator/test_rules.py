@@ -116,7 +116,7 @@ def batches_in_turn() -> dict[str, Any]:
     batch = {"slo_class": "batch-2", "models": {"mistral-7b": 1}, "lengths": "brief", "lines": 330}
     data["workload"]["batches"] = [
         batch | {"submitted_s": 4.0, "window_s": 900.0},
-        batch | {"submitted_s": 120.0, "window_s": 65.0},
+        batch | {"submitted_s": 120.0, "window_s": 88.0},
     ]
     return data
 

@@ -66,7 +66,7 @@ async def test_finish_times_that_held_are_counted_by_how_much_was_done() -> None
         run_line(bench, id, a)
     look(bench)
     registry = registry_of(bench)
-    labels = {"done": "0.00", "quantile": "0.9"}
+    labels = {"done": "0.00", "estimate": "p90"}
     assert registry.get_sample_value("qlm_finish_estimate_coverage_ratio", labels) == 1.0
 
 
