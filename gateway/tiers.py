@@ -7,6 +7,8 @@ default class, and the answer says so, as OpenAI's does where a tier is not to b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.keys import Caller
 from qlm_core.config import Config
 from qlm_core.errors import InvalidRequest
@@ -17,6 +19,12 @@ _MEANT = {"fast": "priority"}
 # Which one is used is then the gateway's to say.
 _OPEN = "auto"
 _SHOWN_CHARS = 256
+
+
+def known_tier(tiers: Sequence[str]) -> str:
+    """The first of some tiers that OpenAI's answers have as well; else `default`, which is what its batches say."""
+    answered = (_MEANT.get(tier, tier) for tier in tiers if tier in KNOWN and tier != _OPEN)
+    return next(answered, "default")
 
 
 class Tiers:

@@ -111,7 +111,7 @@ class Batches:
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            Drafter(intake, responses),
+            Drafter(config, intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,

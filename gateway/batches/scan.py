@@ -121,7 +121,7 @@ class _Scanner:
         if (
             line.url != self._endpoint.path
             or name in self._known
-            or "stream" in body
+            or body.get("stream")
             or not isinstance(model := body.get("model"), str)
             or model not in self._models
             or any(body.get(names[0]) is None for names in self._endpoint.required)
