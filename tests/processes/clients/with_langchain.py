@@ -36,7 +36,7 @@ async def main(url: str, model: str) -> None:
     total = parts[0]
     for part in parts[1:]:
         total += part
-    said["streamed"] = [len(parts) > 6, total.usage_metadata["output_tokens"], bool(total.text)]
+    said["streamed"] = [total.usage_metadata["output_tokens"], bool(total.text)]
 
     responses = ChatOpenAI(**options, max_tokens=16, use_responses_api=True)
     first = responses.invoke(QUESTION)
