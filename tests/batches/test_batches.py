@@ -87,6 +87,25 @@ async def test_embeddings_are_batched_as_well() -> None:
         assert {(one.prompt_tokens, one.max_output_tokens) for one in arrived} == {(10, 0), (4, 0)}
 
 
+async def test_an_answer_is_one_line_whatever_is_in_it_and_however_an_engine_writes() -> None:
+    async with bed() as one:
+        written = b'{\r\n  "object": "list",\n  "data": [{"embedding": [0.10]}],\n "usage": {"prompt_tokens": 5}\n}'
+        one.agent.on_payload = lambda payload: one.agent.send(
+            m.Chunk(payload.id, payload.attempt, written, 0, plain=False, whole=True),
+            m.AttemptEnded(payload.id, payload.attempt, "stop", 5, 0),
+        )
+        body = {"model": "tiny", "input": "x"}
+        line = {"custom_id": "a\u2028b", "method": "POST", "url": EMBED, "body": body}
+        output, _ = await one.results(await one.until(await one.create([line], endpoint=EMBED)))
+        assert output["a\u2028b"]["response"]["body"]["data"] == [{"embedding": [0.1]}]
+        # Some readers end a line at each of these.
+        odd = "one\u2028two\u2029three\u0085four\x0b\x1cfive\r\nsix"
+        one.answer(lambda payload, said: odd)
+        output, _ = await one.results(await one.until(await one.create([chat("a\u2029b")])))
+        answer = output["a\u2029b"]["response"]["body"]
+        assert answer["choices"][0]["message"]["content"] == odd
+
+
 async def test_what_an_engine_refuses_is_an_error_line_with_its_words() -> None:
     async with bed() as one:
 
