@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -22,6 +22,7 @@ from gateway.batches.index import COUNT_MAX, AskedModel, Fault, Index, Scan
 NAME_BYTES_MAX = 256
 # How much of a client's words is repeated in a fault.
 _SHOWN = 64
+_TOLD_MODELS_MAX = 8
 _DIGEST_BYTES = 16
 _NICE = 5
 
@@ -155,10 +156,11 @@ class _Scanner:
             shown = str(line.method)[:_SHOWN]
             message = f"Invalid value: '{shown}'. Supported values are: 'POST'."
             yield "invalid_value", message, "method"
-        if line.url is not None and line.url != self._endpoint.path:
+        elsewhere = line.url is not None and line.url != self._endpoint.path
+        if elsewhere:
             yield "invalid_url", _OTHER_URL, "url"
         if line.body is not None:
-            yield from self._wrong_body(line.body)
+            yield from self._wrong_body(line.body, elsewhere=elsewhere)
 
     def _wrong_id(self, id: object) -> Iterator[tuple[str, str, str | None]]:
         if not isinstance(id, str) or not id:
@@ -173,7 +175,10 @@ class _Scanner:
             yield "duplicate_custom_id", message, "custom_id"
         self._known[name] = None
 
-    def _wrong_body(self, body: object) -> Iterator[tuple[str, str, str | None]]:
+    def _wrong_body(
+        self, body: object, *, elsewhere: bool
+    ) -> Iterator[tuple[str, str, str | None]]:
+        """Of a body; of one for another endpoint alone what is wrong with it at any."""
         if not isinstance(body, dict):
             yield "invalid_type", "Invalid type for 'body': expected an object.", "body"
             return
@@ -185,7 +190,7 @@ class _Scanner:
             yield "invalid_request", "Model parameter is required.", "body.model"
         elif len(model.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX:
             yield "model_not_found", unknown_model(model), "body.model"
-        for names in self._endpoint.required:
+        for names in () if elsewhere else self._endpoint.required:
             if all(body.get(name) is None for name in names):
                 message = f"{names[0].capitalize()} parameter is required."
                 yield "invalid_request", message, f"body.{names[0]}"
@@ -216,9 +221,11 @@ def _key(id: str) -> bytes | str:
     return blake2b(id.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-def unknown_model(name: str) -> str:
-    """What is said of a model that is not served."""
-    return f"The provided model '{name[:_SHOWN]}' is not supported by the Batch API."
+def unknown_model(name: str, served: Sequence[str] = ()) -> str:
+    """What is said of a model that is not served, with some that are."""
+    said = f"The provided model '{name[:_SHOWN]}' is not supported by the Batch API."
+    some = ", ".join(other[:_SHOWN] for other in served[:_TOLD_MODELS_MAX])
+    return f"{said} Use one of: {some}." if some else said
 
 
 def _skip(file: BinaryIO, begun: bytes) -> int:

@@ -199,7 +199,8 @@ async def test_models_that_nobody_serves_are_told_by_line() -> None:
         assert batch.errors.data is not None
         (fault,) = batch.errors.data
         assert (fault.code, fault.param, fault.line) == ("model_not_found", "body.model", 2)
-        assert fault.message == "The provided model 'nobody' is not supported by the Batch API."
+        said = "The provided model 'nobody' is not supported by the Batch API. Use one of: "
+        assert fault.message == f"{said}tiny, other, elsewhere."
 
 
 async def test_a_model_that_only_agents_know_is_served() -> None:
@@ -209,12 +210,21 @@ async def test_a_model_that_only_agents_know_is_served() -> None:
         assert batch.status == "completed"
 
 
-@pytest.mark.parametrize("purpose", [None, "user_data"])
-async def test_a_file_that_is_no_input_fails_the_batch(purpose: str | None) -> None:
+async def test_a_file_of_another_purpose_makes_no_batch() -> None:
     async with bed() as one:
-        file_id = "file-123" if purpose is None else await one.upload(chats(1), purpose)
+        file_id = await one.upload(chats(1), "user_data")
+        with pytest.raises(openai.BadRequestError, match="with the purpose 'batch'") as caught:
+            await one.client.batches.create(
+                input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+            )
+        assert (caught.value.param, caught.value.code) == ("input_file_id", "invalid_value")
+        assert (await one.client.batches.list()).data == []
+
+
+async def test_a_file_that_is_not_there_fails_the_batch() -> None:
+    async with bed() as one:
         made = await one.client.batches.create(
-            input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+            input_file_id="file-123", endpoint=CHAT, completion_window="24h"
         )
         batch = await one.until(made)
         assert batch.status == "failed"
@@ -223,7 +233,7 @@ async def test_a_file_that_is_no_input_fails_the_batch(purpose: str | None) -> N
         (fault,) = batch.errors.data
         assert (fault.code, fault.param, fault.line) == ("invalid_request", "file_id", None)
         assert fault.message is not None
-        assert fault.message.startswith(f"Cannot find file {file_id}, or organization")
+        assert fault.message.startswith("Cannot find file file-123, or organization")
 
 
 async def test_a_batch_needs_its_file_no_more_once_it_is_created() -> None:

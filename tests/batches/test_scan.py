@@ -144,6 +144,11 @@ def test_most_lines_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert examined == [1]
 
 
+def test_a_body_for_another_endpoint_is_not_judged_by_this_one() -> None:
+    said = line(url=PLAIN.path, body={"model": "tiny", "prompt": "x"})
+    assert fault_of(said) == ("invalid_url", "url", 1)
+
+
 def test_a_stream_that_is_not_asked_for_is_no_fault() -> None:
     assert not scanned(with_body(stream=False)).faults
 
