@@ -25,6 +25,8 @@ from openai import AsyncOpenAI
 PATH = "/v1/chat/completions"
 PATIENCE_S = 120.0
 KEY = f"sk-{secrets.token_hex(32)}"
+# An answer may be shorter than its limit.
+ANSWERED = ("completed", "incomplete")
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello?"}]
 
 
@@ -103,6 +105,52 @@ async def batched(client: AsyncOpenAI, name: str, extra: dict[str, Any]) -> list
     return [batch.status, sorted(one["usage"]["completion_tokens"] for one in answers)]
 
 
+async def given_up(client: AsyncOpenAI, model: str) -> list[Any]:
+    """Cancel a batch that would take long, find it and its files in lists, and delete its input."""
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 4_000}
+    body["qlm_sim"] = {"output_tokens": 4_000}
+    line = {"custom_id": "long", "method": "POST", "url": PATH, "body": body}
+    data = json.dumps(line).encode()
+    file = await client.files.create(file=("long.jsonl", data), purpose="batch")
+    batch = await client.batches.create(
+        input_file_id=file.id, endpoint=PATH, completion_window="24h", metadata={"of": "the night"}
+    )
+    told = await client.batches.cancel(batch.id)
+    async with asyncio.timeout(PATIENCE_S):
+        while told.status != "cancelled":
+            await asyncio.sleep(0.2)
+            told = await client.batches.retrieve(batch.id)
+    assert batch.id in [one.id async for one in client.batches.list(limit=2)]
+    assert file.id in [one.id async for one in client.files.list(purpose="batch")]
+    assert (await client.files.retrieve(file.id)).bytes == len(data)
+    assert (await client.files.content(file.id)).content == data
+    deleted = await client.files.delete(file.id)
+    return [told.status, told.metadata, deleted.deleted]
+
+
+async def polled(client: AsyncOpenAI) -> list[Any]:
+    """A response in the background, polled for, one that is cancelled, and one that goes on."""
+    asked: Any = {"model": "day", "input": "Hi", "max_output_tokens": 20, "background": True}
+    made = await client.responses.create(**asked)
+    first = made.status
+    async with asyncio.timeout(PATIENCE_S):
+        while made.status in ("queued", "in_progress"):
+            await asyncio.sleep(0.1)
+            made = await client.responses.retrieve(made.id)
+    other = await client.responses.create(**asked)
+    # It may have been faster.
+    over = (await client.responses.cancel(other.id)).status in ("cancelled", *ANSWERED)
+    later = await client.responses.create(
+        model="day", input="Really?", previous_response_id=made.id, max_output_tokens=20
+    )
+    return [
+        first in ("queued", "in_progress"),
+        made.status in ANSWERED,
+        over,
+        later.status in ANSWERED,
+    ]
+
+
 async def main(url: str, model: str) -> None:
     """Chat, respond and embed through the proxy, and run batches, by the provider and by the name of a model."""
     said: dict[str, Any] = {}
@@ -124,12 +172,15 @@ async def main(url: str, model: str) -> None:
                 said[f"chat {name}"] = [chat.usage.completion_tokens, bool("".join(texts))]
             response = await client.responses.create(model="day", input="Hi", max_output_tokens=5)
             assert response.usage is not None
-            said["response"] = [response.status, response.usage.output_tokens]
+            # It asks for at least so many tokens, as OpenAI does.
+            said["response"] = [response.status in ANSWERED, response.usage.output_tokens <= 16]
             found = await client.embeddings.create(model="night", input=["One", "Two"])
             said["embeddings"] = len(found.data)
             said["batch by provider"] = await batched(client, model, {})
             header = {"extra_headers": {"x-litellm-model": "night"}}
             said["batch by model"] = await batched(client, model, header)
+            said["given up"] = await given_up(client, model)
+            said["background"] = await polled(client)
     print(json.dumps(said))  # noqa: T201 (it is what the test reads)
 
 
