@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 from msgspec.structs import replace
 from openai import AsyncOpenAI
@@ -81,6 +83,38 @@ async def test_a_batch_survives_deaths_of_several_at(
         output, errors = await client.results(batch)
         assert (len(output), len(errors)) == (2 * LINES // 3, LINES // 3)
         assert {name: made.supervisor.restarts(name) for name in rules} == dict.fromkeys(rules, 1)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_several_batches_survive_deaths_at_random(seed: int, tmp_path: Path) -> None:
+    drawn = random.Random(seed)
+    async with running(tmp_path, FEW) as (made, client):
+
+        async def one(number: int) -> None:
+            """A batch of its own; every other one is cancelled, if it is not over by then."""
+            await asyncio.sleep(drawn.uniform(0.0, 1.5))
+            key = {"idempotency-key": f"batch-{number}"}
+            batch = await client.create(workload(output_tokens=drawn.randrange(3, 400)), key=key)
+            if number % 2:
+                await asyncio.sleep(drawn.uniform(0.0, 3.0))
+                with contextlib.suppress(openai.ConflictError):
+                    batch = await client.client.batches.cancel(batch.id)
+            batch = await client.until_over(batch)
+            if batch.in_progress_at is not None:
+                await client.results(batch)
+            else:
+                assert (batch.status, batch.error_file_id) == ("cancelled", None)
+
+        batches = asyncio.gather(*(one(number) for number in range(4)))
+        for victim in drawn.choices(["gateway", "one", "solver"], weights=[2, 1, 1], k=5):
+            await asyncio.sleep(drawn.uniform(0.2, 1.5))
+            async with asyncio.timeout(PATIENCE_S):
+                await made.supervisor.until_ready(victim)
+            pid = made.supervisor.pid(victim)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        await batches
+        assert {one.status for one in (await client.client.batches.list()).data} <= {*OVER}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,15 @@ class Patient:
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
 
-    async def create(self, data: bytes, window: str = "24h") -> Batch:
+    async def create(
+        self, data: bytes, window: str = "24h", *, key: Mapping[str, str] = KEY
+    ) -> Batch:
         file = await self.client.files.create(file=("in.jsonl", data), purpose="batch")
         return await self.client.batches.create(
             input_file_id=file.id,
             endpoint=PATH,
             completion_window=window,  # type: ignore[arg-type]
-            extra_headers=KEY,
+            extra_headers=key,
         )
 
     async def until_over(self, batch: Batch) -> Batch:
