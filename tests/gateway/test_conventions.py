@@ -86,6 +86,7 @@ def test_what_is_said_beside_the_body_goes_first_and_tiers_count_there_too() -> 
         (["auto", "background"], "default"),
         (["background", "flex", "scale"], "flex"),
         (["fast"], "priority"),
+        (["ultrafast", "scale"], "scale"),
     ],
 )
 def test_what_openais_types_are_to_hold_is_told_a_tier_of_openais(
