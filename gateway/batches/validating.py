@@ -91,7 +91,9 @@ class Validator:
     async def _try(self, path: Path, endpoint: str) -> Scan | None:
         """One reading; None if the process failed."""
         limits = msgspec.json.encode(self._limits).decode()
-        command = (sys.executable, "-m", "gateway.batches.scan", str(path), endpoint, limits)
+        # Whatever lies in the folder where the gateway was started (-P) must not pass for a package of this.
+        module = ("-P", "-m", "gateway.batches.scan")
+        command = (sys.executable, *module, str(path), endpoint, limits)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Its words go to a file: what it says must not be lost, and nobody reads it while it works.
         with tempfile.TemporaryFile() as said:
