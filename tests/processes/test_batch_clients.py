@@ -29,7 +29,7 @@ from tests.processes.test_batches import AGENT, OVER
 from tests.processes.test_webhooks import telling
 from tests.webhooks.beds import SECRET, Got, Receiver, receiver
 
-PYTHON = os.environ.get("QLM_CLIENTS", "")
+PYTHON = os.path.abspath(os.environ["QLM_CLIENTS"]) if os.environ.get("QLM_CLIENTS") else ""
 PROGRAMS = Path(__file__).parent / "clients"
 CHAT = "/v1/chat/completions"
 LINES = 12
