@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -31,7 +31,7 @@ from tests.webhooks.beds import SECRET, Got, Receiver, receiver
 
 PYTHON = os.path.abspath(os.environ["QLM_CLIENTS"]) if os.environ.get("QLM_CLIENTS") else ""
 PROGRAMS = Path(__file__).parent / "clients"
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 LINES = 12
 Json = dict[str, Any]
 

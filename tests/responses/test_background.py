@@ -355,9 +355,9 @@ async def test_one_that_is_acknowledged_is_fetched_as_a_response(background: boo
         # One in the background is acknowledged as the response that it is, where it is one for good.
         assert (status, told.get("object")) == (202, "response" if background else None)
         kind = "responses" if background else "requests"
-        assert headers["location"] == f"/v1/{kind}/{told['id']}"  # type: ignore[index, call-overload]
-        assert headers["preference-applied"] == "respond-async"  # type: ignore[index, call-overload]
-        assert int(headers["retry-after"]) >= 1  # type: ignore[index, call-overload]
+        assert headers["location"] == f"/v1/{kind}/{told['id']}"
+        assert headers["preference-applied"] == "respond-async"
+        assert int(headers["retry-after"]) >= 1
         found = await when(api, told["id"], "completed")
         assert found.output_text == "Hello"
         # Among requests it is a response as well, with the answer that its client asked for.
