@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import aiohttp
 import openai
+import pydantic
 import pytest
 import pytest_asyncio
+from openai import types
 from openai.types import Batch
 
 from agents.engines.sim import token_text
@@ -249,6 +252,64 @@ class TestOpenAI:
             await api.responses.delete(id)
             with pytest.raises(openai.NotFoundError):
                 await api.responses.retrieve(id)
+
+
+async def events(session: aiohttp.ClientSession, method: str, url: str, **more: Any) -> list[Any]:
+    """What a stream tells."""
+    async with session.request(method, url, **more) as answer:
+        text = (await answer.read()).decode()
+    found = [part.partition("data: ")[2] for part in text.split("\n\n") if "data: " in part]
+    return [json.loads(data) for data in found if data != "[DONE]"]
+
+
+async def test_what_is_answered_holds_against_openais_types(served: Served) -> None:
+    """OpenAI's own client makes objects of whatever comes; what is built on it often checks."""
+    asked: Json = {"model": MODEL, "max_tokens": 3, "messages": [{"role": "user", "content": "x"}]}
+    respond: Json = {"model": MODEL, "input": "x", "max_output_tokens": 20}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+
+    async def call(method: str, path: str, **more: Any) -> Any:
+        async with session.request(method, served.url + path, **more) as answer:
+            return json.loads(await answer.read())
+
+    async with aiohttp.ClientSession() as session:
+        types.chat.ChatCompletion.model_validate(
+            await call("POST", "/chat/completions", json=asked | {"logprobs": True})
+        )
+        plain = {"model": MODEL, "prompt": "x", "max_tokens": 3, "logprobs": 2}
+        types.Completion.model_validate(await call("POST", "/completions", json=plain))
+        url = f"{served.url}/chat/completions"
+        for chunk in await events(session, "POST", url, json=asked | stream):
+            types.chat.ChatCompletionChunk.model_validate(chunk)
+        url = f"{served.url}/responses"
+        told = await events(session, "POST", url, json=respond | {"stream": True})
+        later = await call("POST", "/responses", json=respond | {"background": True})
+        types.responses.Response.model_validate(later)
+        told += await events(session, "GET", f"{url}/{later['id']}?stream=true")
+        for event in told:
+            pydantic.TypeAdapter(types.responses.ResponseStreamEvent).validate_python(event)
+        types.responses.Response.model_validate(await call("GET", f"/responses/{later['id']}"))
+        types.responses.ResponseItemList.model_validate(
+            await call("GET", f"/responses/{later['id']}/input_items")
+        )
+        measured = await call("POST", "/embeddings", json={"model": MODEL, "input": ["a", "b"]})
+        types.CreateEmbeddingResponse.model_validate(measured)
+
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": respond}
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", json.dumps(line).encode(), filename="in.jsonl")
+        file = types.FileObject.model_validate(await call("POST", "/files", data=form))
+        wanted = {"endpoint": "/v1/responses", "completion_window": "24h"}
+        for file_id, status in ((file.id, "completed"), ("file-none", "failed")):
+            said = await call("POST", "/batches", json=wanted | {"input_file_id": file_id})
+            async with asyncio.timeout(PATIENCE_S):
+                while (batch := Batch.model_validate(said)).status not in OVER:
+                    said = await call("GET", f"/batches/{batch.id}")
+            assert batch.status == status
+            if batch.output_file_id is not None:
+                output = await call("GET", f"/files/{batch.output_file_id}/content")
+                types.responses.Response.model_validate(output["response"]["body"])
+        types.FileDeleted.model_validate(await call("DELETE", f"/files/{file.id}"))
 
 
 async def output(*command: str, cwd: Path | None = None) -> str:
