@@ -66,6 +66,7 @@ class _Scanner:
     def __init__(self, endpoint: BatchEndpoint, limits: Limits) -> None:
         self._endpoint = endpoint
         self._limits = limits
+        self._first_fields = tuple(names[0] for names in endpoint.required)
         self._faults: list[Fault] = []
         self._index = Index()
         self._models: dict[str, int] = {}
@@ -83,7 +84,7 @@ class _Scanner:
             if size > self._limits.line_bytes_max:
                 size += _skip(file, line)
                 self._fault("invalid_request", self._too_long(), None, number)
-            elif line.strip():
+            elif not line.isspace():
                 if len(self._index) == self._limits.lines_max:
                     self._fault("too_many_tasks", self._too_many(), "input_file_id", None)
                     break
@@ -125,7 +126,7 @@ class _Scanner:
             or body.get("stream")
             or not isinstance(model := body.get("model"), str)
             or model not in self._models
-            or any(body.get(names[0]) is None for names in self._endpoint.required)
+            or None in map(body.get, self._first_fields)
         ):
             return None
         self._known[name] = None
