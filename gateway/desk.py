@@ -17,6 +17,7 @@ from gateway.intake import Intake
 from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
+from gateway.page.hub import Hub
 from gateway.queue_view import explanation_of, view_of
 from gateway.responses.drafting import ResponseIntake
 from gateway.responses.ended import ended_body
@@ -49,6 +50,7 @@ class Desk:
     files: FileStore
     batches: BatchDesk
     rejections: Rejections
+    page: Hub | None = None
 
     def unready(self) -> str:
         """Why no request would be served now, in words; "" if one would.

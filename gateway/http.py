@@ -41,7 +41,7 @@ from qlm_core.model import RequestId
 log = logging.getLogger(__name__)
 
 # What there is to ask is no secret.
-_OPEN = ("openapi", "docs")
+_OPEN = ("openapi", "docs", "ui")
 # Who asks for what is told to everybody; no request is theirs.
 _NOBODY = Caller(tenant="")
 

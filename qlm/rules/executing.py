@@ -13,6 +13,7 @@ _BATCH = "qlm_core.executor.batch"
 _URGENCY = "qlm_core.executor.urgency"
 _RESERVE = "qlm_core.executor.reserve"
 _TURNS = "qlm_core.executor.turns"
+_READING = "qlm_core.executor.reading"
 
 
 def _as_expected(item: Any) -> int:
@@ -54,8 +55,8 @@ EXECUTOR = (
     Rule(
         name="cut-for-turns",
         part="executor",
-        reason="Cuts outputs that may pause at once for another model, if somebody there can still be in time.",
-        where=f"{_TURNS}:Turns._somebody_can_be_in_time",
+        reason="Cuts outputs that may pause at once for another model, if somebody there can be in time and has not minutes to wait.",
+        where=f"{_TURNS}:Turns._somebody_presses",
         without=lambda turns, head: False,
     ),
     Rule(
@@ -211,6 +212,20 @@ EXECUTOR = (
         reason="Pulls first tokens before begun outputs once half of their target is left.",
         where=f"{_ATTEMPTS}:Attempts.pauses_until_s",
         without=lambda attempts, slo_class: -inf,
+    ),
+    Rule(
+        name="engines-read-what-they-are-given",
+        part="executor",
+        reason="Hands an engine an iteration's worth of prompts ahead, since it is told their order once.",
+        where=f"{_READING}:Reading.takes",
+        without=lambda reading, place_s: True,
+    ),
+    Rule(
+        name="late-last",
+        part="executor",
+        reason="Starts those of a class first that can be in time, since all would be late by what those before them are late.",
+        where=f"{_READING}:Reading.in_time",
+        without=lambda reading, ref, now_s: True,
     ),
     Rule(
         name="engines-go-by-due-time",
