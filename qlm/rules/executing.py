@@ -55,7 +55,7 @@ EXECUTOR = (
     Rule(
         name="cut-for-turns",
         part="executor",
-        reason="Cuts outputs that may pause at once for another model, if somebody there can be in time and has not minutes to wait.",
+        reason="Cuts outputs that may pause at once for another model, if somebody due within minutes can be in time there.",
         where=f"{_TURNS}:Turns._somebody_presses",
         without=lambda turns, head: False,
     ),
@@ -239,7 +239,7 @@ EXECUTOR = (
         part="executor",
         reason="Starts what waits here by class and due time, whatever the plan was when it was pulled.",
         where=f"{_BATCH}:Batch.in_line",
-        without=lambda batch: [*batch.held.values(), *batch.pulling.values()],
+        without=lambda batch, now_s: [*batch.held.values(), *batch.pulling.values()],
     ),
     Rule(
         name="room-kept-for-what-is-on-its-way",
