@@ -222,10 +222,10 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
         return max(0.0, swap_s - (now_s - agent.swap_started_s)) - _absorbed_s(batch, place_s)
     if not state.ready or state.awake_model is None:
         return _DOWN_S if not state.ready else 0.0
-    awake = agent.profiles.get(state.awake_model)
-    if awake is None:
+    profile = agent.profiles.get(state.awake_model)
+    if profile is None:
         return 0.0
-    batch, place_s = room(awake, estimators, now_s=now_s)
+    batch, place_s = room(profile, estimators, now_s=now_s)
     return -_absorbed_s(batch - len(agent.held), place_s)
 
 
