@@ -220,7 +220,8 @@ async def respond(call: Caller, it: Fleet) -> None:
     assert made["status"] == "completed"
     stream = await call("post", "/v1/responses", body=asked | {"stream": True})
     assert b"response.completed" in stream
-    await call("post", "/v1/responses", body=asked, headers={"prefer": "respond-async"})
+    for body in (asked, asked | {"background": True}):
+        await call("post", "/v1/responses", body=body, headers={"prefer": "respond-async"})
     await call("get", "/v1/responses/{id}", made["id"])
     await call("get", "/v1/responses/{id}/input_items", made["id"])
     await call("delete", "/v1/responses/{id}", made["id"])
