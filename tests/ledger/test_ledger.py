@@ -132,20 +132,6 @@ def test_output_that_cannot_be_continued_starts_over_only_unseen() -> None:
     assert "cannot be continued" in end.error
 
 
-def test_a_pause_of_output_that_is_void_is_none() -> None:
-    drive = Clocked()
-    drive.submit(resume=Resume.NEVER)
-    drive(lg.PullAsked(A, (R,)))
-    for attempt, at_s in ((1, 1.0), (1, 50.0), (2, 60.0), (2, 62.0)):
-        if attempt == 2 and at_s == 60.0:
-            drive(returned(1))
-            drive(lg.PullAsked(A, (R,)))
-        drive.now_s = at_s
-        drive.chunk(attempt)
-    end = record(drive(lg.AttemptFinished(A, AttemptEnded(R, 2, "stop", 9, 2)), at=63.0))
-    assert (end.pause_s, end.ttft_s) == (2.0, 60.0)
-
-
 def test_a_request_with_more_than_text_fails_when_its_agent_is_lost() -> None:
     drive = Clocked()
     drive.submit(watched=True)
