@@ -11,10 +11,12 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 from qlm_core.errors import QlmError
+from qlm_core.nearest import did_you_mean
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -66,11 +68,27 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of those below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _options_of(below)
+
+
 def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if not word.startswith("-")), None)
     command = asked if asked in COMMANDS else None
     parser = _parser(command)
-    args = parser.parse_args(arguments)
+    if asked is not None and command is None:
+        meant = did_you_mean(asked, COMMANDS)
+        raise QlmError(f"{asked[:64]!r} is no command. See `qlm --help`.{meant}")
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        meant = did_you_mean(unknown[0].partition("=")[0], _options_of(parser))
+        prog = f"qlm {command}" if command else "qlm"
+        raise QlmError(f"unrecognized arguments: {' '.join(unknown)}. See `{prog} --help`.{meant}")
     if args.version:
         from importlib.metadata import version
 

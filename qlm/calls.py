@@ -219,6 +219,9 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
 # gRPC's own words for a message that is larger than the gateway reads, or than is sent at all.
 _TOO_LARGE = ("SERVER: Received message larger than max", "CLIENT: Sent message larger than max")
 
+# gRPC's words for an answer in HTTP/1.
+_HTTP_ANSWERED = ("http1.x server", "failed parsing http/2")
+
 # The call itself is at fault: sent again, it would be refused again.
 _REFUSED = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -248,6 +251,28 @@ def hung_up(address: str) -> Unavailable:
     )
 
 
+def speaks_grpc(address: str) -> Unavailable:
+    """A port that speaks gRPC was asked in HTTP."""
+    return Unavailable(
+        f"{address}: what answers there speaks gRPC. Give the gateway's HTTP address "
+        "(gateway.http_listen, port 7400 unless set otherwise)."
+    )
+
+
+def _speaks_http(address: str) -> Unavailable:
+    return Unavailable(
+        f"{address}: what answers there speaks HTTP. Give the gateway's gRPC address "
+        "(gateway.grpc_listen, port 7402 unless set otherwise)."
+    )
+
+
+def _other_service(address: str) -> Unavailable:
+    return Unavailable(
+        f"{address}: what answers there is not for clients: a solver's port, or the one for agents. Give the "
+        "gateway's gRPC address (gateway.grpc_listen, port 7402 unless set otherwise)."
+    )
+
+
 def readable(error: grpc.RpcError, address: str) -> QlmError:
     """What a failed call means, in one line."""
     code, details = error.code(), error.details() or ""
@@ -265,6 +290,10 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
         return QlmError(f"{details}. `qlm` takes one from --api-key or QLM_API_KEY.")
     if code in _REFUSED:
         return QlmError(details)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return _other_service(address)
+    if any(sign in details.lower() for sign in _HTTP_ANSWERED):
+        return _speaks_http(address)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
         return _unreached(address, details.lower())
     return Unavailable(f"{address}: {details or code.name.lower()}")

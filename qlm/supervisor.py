@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import failpoints
-from qlm.service import READY
+from qlm.service import JOINED, READY
 from qlm_core.errors import QlmError, Unavailable
 
 BACKOFF_FIRST_S = 0.5
@@ -49,6 +49,7 @@ class _Child:
         self.spec = spec
         self.process: Process | None = None
         self.ready = asyncio.Event()
+        self.joined = asyncio.Event()
         self.served = False
         self.last_line = ""
         self.restarts = 0
@@ -103,6 +104,10 @@ class Supervisor:
     async def until_ready(self, name: str) -> None:
         """Wait until the child serves."""
         await self._children[name].ready.wait()
+
+    async def until_joined(self, name: str) -> None:
+        """Wait until the child, an agent, can be given requests."""
+        await self._children[name].joined.wait()
 
     async def wait(self) -> None:
         """Wait until a child fails for good. Raises what made it fail."""
@@ -198,6 +203,7 @@ class Supervisor:
             return await process.wait()
         finally:
             child.ready.clear()
+            child.joined.clear()
             if process.returncode is None:
                 _send(process, signal.SIGKILL)
                 await process.wait()
@@ -209,6 +215,8 @@ class Supervisor:
             if line == READY:
                 child.served = True
                 child.ready.set()
+            elif line == JOINED:
+                child.joined.set()
             else:
                 self._log(child.spec.name, line)
 

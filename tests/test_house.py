@@ -13,6 +13,7 @@ import yaml
 
 from qlm_core import config
 from qlm_core.config import Config
+from qlm_core.fleet_template import described
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("qlm", "qlm_core", "solver", "gateway", "agents", "protos", "failpoints")
@@ -91,7 +92,7 @@ def lists(value: object) -> object:
 
 def test_config_yaml_spells_out_every_default() -> None:
     written = yaml.safe_load((ROOT / "config.yaml").read_text())
-    assert lists(written) == lists(Config().to_mapping(redact=False))
+    assert lists(written) == lists(described(Config(), redact=False))
 
 
 SECTIONS = [

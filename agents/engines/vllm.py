@@ -63,6 +63,8 @@ class VllmEngine:
                 can_sleep=agent.gpu != CPU,
                 patience=patience_of(agent.engine),
                 event_bytes_max=agent.message_bytes_max // 2,
+                devices=agent.devices,
+                tensor_parallel=agent.tensor_parallel,
                 adapters={
                     model: config.models[model].adapter
                     for model, own in self._bases.items()

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from qlm import look
 from qlm.commands import options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from qlm.scrape import Sample
 
@@ -131,18 +131,15 @@ def _picture(view: dict[str, Any]) -> RenderableType:
 
 
 def _capacity(plan: dict[str, Any] | None) -> RenderableType:
-    from rich.table import Table
     from rich.text import Text
 
     if plan is None or not plan["capacity"]:
         return Text("no bound yet: capacity is priced with it, every solver.replan.bound_period_s")
-    table = Table(
+    table = look.table(
+        "gpu",
+        right=("instances", "weighted late requests", "objective"),
         title=f"What one more instance would save at most, {plan['bound_age_s']:.0f} s ago",
-        title_justify="left",
     )
-    table.add_column("gpu")
-    for name in ("instances", "weighted late requests", "objective"):
-        table.add_column(name, justify="right")
     for one in plan["capacity"]:
         table.add_row(
             one["gpu"],
@@ -154,8 +151,8 @@ def _capacity(plan: dict[str, Any] | None) -> RenderableType:
 
 
 def _agents(agents: list[dict[str, Any]]) -> RenderableType:
-    table = _table(
-        left=("agent", "gpu", "model", "state"), right=("running", "KV tokens", "tokens/s")
+    table = look.table(
+        *("agent", "gpu", "model", "state"), right=("running", "KV tokens", "tokens/s")
     )
     for agent in agents:
         table.add_row(
@@ -172,8 +169,8 @@ def _agents(agents: list[dict[str, Any]]) -> RenderableType:
 
 def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
     """The groups of each virtual queue, in order; of a long one only the first."""
-    table = _table(
-        left=("queue", "model", "class"), right=("group", "waiting", "running", "starts in s")
+    table = look.table(
+        *("queue", "model", "class"), right=("group", "waiting", "running", "starts in s")
     )
     for name, queue in queues.items():
         for place, group in enumerate(queue[:GROUPS_SHOWN_MAX]):
@@ -191,18 +188,6 @@ def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
         if rest:
             waiting = sum(group["waiting"] for group in rest)
             table.add_row("", f"and {len(rest)} more", "", "", str(waiting), "", "")
-    return table
-
-
-def _table(*, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
