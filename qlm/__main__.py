@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from qlm import overwritten
 from qlm_core.errors import QlmError
 from qlm_core.nearest import did_you_mean
 
@@ -42,6 +43,9 @@ COMMANDS = {
     "bench": "measure the data plane, the core, the planner or the simulator",
     "certs": "make, renew and revoke the certificates of a fleet",
     "config": "check or show the configuration",
+    "init": "write a configuration for the GPUs, models and servers of this machine",
+    "doctor": "find out what is wrong with a fleet, and what to do about it",
+    "completion": "print what makes a shell complete `qlm` commands",
 }
 
 
@@ -65,6 +69,16 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         if name != only:
             subparsers.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with every command in full, which takes its time."""
+    parser = argparse.ArgumentParser(prog="qlm")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"qlm.commands.{name}").add_parser(subparsers)
     return parser
 
 
@@ -97,6 +111,7 @@ def _run(arguments: list[str]) -> int:
     if args.command is None:
         parser.print_help()
         return EXIT_ERROR
+    overwritten.check()
     status: int = importlib.import_module(f"qlm.commands.{args.command}").run(args)
     return status
 

@@ -50,6 +50,8 @@ class VllmEngine:
     def __init__(self, config: Config, agent: AgentConfig) -> None:
         self._section = agent.engine.vllm
         self._gpu = agent.gpu
+        # A single GPU may serve what is listed for several, with weights of fewer bits.
+        self._tensor_parallel = agent.tensor_parallel if agent.tensor_parallel > 1 else None
         self._host_memory_bytes = agent.host_memory_bytes
         # In the order of the configuration.
         self._bases = {ModelName(model): ModelName(config.base_of(model)) for model in agent.models}
@@ -156,6 +158,7 @@ class VllmEngine:
             self._gpu,
             max_num_seqs=self._section.max_num_seqs,
             kv_cache_tokens=tokens,
+            tensor_parallel=self._tensor_parallel,
         )
         profile = replace(
             known,

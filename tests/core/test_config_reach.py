@@ -72,7 +72,10 @@ def test_models_without_an_agent_are_listed() -> None:
 
 
 def test_agents_that_share_a_machine_must_not_share_ports() -> None:
-    agents = [AGENT | {"engine": {"kind": "vllm"}}, AGENT | {"name": "b", "engine": {"kind": "vllm"}}]
+    agents = [
+        AGENT | {"engine": {"kind": "vllm"}},
+        AGENT | {"name": "b", "engine": {"kind": "vllm"}},
+    ]
     config = Config.from_mapping({"agents": agents})
     (problem,) = shared_ports(config, [0, 1])
     assert problem.startswith("agents[1].engine.vllm.port_base: port 8100 is also agents[0]'s")

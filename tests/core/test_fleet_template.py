@@ -168,8 +168,9 @@ def test_the_short_form_says_the_same(
     }  # fmt: skip
     try:
         made = Config.from_mapping(data)
-    except ConfigError as refused:
-        assert "port" in str(refused)
+    except ConfigError:
+        # Two entries of a host have the same port_base.
+        assert sum(bool(host) and "vllm" in engine for host, _, engine, _ in agents) > 1
         return
     assert Config.from_mapping(described(made, redact=False)) == made
     assert Config.from_mapping(made.to_mapping(redact=False)) == made

@@ -84,7 +84,9 @@ async def test_without_a_solver_the_gateway_speaks_alone() -> None:
         status, body = await get(f"http://{at.http}/v1/queue/{listed[0]['id']}")
         said = json.loads(body)
         assert (status, said["state"]) == (200, "waiting")
-        assert said["because"].endswith("its place in the queue is not known here: no solver is connected")
+        assert said["because"].endswith(
+            "its place in the queue is not known here: no solver is connected"
+        )
         assert (await get(f"http://{at.http}/v1/queue/nothing"))[0] == 404
         asked.cancel()
 
