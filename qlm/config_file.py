@@ -294,3 +294,12 @@ def said(option: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
     data = None if path is None else strict_yaml(_read(path))
     sections = tuple(map(str, data)) if isinstance(data, dict) else ()
     return sections + tuple(steps[0] for text in overrides if (steps := _steps(text)))
+
+
+def example() -> str:
+    """The text of the commented configuration: package data of a wheel, at the top of a checkout."""
+    here = Path(__file__).parent
+    for place in (here / "config.yaml", here.parent / "config.yaml"):
+        if place.is_file():
+            return place.read_text(encoding="utf-8")
+    raise ConfigError("config.yaml: it is missing from this installation. Install it again.")

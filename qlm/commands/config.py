@@ -17,6 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check = actions.add_parser("check", help="check a configuration file")
     check.add_argument("file", nargs="?", help="the file (default: as for --config)")
     options.add_config(check)
+    actions.add_parser(
+        "example", help="print the configuration with all keys, defaults and comments"
+    )
     show = actions.add_parser("show", help="print the effective configuration, secrets masked")
     show.add_argument("--defaults", action="store_true", help="print the built-in defaults")
     show.add_argument(
@@ -32,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
     from qlm_core.config_doors import open_doors
     from qlm_core.config_reach import findings, unserved
 
+    if args.action == "example":
+        print(config_file.example(), end="")
+        return 0
     if args.action == "show":
         config = Config() if args.defaults else options.config_of(args)
         print(
