@@ -29,7 +29,8 @@ def children(
     common = tuple(arguments)
     names = [agent.name for agent in config.agents] if agents is None else agents
     return [
-        ChildSpec(name="solver", arguments=("solver", *common)),
+        # Without it gateways and agents would look for another one while they drain.
+        ChildSpec(name="solver", arguments=("solver", *common), last=True),
         ChildSpec(name="gateway", arguments=("gateway", *common)),
         *agent_children(names, arguments),
     ]
@@ -98,7 +99,9 @@ def supervisor(
 ) -> Supervisor:
     """A supervisor of the whole fleet, or of `specs`; without `log` its children log to standard error, prefixed."""
     specs = children(config, arguments) if specs is None else specs
-    write = log or PrefixedLog(max(len(spec.name) for spec in specs))
+    write = log or PrefixedLog(
+        max(len(spec.name) for spec in specs), json=config.log.format == "json"
+    )
     return Supervisor(
         specs, log=write, ready_timeout_s=ready_timeout_s(config), stop_grace_s=stop_grace_s(config)
     )
@@ -129,13 +132,20 @@ def _stops_s(agent: AgentConfig) -> float:
 
 
 class PrefixedLog:
-    """Writes each line to standard error behind the name of the process it comes from; never waits for its reader."""
+    """Writes each line to standard error with the name of the process it comes from; never waits for its reader.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the names.
+        json: whether lines are JSON, and are to stay so.
+    """
+
+    def __init__(self, width: int, *, json: bool = False) -> None:
         self._width = width
+        self._json = json
 
     def __call__(self, name: str, line: str) -> None:
-        logs.standard_error().put(f"{name:<{self._width}} | {line}")
+        text = logs.with_part(name, line) if self._json else f"{name:<{self._width}} | {line}"
+        logs.standard_error().put(text)
 
 
 def temporary_config(

@@ -36,10 +36,15 @@ Log = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """One child: a name for people and the `qlm` arguments that start it."""
+    """One child: a name for people and the `qlm` arguments that start it.
+
+    Attributes:
+        last: it is stopped when all others have ended, since they need it for that.
+    """
 
     name: str
     arguments: tuple[str, ...]
+    last: bool = False
 
 
 class _Child:
@@ -121,22 +126,29 @@ class Supervisor:
 
     async def _stop(self, grace_s: float) -> None:
         self._stopping.set()
-        for child in self._children.values():
-            if child.process is not None:
-                _send(child.process, signal.SIGTERM)
-        await self._wait_for_keepers(grace_s)
-        for name, child in self._children.items():
-            process = child.process
-            if process is not None and process.returncode is None:
-                self._log(name, f"killed by SIGKILL: did not stop within {grace_s:g} s")
-                _send(process, signal.SIGKILL)
-        await self._wait_for_keepers(None)
+        for last in (False, True):
+            group = [child for child in self._children.values() if child.spec.last is last]
+            for child in group:
+                if child.process is not None:
+                    _send(child.process, signal.SIGTERM)
+            await self._wait_for_ends(group, grace_s)
+            for child in group:
+                process = child.process
+                if process is not None and process.returncode is None:
+                    self._log(
+                        child.spec.name, f"killed by SIGKILL: did not stop within {grace_s:g} s"
+                    )
+                    _send(process, signal.SIGKILL)
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
-    async def _wait_for_keepers(self, timeout_s: float | None) -> None:
-        running = [keeper for keeper in self._keepers if not keeper.done()]
-        if running:
-            await asyncio.wait(running, timeout=timeout_s)
+    async def _wait_for_ends(self, group: Sequence[_Child], timeout_s: float) -> None:
+        keepers = [
+            keeper
+            for child, keeper in zip(self._children.values(), self._keepers, strict=True)
+            if child in group and not keeper.done()
+        ]
+        if keepers:
+            await asyncio.wait(keepers, timeout=timeout_s)
 
     async def _all_ready(self) -> None:
         everything = asyncio.gather(*(child.ready.wait() for child in self._children.values()))

@@ -265,10 +265,14 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
-    """Structured logs on standard error. Prompts never appear in them."""
+    """Structured logs on standard error. Prompts never appear in them.
+
+    access: whether gateways log every call of clients (docs/operations.md).
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "text"
+    access: bool = False
 
 
 def _default_models() -> dict[str, ModelConfig]:

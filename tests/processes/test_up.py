@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,3 +197,51 @@ def test_a_child_that_cannot_start_is_reported_by_its_own_words(tmp_path: Path) 
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("qlm: error: ")
     assert "/proc/no/such" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_clean_stop_warns_of_nothing_and_json_stays_json(form: str, tmp_path: Path) -> None:
+    config = fleet.temporary_config(tmp_path, [AGENTS, f"log.format={form}", "log.access=true"])
+    with subprocess.Popen(
+        [sys.executable, "-m", "qlm", "up", "--config", write(config, tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("QLM serves")
+        url = f"http://{config.gateway.http_listen}/v1/chat/completions"
+        body = {"model": "mistral-7b", "messages": [{"role": "user", "content": "a-prompt"}]}
+        request = urllib.request.Request(
+            url, json.dumps(body | {"max_tokens": 3}).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            assert answer.status == 200
+        # One that runs while everything is told to stop.
+        left = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "qlm",
+                "submit",
+                "--no-wait",
+                "--address",
+                config.gateway.grpc_listen,
+                "x",
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert left.returncode == 0, left.stderr
+        process.terminate()
+        said = process.stderr.read() if process.stderr is not None else ""
+        assert process.wait(WAIT_S) == 0
+    assert "a-prompt" not in said
+    if form == "json":
+        lines = [json.loads(line) for line in said.splitlines()]
+        assert {line["part"] for line in lines} >= {"solver", "gateway", "one"}
+        assert {line.get("level") for line in lines} == {"info"}
+        (told,) = (line for line in lines if line["event"] == "http request")
+        assert (told["status"], told["output_tokens"]) == (200, 3)
+    else:
+        assert not [line for line in said.splitlines() if " info " not in line]
