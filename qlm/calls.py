@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
+from protos.speaking import HTTP_ANSWERED
 from qlm_core.endpoint import Endpoint
 from qlm_core.errors import NotFound, QlmError, Unavailable
 from qlm_core.model import Estimate, Phase, Slo
@@ -219,9 +220,6 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
 # gRPC's own words for a message that is larger than the gateway reads, or than is sent at all.
 _TOO_LARGE = ("SERVER: Received message larger than max", "CLIENT: Sent message larger than max")
 
-# gRPC's words for an answer in HTTP/1.
-_HTTP_ANSWERED = ("http1.x server", "failed parsing http/2")
-
 # The call itself is at fault: sent again, it would be refused again.
 _REFUSED = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -292,7 +290,7 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
         return QlmError(details)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return _other_service(address)
-    if any(sign in details.lower() for sign in _HTTP_ANSWERED):
+    if any(sign in details.lower() for sign in HTTP_ANSWERED):
         return _speaks_http(address)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
         return _unreached(address, details.lower())

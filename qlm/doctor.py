@@ -6,7 +6,6 @@ asked that a client could not ask; of solver and agents it is the gateway that t
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,19 +16,16 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from protos.speaking import SPOKEN, speaks
 from qlm import calls, discovery, tls_files, trust
 from qlm.client import AsyncClient
 from qlm_core.config import AgentConfig, Config
 from qlm_core.config_doors import is_loopback, open_doors
 from qlm_core.config_reach import findings, unserved
-from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
 
 TIMEOUT_S = 5.0
 DISK_FREE_BYTES_MIN = 1_000_000_000
-# What a client of HTTP/2 says first, with an empty frame of settings.
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-_SETTINGS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,45 +249,9 @@ async def _ports(config: Config) -> AsyncIterator[Finding]:
     }
     for part, (address, key, start) in dialled.items():
         spoken = await speaks(address)
-        found = f"{address} {_SPOKEN[spoken]}"
+        found = f"{address} {SPOKEN[spoken]}"
         remedy = "" if spoken in ("grpc", "tls") else f"{start}, or correct {key}."
         yield Finding(part=part, well=not remedy, found=found, remedy=remedy)
-
-
-_SPOKEN = {
-    "grpc": "speaks gRPC",
-    "tls": "answers, and wants TLS",
-    "http": "speaks HTTP, where gRPC is wanted",
-    "silent": "takes connections and says nothing",
-    "": "is not reached from here",
-}
-
-
-async def speaks(address: str) -> str:
-    """What answers at an address: `grpc`, `http`, `tls` (it hangs up on who wants none), `silent`, or "" for nobody."""
-    host, port = parse_address(address, "address")
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), port)
-    except (OSError, TimeoutError):
-        return ""
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            writer.write(_PREFACE)
-            await writer.drain()
-            answer = await reader.readexactly(9)
-    except TimeoutError:
-        return "silent"
-    except (OSError, asyncio.IncompleteReadError):
-        return "tls"
-    finally:
-        writer.close()
-    if answer[:4] == b"HTTP":
-        return "http"
-    # An alert of TLS.
-    if answer[0] == 0x15:
-        return "tls"
-    return "grpc" if answer[3] == _SETTINGS else "http"
 
 
 def _agents(config: Config, view: dict[str, Any]) -> Iterator[Finding]:

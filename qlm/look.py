@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+# Of a file or a pipe, in characters.
+WIDTH = 160
 
 
 def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
@@ -23,6 +27,14 @@ def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
     for name in right:
         made.add_column(name, justify="right", no_wrap=True)
     return made
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, and where there is none so wide that no row is broken."""
+    from rich.console import Console
+
+    made = Console()
+    return made if made.is_terminal else Console(width=WIDTH)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

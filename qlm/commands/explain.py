@@ -37,7 +37,8 @@ def lines_of(explanation: dict[str, Any]) -> list[str]:
     known = dict(explanation)
     id, phase = known.pop("id"), known.pop("phase", "")
     lines = [f"{id}: {known.pop('state', None) or phase}"]
-    lines += [known.pop(key) for key in ("because", "reason") if known.get(key)]
+    because, reason = known.pop("because", ""), known.pop("reason", "")
+    lines += [text for text in (because or reason,) if text]
     rows: list[tuple[str, str]] = []
     for key, value in known.items():
         name = key.replace("_", " ")

@@ -36,13 +36,12 @@ def run(args: argparse.Namespace) -> int:
     import json
     import threading
 
-    from rich.console import Console
     from rich.live import Live
 
     if args.json:
         print(json.dumps(_view(args), indent=2))
         return 0
-    console = Console()
+    console = look.console()
     if args.capacity:
         console.print(_capacity(_view(args).get("plan")))
         return 0

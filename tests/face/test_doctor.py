@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from protos.speaking import speaks
 from qlm import doctor
 from qlm.__main__ import main
 from qlm.commands.doctor import line_of
@@ -141,8 +142,8 @@ async def test_what_a_port_speaks_is_told_by_its_first_bytes(answer: bytes, spok
     server = await asyncio.start_server(met, "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()
-        assert await doctor.speaks(f"{host}:{port}") == spoken
-    assert await doctor.speaks("127.0.0.1:1") == ""
+        assert await speaks(f"{host}:{port}") == spoken
+    assert await speaks("127.0.0.1:1") == ""
 
 
 async def test_the_file_and_the_machine_are_looked_at_first(

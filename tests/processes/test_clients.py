@@ -201,7 +201,7 @@ class TestOurs:
         async with AsyncClient(served.grpc, api_key=KEY) as client:
             with pytest.raises(NotFound, match="Use one of: mistral-7b"):
                 await client.enqueue(self.BODY | {"model": "gpt-9"})
-            with pytest.raises(QlmError, match=r"slo\.ttft_s: must be above 0"):
+            with pytest.raises(QlmError, match=r"slo\.ttft_s: must be at least"):
                 await client.enqueue(self.BODY, slo=Slo(ttft_s=-1.0))
             limit = GatewayLimits().body_bytes_max
             for size, told in (
