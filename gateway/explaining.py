@@ -7,6 +7,7 @@ what runs, of what has ended, and while no solver answers, the gateway speaks al
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from gateway.answer import Json
 from gateway.store import StoredRequest
@@ -15,6 +16,8 @@ from qlm_core.model import Estimate, Phase, RequestId
 
 # Requests without a row of the store that can be explained after their end.
 REMEMBERED_MAX = 1_000
+# Of an engine's last word, which tells of usage; one that is longer is not kept.
+CLOSING_BYTES_MAX = 4_096
 
 
 class Remembered:
@@ -25,6 +28,8 @@ class Remembered:
 
     def add(self, request: StoredRequest, ended_at: float, record: EndRecord) -> None:
         """Keep an end, and drop the oldest beyond the limit."""
+        if len(record.closing) > CLOSING_BYTES_MAX:
+            record = replace(record, closing=b"")
         self._ends[request.id] = (request.owner, ended_at, request.model, record)
         if len(self._ends) > REMEMBERED_MAX:
             self._ends.popitem(last=False)

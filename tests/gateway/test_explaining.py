@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 from gateway.explaining import REMEMBERED_MAX, Remembered
@@ -106,7 +107,10 @@ async def test_only_the_latest_ends_are_remembered() -> None:
             def __init__(self, number: int) -> None:
                 self.id = f"{request.id}-{number}"
 
+        long = replace(record, closing=b"x" * 10_000)
         for number in range(REMEMBERED_MAX + 2):
-            remembered.add(Named(number), ended_at, record)  # type: ignore[arg-type]
+            remembered.add(Named(number), ended_at, long)  # type: ignore[arg-type]
         assert remembered.find(f"{request.id}-1") is None  # type: ignore[arg-type]
-        assert remembered.find(f"{request.id}-2") is not None  # type: ignore[arg-type]
+        kept = remembered.find(f"{request.id}-2")  # type: ignore[arg-type]
+        assert kept is not None
+        assert kept[3].closing == b""
