@@ -257,7 +257,8 @@ def speaks_grpc(address: str) -> Unavailable:
     )
 
 
-def _speaks_http(address: str) -> Unavailable:
+def speaks_http(address: str) -> Unavailable:
+    """A port that speaks HTTP was asked in gRPC."""
     return Unavailable(
         f"{address}: what answers there speaks HTTP. Give the gateway's gRPC address "
         "(gateway.grpc_listen, port 7402 unless set otherwise)."
@@ -291,7 +292,7 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return _other_service(address)
     if any(sign in details.lower() for sign in HTTP_ANSWERED):
-        return _speaks_http(address)
+        return speaks_http(address)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
         return _unreached(address, details.lower())
     return Unavailable(f"{address}: {details or code.name.lower()}")

@@ -333,6 +333,17 @@ class TestShell:
             assert failed.stderr.count("\n") == 1
             assert "127.0.0.1:1: no gateway answers. Start one with `qlm up`." in failed.stderr
 
+    def test_a_replay_to_a_wrong_port_is_refused(self, served: Served, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.csv"
+        trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n")
+        for options, told in (
+            (("--url", f"http://{served.grpc}"), "speaks gRPC. Give the gateway's HTTP"),
+            (("--transport", "grpc", "--address", served.http), "speaks HTTP. Give the gateway's"),
+        ):
+            failed = self.qlm("replay", str(trace), "--config", served.file, *options)
+            assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+            assert told in failed.stderr
+
     def test_an_unreadable_trace_row_is_named(self, served: Served, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"
         trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n1,ten,20\n")
