@@ -141,8 +141,9 @@ class GatewayLink:
                 except (grpc.aio.AioRpcError, TimeoutError, wire.WireError) as error:
                     taken_over = is_takeover(error)
                     said = {"gateway": self.gateway, "reason": reason_of(error)}
-                    if self.connected and said_so(error):
-                        log.info("gateway stops", extra={"gateway": self.gateway})
+                    leaving = self._driver.executor.instance_state().draining
+                    if self.connected and (leaving or said_so(error)):
+                        log.info("gateway stream ended", extra=said)
                     elif self.connected:
                         log.warning("gateway stream broke", extra=said)
                     elif backoff.worth_telling():

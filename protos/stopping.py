@@ -15,9 +15,17 @@ import grpc
 GATEWAY_STOPS = "the gateway is shutting down"
 
 
+# What gRPC says to who is writing when the other end ends a stream, whatever that says itself.
+_ENDED_WHILE_WRITTEN = "Internal error from Core"
+
+
 def said_so(error: BaseException) -> bool:
-    """Whether a stream broke since the gateway at its other end stops in good order."""
-    return isinstance(error, grpc.aio.AioRpcError) and error.details() == GATEWAY_STOPS
+    """Whether a stream broke since the gateway at its other end stops in good order, as far as that was heard.
+
+    Where it did not, and the gateway is lost, the next attempts to reach it tell.
+    """
+    words = (GATEWAY_STOPS, _ENDED_WHILE_WRITTEN)
+    return isinstance(error, grpc.aio.AioRpcError) and error.details() in words
 
 
 def being_stopped() -> bool:

@@ -240,8 +240,8 @@ def test_a_clean_stop_warns_of_nothing_and_json_stays_json(form: str, tmp_path: 
     if form == "json":
         lines = [json.loads(line) for line in said.splitlines()]
         assert {line["part"] for line in lines} >= {"solver", "gateway", "one"}
-        assert {line.get("level") for line in lines} == {"info"}
+        assert [str(line) for line in lines if line.get("level") != "info"] == []
         (told,) = (line for line in lines if line["event"] == "http request")
         assert (told["status"], told["output_tokens"]) == (200, 3)
     else:
-        assert not [line for line in said.splitlines() if " info " not in line]
+        assert [line for line in said.splitlines() if " info " not in line] == []
