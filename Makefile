@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format protos bench bench-vllm chaos clean
+.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format page protos bench bench-vllm chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## check style, types, layers and generated code
 format: $(VENV)/.dev ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+page: ## build the page at /ui from its sources, with node
+	cd gateway/page/source && npm ci --no-audit --no-fund && npm run check && npm run build
 
 protos: $(VENV)/.dev ## generate the protocol's code again
 	$(BIN)/python -m protos.generate

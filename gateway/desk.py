@@ -17,8 +17,10 @@ from gateway.intake import Intake
 from gateway.keys import ApiKeys, Caller
 from gateway.live import Live
 from gateway.metrics import Metrics
+from gateway.page.hub import Hub
 from gateway.queue_view import explanation_of, view_of
 from gateway.responses.drafting import ResponseIntake
+from gateway.responses.ended import ended_body
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import StoredRequest
@@ -30,6 +32,7 @@ from qlm_core.model import RequestId
 
 # A solver answers within milliseconds; a client that asked to be told should not wait longer for it than this.
 ESTIMATE_WAIT_S = 0.1
+RESPONSES_PATH = "/v1/responses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Desk:
     files: FileStore
     batches: BatchDesk
     rejections: Rejections
+    page: Hub | None = None
 
     def unready(self) -> str:
         """Why no request would be served now, in words; "" if one would.
@@ -91,8 +95,11 @@ class Desk:
         await self.sight.settled(id, caller)
         request, end = await self.sight.ended(id, caller)
         view = ended_json(request, end.ended_at, end.record)
-        # As it is: what is in it is not read, so no number is written in another way.
-        view["response"] = msgspec.Raw(end.answer) if end.answer else None
+        if request.asked:
+            view["response"] = msgspec.Raw(ended_body(request, end.record, end.answer))
+        else:
+            # As it is: what is in it is not read, so no number is written in another way.
+            view["response"] = msgspec.Raw(end.answer) if end.answer else None
         return openai.encode(view)
 
     async def explain(self, id: RequestId, caller: Caller) -> bytes:
@@ -155,12 +162,17 @@ class Desk:
         return asyncio.get_running_loop().time()
 
 
+def path_of(request: StoredRequest) -> str:
+    """The endpoint that a request came to, as its client knows it."""
+    return RESPONSES_PATH if request.asked else request.endpoint.path
+
+
 def row_json(row: Row, live: Live | None, now_s: float) -> Json:
     """An open request as JSON."""
     request = None if live is None else live.request
     return {
         "id": row.meta.id,
-        "endpoint": None if request is None else request.endpoint.path,
+        "endpoint": None if request is None else path_of(request),
         "created": None if request is None else request.created,
         "model": row.meta.model,
         "slo_class": row.meta.slo_class,
@@ -183,7 +195,7 @@ def ended_json(request: StoredRequest, ended_at: float, record: EndRecord) -> Js
     """
     return {
         "id": request.id,
-        "endpoint": request.endpoint.path,
+        "endpoint": path_of(request),
         "created": request.created,
         "ended": int(ended_at),
         "model": request.model,

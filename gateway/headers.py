@@ -114,6 +114,11 @@ def prefers_async(headers: Headers) -> bool:
     return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
 
 
+def wants_async(headers: Headers) -> bool:
+    """Whether the client does not wait for the answer, in whichever way it says so. Raises InvalidRequest."""
+    return flag(headers, b"x-qlm-async") or prefers_async(headers)
+
+
 def come_back(in_s: float) -> RawHeaders:
     """When to come back: in seconds, and in milliseconds for who reads that, which they do first.
 

@@ -41,7 +41,7 @@ from qlm_core.model import RequestId
 log = logging.getLogger(__name__)
 
 # What there is to ask is no secret.
-_OPEN = ("openapi", "docs")
+_OPEN = ("openapi", "docs", "ui")
 # Who asks for what is told to everybody; no request is theirs.
 _NOBODY = Caller(tenant="")
 
@@ -188,9 +188,7 @@ class HttpApp:
                 body, route.endpoint, wish=wish, caller=caller, keyed=keyed
             )
         # A response in the background has an acknowledgement of its own.
-        at_once = not draft.background and (
-            hd.flag(headers, b"x-qlm-async") or hd.prefers_async(headers)
-        )
+        at_once = hd.wants_async(headers) and not draft.background
         durable = hd.flag(headers, b"x-qlm-durable") or keyed or at_once or draft.background
         send = telling(send, hd.clamped(draft.clamped))
         patience_s = hd.patience_s(headers)

@@ -11,7 +11,7 @@ from gateway.asgi import JSON, RawHeaders, Send, answer
 from gateway.desk import Desk
 from gateway.keys import Caller
 from qlm_core.errors import ShedLate
-from qlm_core.model import RequestId
+from qlm_core.model import Estimate, RequestId
 from qlm_core.outcome import ShedReason
 
 # When to look for what is about to begin, or of which nothing is known.
@@ -24,14 +24,23 @@ async def acknowledge(
     """Tell the client of a stored request that it was accepted. Raises ShedLate, before anything is sent."""
     live = desk.sight.live(id, caller)
     estimate = None
-    told: RawHeaders = [(b"location", b"/v1/requests/" + id.encode())]
     if live is not None:
         await desk.estimated(live)
         if live.record is not None and live.record.reason == ShedReason.LATE.value:
             raise ShedLate(live.record.retry_after_s)
         estimate = live.estimate
+    told = acknowledgement(b"/v1/requests/" + id.encode(), estimate, headers, over=live is None)
+    told += hd.answering(headers, id, None, estimate)
+    await answer(send, 202, await desk.standing(id, caller), [JSON, *told])
+
+
+def acknowledgement(
+    where: bytes, estimate: Estimate | None, headers: hd.Headers, *, over: bool = False
+) -> RawHeaders:
+    """What the client of a stored request is told of it: where to look, and when, unless it is over."""
+    told: RawHeaders = [(b"location", where)]
+    if not over:
         told += hd.come_back(_LOOK_S_MIN if estimate is None else estimate.p50_s)
     if hd.prefers_async(headers):
         told.append((b"preference-applied", b"respond-async"))
-    told += hd.answering(headers, id, None, estimate)
-    await answer(send, 202, await desk.standing(id, caller), [JSON, *told])
+    return told

@@ -170,6 +170,7 @@ class Live:
         ended: resolves with the terminal record once that is as durable as the request.
         record: the terminal record, from the moment that the ledger made it.
         estimated: resolves with the first estimate; created by whoever waits for it.
+        engine_trace: headers of a trace for the engine that runs an attempt; None: those of the client's trace.
     """
 
     __slots__ = (
@@ -183,6 +184,7 @@ class Live:
         "_trail",
         "durable",
         "ended",
+        "engine_trace",
         "estimate",
         "estimated",
         "origin",
@@ -206,6 +208,7 @@ class Live:
         self.record: EndRecord | None = None
         self.estimate: Estimate | None = None
         self.estimated: asyncio.Future[None] | None = None
+        self.engine_trace: Callable[[int], tuple[tuple[str, str], ...]] | None = None
         self._framer = framer_of(request, running_usage=running_usage)
         self._followers: list[Follower] = []
         self._answer = self._new_answer()
@@ -238,6 +241,7 @@ class Live:
     def payload(self, attempt: int, produced_tokens: int) -> Payload:
         """What an agent gets that is to run the request, or to go on with it. Raises BadChunkError."""
         request = self.request
+        trace = request.trace if self.engine_trace is None else self.engine_trace(attempt)
         if not produced_tokens:
             return Payload(
                 id=request.id,
@@ -245,7 +249,7 @@ class Live:
                 model=request.model,
                 endpoint=request.endpoint,
                 body=request.body,
-                headers=request.trace,
+                headers=trace,
             )
         self._fold()
         return Payload(
@@ -258,7 +262,7 @@ class Live:
             produced_tokens=produced_tokens,
             resume_ids=self._trail.upto(produced_tokens),
             text_offset_chars=self._answer.text_offset_chars,
-            headers=request.trace,
+            headers=trace,
         )
 
     def drop_output(self) -> None:

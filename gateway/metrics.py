@@ -115,12 +115,16 @@ class Metrics:
             registry=registry,
         )
         self._by_labels: dict[tuple[str, str], _Series] = {}
+        # Who else is told of ends, with the class as it is counted here.
+        self.watching: list[Callable[[str, EndRecord], None]] = []
         registry.register(_Read(gauges))
         registry.register(_Rejected(rejections))
 
     def ended(self, model: str, slo_class: str, record: EndRecord) -> None:
         """Count one terminal record."""
         labels = self._labels(model, slo_class)
+        for watch in self.watching:
+            watch(labels[1], record)
         known = self._by_labels.get(labels)
         if known is None:
             known = self._by_labels[labels] = self._series(labels)

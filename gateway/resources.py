@@ -7,6 +7,7 @@ from gateway.call import Resource
 from gateway.desk import Desk
 from gateway.files.door import FilesDoor
 from gateway.openapi.door import DescriptionDoor
+from gateway.page.door import PageDoor
 from gateway.requests_door import RequestsDoor
 from gateway.responses.door import Responses
 from gateway.uploads import Uploads
@@ -19,6 +20,7 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
     requests = RequestsDoor(desk)
     responses = Responses(desk)
     description = DescriptionDoor()
+    page = PageDoor(desk)
     return {
         "files": files,
         "file": files,
@@ -28,6 +30,9 @@ def resources(desk: Desk, uploads: Uploads) -> dict[str, Resource]:
         "batch_cancel": batches,
         "openapi": description,
         "docs": description,
+        "ui": page,
+        "ui_feed": page,
+        "ui_request": page,
         "requests": requests,
         "request": requests,
         "response": responses,

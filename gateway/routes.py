@@ -47,6 +47,10 @@ _EXACT = {
     "/metrics": Route("metrics", _LOOK),
     "/openapi.json": Route("openapi", _LOOK),
     "/docs": Route("docs", _LOOK),
+    "/ui": Route("ui", _LOOK, "page.html"),
+    "/ui/page.css": Route("ui", _LOOK, "page.css"),
+    "/ui/page.js": Route("ui", _LOOK, "page.js"),
+    "/ui/feed": Route("ui_feed", _LOOK),
     "/v1/models": Route("models", _LOOK),
     "/v1/queue": Route("queue", _LOOK),
     "/v1/responses": Route("responses", ("POST",)),
@@ -55,6 +59,7 @@ _EXACT = {
     "/v1/batches": Route("batches", (*_LOOK, "POST")),
 } | {path: Route("run", ("POST",), endpoint=endpoint) for path, endpoint in _ENDPOINTS.items()}
 _BELOW: dict[str, tuple[str, tuple[str, ...]]] = {
+    "/ui/requests/": ("ui_request", _LOOK),
     "/v1/models/": ("model", _LOOK),
     "/v1/queue/": ("explanation", _LOOK),
     "/v1/requests/": ("request", (*_LOOK, "DELETE")),

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from gateway.admission import Admission
+from gateway.answer import Json
 from gateway.batches.desk import BatchDesk
 from gateway.batches.driver import Batches
 from gateway.budget import Budget
@@ -21,7 +22,7 @@ from gateway.driver import Driver
 from gateway.files import FileStore
 from gateway.intake import Intake
 from gateway.keeping import Keeper
-from gateway.keys import ApiKeys
+from gateway.keys import ApiKeys, Caller
 from gateway.listeners import (
     CLIENT_SERVICE,
     WORK_SERVICE,
@@ -33,11 +34,16 @@ from gateway.listeners import (
 )
 from gateway.metrics import Gauge, Metrics
 from gateway.open_files import Room, make_room
+from gateway.page.digest import batch_of
+from gateway.page.hub import Hub
+from gateway.page.stories import Stories
+from gateway.page.tally import Tally
 from gateway.responses.drafting import ResponseIntake
 from gateway.responses.news import ResponseNews
 from gateway.sight import Sight
 from gateway.solver_link import SolverLink
 from gateway.store import make_store
+from gateway.tracing.exporting import Tracing
 from gateway.webhooks.driver import Webhooks
 from gateway.work import WorkServicer
 from protos.doors import Doors, Rejections, warn_of_open_doors
@@ -46,11 +52,16 @@ from qlm_core.config import Config
 from qlm_core.config_doors import WILDCARDS
 from qlm_core.config_rules import parse_address
 from qlm_core.errors import QlmError
+from qlm_core.ledger import Row
+from qlm_core.messages import GatewayFact
+from qlm_core.model import RequestId
 
 log = logging.getLogger(__name__)
 
 # A gRPC stream that is still open after the drain is cut after this.
 CUT_S = 1.0
+# Of the batches on the page, the newest.
+BATCHES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,8 @@ class Gateway:
     Attributes:
         store, files, driver, batches: what it keeps, its open requests, and its batches that are not over.
         webhooks: who is told of what has ended.
+        page: what /ui shows; None where it is off.
+        tracing: what is told to OpenTelemetry; None where nobody listens.
     """
 
     def __init__(self, config: Config, room: Room | None = None) -> None:
@@ -98,6 +111,8 @@ class Gateway:
         self._unread = Budget(limits.unread_bytes_max)
         self._doors = Doors(config, Part(Role.GATEWAY, section.id))
         self._certificates = client_certificates(section)
+        # Who hears the facts that the ledger has for the solver, before it does.
+        self._listening: list[Callable[[GatewayFact], None]] = []
         rejections = Rejections()
         self._metrics = Metrics(config, self._gauges, rejections)
         self._solver = SolverLink(
@@ -116,7 +131,7 @@ class Gateway:
             section,
             keeper,
             self._metrics,
-            tell=self._solver.tell,
+            tell=self._tell,
             admission=self._admission,
             unread=self._unread,
         )
@@ -139,6 +154,9 @@ class Gateway:
             time_s=keeper.time_s,
         )
         self._solver.bulks = self.batches
+        self.tracing = self._make_tracing() if section.tracing.endpoint else None
+        batch_desk = BatchDesk(self.batches)
+        self.page = self._make_page(sight, batch_desk) if section.ui.enabled else None
         self._desk = Desk(
             config=config,
             driver=self.driver,
@@ -149,8 +167,9 @@ class Gateway:
             keys=keys,
             sight=sight,
             files=self.files,
-            batches=BatchDesk(self.batches),
+            batches=batch_desk,
             rejections=rejections,
+            page=self.page,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._work = WorkServicer(
@@ -195,6 +214,8 @@ class Gateway:
         await self._http.listening.wait()
         self._tasks.append(asyncio.create_task(self._solver.run(self.driver.handle)))
         self._tasks.append(asyncio.create_task(self.files.run()))
+        if self.page is not None:
+            self._tasks.append(asyncio.create_task(self.page.run()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         host, _ = parse_address(section.http_listen, "gateway.http_listen")
         addresses = Addresses(f"{host}:{sock.getsockname()[1]}", at, self._agents_address)
@@ -214,6 +235,8 @@ class Gateway:
         if self._http is not None:
             await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
             self.batches.stop_releasing()
+            if self.page is not None:
+                self.page.close()
             await self.driver.drain()
             self._http.should_exit = True
         self._work.close()
@@ -226,9 +249,54 @@ class Gateway:
         await self.webhooks.close()
         await self.files.close()
         await self.driver.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         log.info("gateway stopped")
 
     # ---------------------------------------------------------------- parts
+
+    def _make_page(self, sight: Sight, batches: BatchDesk) -> Hub:
+        loop = asyncio.get_running_loop()
+        section = self._config.gateway.ui
+        tally = Tally(loop.time)
+        self._metrics.watching.append(tally.ended)
+        stories = Stories(section.stories_max, now_s=loop.time, row=self._row)
+        self._listening.append(stories.told)
+
+        async def listed() -> list[Json]:
+            everybody = Caller(tenant="", operator=True)
+            found = await batches.list(everybody, after="", limit=BATCHES_SHOWN)
+            return [batch_of(batch) for batch in found.batches]
+
+        return Hub(
+            self._config,
+            solver=self._solver,
+            batches=listed,
+            rows=sight.newest,
+            tally=tally,
+            stories=stories,
+            now_s=loop.time,
+        )
+
+    def _make_tracing(self) -> Tracing:
+        def evictions(id: RequestId) -> int:
+            row = self._row(id)
+            return 0 if row is None else row.evictions
+
+        loop = asyncio.get_running_loop()
+        tracing = Tracing(
+            self._config.gateway, now_s=loop.time, live=self.driver.live, evictions=evictions
+        )
+        self._listening.append(tracing.told)
+        return tracing
+
+    def _row(self, id: RequestId) -> Row | None:
+        return self.driver.ledger.row(id)
+
+    def _tell(self, fact: GatewayFact) -> None:
+        for listen in self._listening:
+            listen(fact)
+        self._solver.tell(fact)
 
     def _work_address(self) -> str:
         return self._config.gateway.advertise or self._agents_address

@@ -278,10 +278,14 @@ class SolverLink:
         except wire.WireError as error:
             raise Unavailable(f"the solver answers what cannot be read ({error})") from None
 
-    async def view(self) -> bytes:
-        """Groups, queues, agents and plan as JSON. Raises Unavailable."""
+    async def view(self, *, groups_max: int = 0) -> bytes:
+        """Groups, queues, agents and plan as JSON. Raises Unavailable.
+
+        Args:
+            groups_max: of each queue so many groups, its first; 0: as many as a message has room for.
+        """
         try:
-            answer = await self._stub.View(pb.ViewRequest(), **self._asking)
+            answer = await self._stub.View(pb.ViewRequest(groups_max=groups_max), **self._asking)
         except grpc.aio.AioRpcError as error:
             raise _no_answer(error) from None
         return answer.view_json

@@ -7,16 +7,26 @@ default class, and the answer says so, as OpenAI's does where a tier is not to b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.keys import Caller
 from qlm_core.config import Config
 from qlm_core.errors import InvalidRequest
 
 # OpenAI's. Those that mean another one are answered as that.
-KNOWN = ("auto", "default", "flex", "scale", "priority", "fast")
+KNOWN = ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
 _MEANT = {"fast": "priority"}
 # Which one is used is then the gateway's to say.
 _OPEN = "auto"
+# Responses alone have it.
+_OF_RESPONSES = "ultrafast"
 _SHOWN_CHARS = 256
+
+
+def known_tier(tiers: Sequence[str]) -> str:
+    """The first of some tiers that OpenAI's answers have as well; else `default`, which is what its batches say."""
+    told = (_MEANT.get(tier, tier) for tier in tiers if tier in KNOWN)
+    return next((tier for tier in told if tier not in (_OPEN, _OF_RESPONSES)), "default")
 
 
 class Tiers:

@@ -13,6 +13,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import failpoints
@@ -200,7 +201,7 @@ class Supervisor:
 
     async def _run_once(self, child: _Child) -> int:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "qlm", *child.spec.arguments, *SUPERVISED),
+            *(sys.executable, *_safe_path(), "-m", "qlm", *child.spec.arguments, *SUPERVISED),
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
@@ -251,6 +252,15 @@ async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
             yield line.decode(errors="replace")
     if rest:
         yield rest.decode(errors="replace")
+
+
+def _safe_path() -> tuple[str, ...]:
+    """How an interpreter is told to take no package from the folder where it starts.
+
+    A folder named `agents` may lie there, which is somebody else's. In our own checkout the packages that lie there are ours, and
+    may be nowhere else.
+    """
+    return () if Path.cwd() == Path(__file__).parents[1] else ("-P",)
 
 
 def _send(process: Process, number: signal.Signals) -> None:

@@ -32,6 +32,8 @@ from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
+from qlm_core.config_tracing import TracingConfig, check_tracing
+from qlm_core.config_ui import UiConfig
 from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
@@ -261,6 +263,8 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     files: FilesConfig = FilesConfig()
     batches: BatchesConfig = BatchesConfig()
     webhooks: tuple[WebhookConfig, ...] = ()
+    ui: UiConfig = UiConfig()
+    tracing: TracingConfig = TracingConfig()
     limits: GatewayLimits = GatewayLimits()
 
 
@@ -358,6 +362,7 @@ class Config(Section, frozen=True, kw_only=True):
         check(config)
         check_doors(config)
         check_webhooks(config.gateway.webhooks)
+        check_tracing(config.gateway.tracing)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:

@@ -12,6 +12,7 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
     window_s_min, window_s_max: of a completion window.
     lines_max: of one batch. faults_max: so many faults of a file are told.
     open_batches_max, tenant_open_batches_max: batches that are not over, of all tenants and of one.
+    tenant_tokens_max: estimated prompt tokens of a model in a tenant's batches, of lines that are no requests yet; 0: any number.
     waiting_lines_max: of one model so many lines wait for an engine at a time, as requests; the others wait in their files.
     open_bytes_max: bytes of all lines that are requests.
     keep_ended_s: how long a batch is remembered that is over; its files have times of their own.
@@ -24,6 +25,7 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
     faults_max: int = 100
     open_batches_max: int = 1_000
     tenant_open_batches_max: int = 200
+    tenant_tokens_max: int = 0
     waiting_lines_max: int = 512
     open_bytes_max: int = 268_435_456
     keep_ended_s: float = 2_592_000.0

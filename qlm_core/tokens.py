@@ -38,7 +38,8 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
     if chat:
         size = sum(map(_size, chat_texts(body.get("messages"))))
         return max(1, -(-size // BYTES_PER_TOKEN))
-    return max(1, _completion_tokens(body.get("prompt")))
+    prompt = body.get("prompt")
+    return max(1, text_tokens(prompt) if isinstance(prompt, str) else _completion_tokens(prompt))
 
 
 def measured_tokens(body: Mapping[str, Any], endpoint: Endpoint) -> list[int]:

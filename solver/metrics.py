@@ -77,23 +77,28 @@ class ManagerCollector(Collector):
         yield CounterMetricFamily(
             "qlm_plan_moved_groups", "Groups that changed queue.", value=planner.moved
         )
-        plan = planner.in_force
-        if plan is None:
-            return
-        now_s = self._driver.now_s()
-        yield GaugeMetricFamily(
-            "qlm_plan_objective", "Objective of the plan in force.", value=plan.objective
+        plan, now_s = planner.in_force, self._driver.now_s()
+        yield _known(
+            "qlm_plan_objective",
+            "Objective of the plan in force.",
+            None if plan is None else plan.objective,
         )
-        yield GaugeMetricFamily(
-            "qlm_plan_late_weight", "Weighted requests planned late.", value=plan.late_weight
+        yield _known(
+            "qlm_plan_late_weight",
+            "Weighted requests planned late.",
+            None if plan is None else plan.late_weight,
         )
-        if plan.gap is not None and plan.bound_at_s is not None:
-            yield GaugeMetricFamily(
-                "qlm_plan_gap_ratio", "(objective - bound) / objective.", value=plan.gap
-            )
-            yield GaugeMetricFamily(
-                "qlm_plan_bound_age_seconds", "Age of the bound.", value=now_s - plan.bound_at_s
-            )
+        yield _known(
+            "qlm_plan_gap_ratio",
+            "(objective - bound) / objective.",
+            None if plan is None else plan.gap,
+        )
+        bound_at_s = None if plan is None or plan.gap is None else plan.bound_at_s
+        yield _known(
+            "qlm_plan_bound_age_seconds",
+            "Age of the bound.",
+            None if bound_at_s is None else now_s - bound_at_s,
+        )
         cost = GaugeMetricFamily(
             "qlm_capacity_value",
             "Objective that one more instance of this GPU would save at most, from the duals.",
@@ -104,7 +109,7 @@ class ManagerCollector(Collector):
             "The same in weighted late requests, for autoscalers.",
             labels=["gpu"],
         )
-        for value in plan.capacity:
+        for value in () if plan is None else plan.capacity:
             cost.add_metric([value.gpu], value.saves_cost)
             late.add_metric([value.gpu], value.saves_late_weight)
         yield cost
@@ -115,11 +120,11 @@ class ManagerCollector(Collector):
         coverage = GaugeMetricFamily(
             "qlm_wait_estimate_coverage_ratio",
             "Share of realised waits within the estimated quantile.",
-            labels=["model", "quantile"],
+            labels=["model", "estimate"],
         )
         for model, known in estimators.calibrations.items():
-            for quantile, share in zip(("0.5", "0.9", "0.99"), known.coverage, strict=True):
-                coverage.add_metric([model, quantile], share)
+            for estimate, share in zip(("p50", "p90", "p99"), known.coverage, strict=True):
+                coverage.add_metric([model, estimate], share)
         yield coverage
         speed = GaugeMetricFamily(
             "qlm_engine_speed_ratio", "Real over profiled speed.", labels=["gpu", "model"]
@@ -149,3 +154,11 @@ class ManagerCollector(Collector):
         for (backend, status), count in self._planning.step_downs.items():
             steps.add_metric([backend, status], count)
         yield steps
+
+
+def _known(name: str, text: str, value: float | None) -> Metric:
+    """A gauge, without a value where nobody knows it: what is asked for exists all the same."""
+    family = GaugeMetricFamily(name, text)
+    if value is not None:
+        family.add_metric([], value)
+    return family

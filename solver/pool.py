@@ -95,6 +95,8 @@ class BackendProcess:
         self._reports = asyncio.Queue()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            # Nothing is taken for a package of this that only lies where the solver was started.
+            "-P",
             "-m",
             "solver.backends.worker",
             self.name,

@@ -250,11 +250,12 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
 
     async def View(
         self,
-        _request: gateway_pb.ViewRequest,
+        request: gateway_pb.ViewRequest,
         _context: grpc.aio.ServicerContext[gateway_pb.ViewRequest, gateway_pb.ViewResponse],
     ) -> gateway_pb.ViewResponse:
         """The whole fleet."""
-        answer = views.view(self._driver.manager, now_s=self._driver.now_s())
+        manager, now_s = self._driver.manager, self._driver.now_s()
+        answer = views.view(manager, now_s=now_s, groups_max=request.groups_max)
         return gateway_pb.ViewResponse(view_json=msgspec.json.encode(answer))
 
     async def Estimate(

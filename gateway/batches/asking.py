@@ -95,13 +95,17 @@ def _window_s(window: str, limits: BatchesConfig) -> float:
     found = _WINDOW.fullmatch(window)
     window_s = float(found[1]) * _UNIT_S[found[2]] if found else 0.0
     if not limits.window_s_min <= window_s <= limits.window_s_max:
-        least, most = _in_minutes(limits.window_s_min), _in_minutes(limits.window_s_max)
+        least, most = _duration(limits.window_s_min), _duration(limits.window_s_max)
         known = f"a number of minutes, hours or days such as '24h', from {least} to {most}"
         raise _unsupported("completion_window", window, known)
     return window_s
 
 
-def _in_minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
+    """In the largest unit of which it is a whole number, or else in minutes."""
+    for unit in ("d", "h"):
+        if seconds >= _UNIT_S[unit] and not seconds % _UNIT_S[unit]:
+            return f"'{seconds / _UNIT_S[unit]:g}{unit}'"
     return f"'{seconds / 60:g}m'"
 
 

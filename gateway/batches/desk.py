@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import failpoints
 from gateway.batches import rows
-from gateway.batches.asking import Asked, lax_class
+from gateway.batches.asking import Asked, InvalidBatch, lax_class
 from gateway.batches.driver import Batches
 from gateway.batches.restoring import remove
 from gateway.batches.rows import Numbered
@@ -53,7 +53,8 @@ class BatchDesk:
     async def create(self, asked: Asked, caller: Caller, *, key: str = "") -> Json:
         """Create a batch; with a known key, the earlier one.
 
-        Raises QueueFull, Unavailable (the store failed), KeyReused (the key names other content).
+        Raises InvalidBatch (the file is of another purpose), QueueFull, Unavailable (the store failed), KeyReused (the key names
+        other content).
         """
         owner = caller.tenant
         self._require_room(owner)
@@ -147,13 +148,18 @@ class BatchDesk:
         return self._shown(kept.batch)
 
     async def _input(self, file_id: str, caller: Caller) -> StoredFile | None:
-        """The file that a batch is to read; None where there is none. Raises QueueFull, Unavailable."""
+        """The file that a batch is to read; None where there is none. Raises InvalidBatch, QueueFull, Unavailable."""
         try:
             file = await self._batches.files.find(file_id, caller)
         except NotFound:
             return None
         if file.purpose != BATCH:
-            return None
+            raise InvalidBatch(
+                "input_file_id",
+                f"Invalid value: the purpose of '{file.id}' is '{file.purpose}'. "
+                f"Upload the file with the purpose '{BATCH}' and give the id that it gets then.",
+                "invalid_value",
+            )
         # They are kept until their batches are over, also if their owner deletes them meanwhile.
         inputs = {
             batch.stored.input_file_id: batch.stored.input_bytes

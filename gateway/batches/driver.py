@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,6 +23,7 @@ import failpoints
 from gateway.batches import restoring, rows
 from gateway.batches.bulk import Bulk
 from gateway.batches.drafting import Drafter
+from gateway.batches.enqueued import too_much
 from gateway.batches.index import Fault, Index, Scan
 from gateway.batches.opened import OpenBatch
 from gateway.batches.releasing import Releaser
@@ -111,7 +112,7 @@ class Batches:
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            Drafter(intake, responses),
+            Drafter(config, intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,
@@ -350,7 +351,7 @@ class Batches:
     async def _validate(self, batch: OpenBatch) -> None:
         id = batch.stored.id
         scan = await self._scan(batch)
-        faults = scan.faults or await self._validator.unserved(scan, partial(self._serves, batch))
+        faults = scan.faults or await self._validator.unserved(scan, partial(self._served, batch))
         failpoints.at("gateway.batches.validated")
         if faults:
             batch.stored = replace(batch.stored, faults=faults)
@@ -358,9 +359,18 @@ class Batches:
             return
         await self._stored(partial(rows.keep_index, number=batch.number, lines=scan.index))
         failpoints.at("gateway.batches.indexed")
-        models = tuple(ModelName(model.name) for model in scan.models)
+        models, index = (
+            tuple(ModelName(model.name) for model in scan.models),
+            Index.unpack(scan.index),
+        )
+        # From here on nothing else happens until the batch counts itself.
+        theirs = [other for other in self if other.stored.owner == batch.stored.owner]
+        if faults := too_much(index, models, theirs, tokens_max=self._limits.tenant_tokens_max):
+            batch.stored = replace(batch.stored, faults=faults)
+            self.handle(bt.Refused(id))
+            return
         batch.stored = replace(batch.stored, models=models)
-        self._know(batch, Index.unpack(scan.index))
+        self._know(batch, index)
         self.handle(bt.Accepted(id, models, batch.index.model_of))
 
     async def _scan(self, batch: OpenBatch) -> Scan:
@@ -376,11 +386,11 @@ class Batches:
             fault = Fault(code="server_error", message=str(error), param="input_file_id")
         return Scan(faults=(fault,))
 
-    def _serves(self, batch: OpenBatch, model: str) -> bool:
-        return model in self._intake.models(self.keys.tenant(batch.stored.owner))
+    def _served(self, batch: OpenBatch) -> Mapping[str, int]:
+        return self._intake.models(self.keys.tenant(batch.stored.owner))
 
     def _know(self, batch: OpenBatch, index: Index) -> None:
-        lengths = self._intake.models(self.keys.tenant(batch.stored.owner))
+        lengths = self._served(batch)
         unknown = ModelConfig().max_model_len
         batch.know(index, [lengths.get(model, unknown) for model in batch.stored.models])
 

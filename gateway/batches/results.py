@@ -19,6 +19,15 @@ UNRUN = {
     Unrun.EXPIRED: "This request could not be executed before the completion window expired.",
     Unrun.CANCELLED: "This request was not executed because the batch was cancelled.",
 }
+# What ends a line to some reader or other. As they are, the first two are only between the parts of an answer, as some engines
+# write it; the others may be in a text, and Python's `splitlines` and what is built on it divide it there.
+_ENDINGS = (
+    (b"\n", b" "),
+    (b"\r", b" "),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+    ("\u0085".encode(), b"\\u0085"),
+)
 # Of a line whose record is not there although it ended: the store was tampered with.
 _LOST = "batch_failed", "The result of this request cannot be read."
 
@@ -126,7 +135,15 @@ def _line(
         "response": response,
         "error": error,
     }
-    return _encode(said) + b"\n"
+    return _unbroken(_encode(said)) + b"\n"
+
+
+def _unbroken(data: bytes) -> bytes:
+    """JSON that says the same on one line."""
+    for ending, instead in _ENDINGS:
+        if ending in data:
+            data = data.replace(ending, instead)
+    return data
 
 
 def _detail(details: object, name: str) -> object:

@@ -1,7 +1,8 @@
 """Reads an input file once, line by line, and tells what is on its lines or what is wrong with them.
 
 Run as a process of its own (`python -m gateway.batches.scan`), since decoding 200 MB of JSON would keep everything else in the
-gateway waiting. It holds one line at a time, and of each `custom_id` a digest.
+gateway waiting. It holds one line at a time, and of each `custom_id` a digest. Most lines are sound, and a batch begins once all
+are known to be; so that is found out with few steps, and only what is not takes the way on which each fault has its words.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 
-from gateway.batches.endpoints import ENDPOINTS, BatchEndpoint
+from gateway.batches.endpoints import ENDPOINTS, BatchEndpoint, Body
 from gateway.batches.index import COUNT_MAX, AskedModel, Fault, Index, Scan
 
 NAME_BYTES_MAX = 256
 # How much of a client's words is repeated in a fault.
 _SHOWN = 64
+_TOLD_MODELS_MAX = 8
 _DIGEST_BYTES = 16
 _NICE = 5
 
@@ -34,7 +36,17 @@ class _Line(msgspec.Struct):
     body: Any = None
 
 
+class _WellFormed(msgspec.Struct):
+    """A line that has all it needs, each of the right type: what nearly every line is."""
+
+    custom_id: Annotated[str, msgspec.Meta(min_length=1)]
+    method: Literal["POST"]
+    url: str
+    body: dict[str, Any]
+
+
 _decode = msgspec.json.Decoder(_Line).decode
+_decode_well_formed = msgspec.json.Decoder(_WellFormed).decode
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +66,12 @@ class _Scanner:
     def __init__(self, endpoint: BatchEndpoint, limits: Limits) -> None:
         self._endpoint = endpoint
         self._limits = limits
+        self._first_fields = tuple(names[0] for names in endpoint.required)
         self._faults: list[Fault] = []
         self._index = Index()
         self._models: dict[str, int] = {}
         self._at: list[list[int]] = []
-        self._known: dict[bytes, None] = {}
+        self._known: dict[bytes | str, None] = {}
 
     def read(self, file: BinaryIO) -> Scan:
         offset, number = 0, 0
@@ -71,7 +84,7 @@ class _Scanner:
             if size > self._limits.line_bytes_max:
                 size += _skip(file, line)
                 self._fault("invalid_request", self._too_long(), None, number)
-            elif line.strip():
+            elif not line.isspace():
                 if len(self._index) == self._limits.lines_max:
                     self._fault("too_many_tasks", self._too_many(), "input_file_id", None)
                     break
@@ -87,17 +100,9 @@ class _Scanner:
         return Scan(models=models, index=self._index.pack())
 
     def _line(self, data: bytes, offset: int, number: int) -> None:
-        try:
-            line = _decode(data)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            self._fault("invalid_json_line", _NO_JSON, None, number)
+        body = self._sound_body(data) or self._examined_body(data, number)
+        if body is None:
             return
-        faults = len(self._faults)
-        for code, message, param in self._wrong(line):
-            self._fault(code, message, param, number)
-        if len(self._faults) > faults:
-            return
-        body = line.body
         limit = self._endpoint.output_limit(body) or 0
         self._index.add(
             offset=offset,
@@ -106,6 +111,38 @@ class _Scanner:
             prompt_tokens=min(self._endpoint.prompt_tokens(body), COUNT_MAX),
             output_limit=min(max(0, limit), COUNT_MAX),
         )
+
+    def _sound_body(self, data: bytes) -> Body | None:
+        """The body of a line with which nothing is wrong; None where that is not plain at a glance."""
+        try:
+            line = _decode_well_formed(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        body, name = line.body, _key(line.custom_id)
+        # A model that was seen already was found to have a name.
+        if (
+            line.url != self._endpoint.path
+            or name in self._known
+            or body.get("stream")
+            or not isinstance(model := body.get("model"), str)
+            or model not in self._models
+            or None in map(body.get, self._first_fields)
+        ):
+            return None
+        self._known[name] = None
+        return body
+
+    def _examined_body(self, data: bytes, number: int) -> Body | None:
+        """The body of a line, after its faults were told; None if it has any."""
+        try:
+            line = _decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._fault("invalid_json_line", _NO_JSON, None, number)
+            return None
+        faults = len(self._faults)
+        for code, message, param in self._wrong(line):
+            self._fault(code, message, param, number)
+        return line.body if len(self._faults) == faults else None
 
     def _wrong(self, line: _Line) -> Iterator[tuple[str, str, str | None]]:
         """Code, message and field of all that is wrong with a line."""
@@ -120,25 +157,29 @@ class _Scanner:
             shown = str(line.method)[:_SHOWN]
             message = f"Invalid value: '{shown}'. Supported values are: 'POST'."
             yield "invalid_value", message, "method"
-        if line.url is not None and line.url != self._endpoint.path:
+        elsewhere = line.url is not None and line.url != self._endpoint.path
+        if elsewhere:
             yield "invalid_url", _OTHER_URL, "url"
         if line.body is not None:
-            yield from self._wrong_body(line.body)
+            yield from self._wrong_body(line.body, elsewhere=elsewhere)
 
     def _wrong_id(self, id: object) -> Iterator[tuple[str, str, str | None]]:
         if not isinstance(id, str) or not id:
             yield "invalid_type", "Invalid type for 'custom_id': expected text.", "custom_id"
             return
-        digest = blake2b(id.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
-        if digest in self._known:
+        name = _key(id)
+        if name in self._known:
             message = (
                 f"The custom_id '{id[:_SHOWN]}' is a duplicate of another request. "
                 "Please make sure every custom_id is unique in the file."
             )
             yield "duplicate_custom_id", message, "custom_id"
-        self._known[digest] = None
+        self._known[name] = None
 
-    def _wrong_body(self, body: object) -> Iterator[tuple[str, str, str | None]]:
+    def _wrong_body(
+        self, body: object, *, elsewhere: bool
+    ) -> Iterator[tuple[str, str, str | None]]:
+        """Of a body; of one for another endpoint alone what is wrong with it at any."""
         if not isinstance(body, dict):
             yield "invalid_type", "Invalid type for 'body': expected an object.", "body"
             return
@@ -150,7 +191,7 @@ class _Scanner:
             yield "invalid_request", "Model parameter is required.", "body.model"
         elif len(model.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX:
             yield "model_not_found", unknown_model(model), "body.model"
-        for names in self._endpoint.required:
+        for names in () if elsewhere else self._endpoint.required:
             if all(body.get(name) is None for name in names):
                 message = f"{names[0].capitalize()} parameter is required."
                 yield "invalid_request", message, f"body.{names[0]}"
@@ -174,9 +215,18 @@ class _Scanner:
         return f"The input file has more than {most} requests. Please divide it into several."
 
 
-def unknown_model(name: str) -> str:
-    """What is said of a model that is not served."""
-    return f"The provided model '{name[:_SHOWN]}' is not supported by the Batch API."
+def _key(id: str) -> bytes | str:
+    """What is kept of a custom_id: itself, or a digest of one that is longer than that."""
+    if len(id) <= _DIGEST_BYTES:
+        return id
+    return blake2b(id.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def unknown_model(name: str, served: Sequence[str] = ()) -> str:
+    """What is said of a model that is not served, with some that are."""
+    said = f"The provided model '{name[:_SHOWN]}' is not supported by the Batch API."
+    some = ", ".join(other[:_SHOWN] for other in served[:_TOLD_MODELS_MAX])
+    return f"{said} Use one of: {some}." if some else said
 
 
 def _skip(file: BinaryIO, begun: bytes) -> int:

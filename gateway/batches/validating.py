@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -63,20 +63,23 @@ class Validator:
                     raise FileNotFoundError(path)
         raise ScanFailedError("the file cannot be read; the gateway's log says why")
 
-    async def unserved(self, scan: Scan, serves: Callable[[str], bool]) -> tuple[Fault, ...]:
+    async def unserved(
+        self, scan: Scan, served: Callable[[], Collection[str]]
+    ) -> tuple[Fault, ...]:
         """What is wrong with a scan's models, once it is known which there are."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + MODELS_WAIT_S
         while True:
+            known = served()
             faults = [
                 Fault(
                     code="model_not_found",
-                    message=unknown_model(model.name),
+                    message=unknown_model(model.name, tuple(known)),
                     param="body.model",
                     line=line,
                 )
                 for model in scan.models
-                if not serves(model.name)
+                if model.name not in known
                 for line in model.at
             ]
             if not faults or self._settled() or loop.time() >= until_s:
@@ -88,7 +91,9 @@ class Validator:
     async def _try(self, path: Path, endpoint: str) -> Scan | None:
         """One reading; None if the process failed."""
         limits = msgspec.json.encode(self._limits).decode()
-        command = (sys.executable, "-m", "gateway.batches.scan", str(path), endpoint, limits)
+        # Whatever lies in the folder where the gateway was started (-P) must not pass for a package of this.
+        module = ("-P", "-m", "gateway.batches.scan")
+        command = (sys.executable, *module, str(path), endpoint, limits)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Its words go to a file: what it says must not be lost, and nobody reads it while it works.
         with tempfile.TemporaryFile() as said:

@@ -24,6 +24,7 @@ _TAGS = {
     "Requests": "What was asked for, and what became of it.",
     "Queues": "What waits, and why.",
     "Service": "The gateway itself.",
+    "Page": "The live page, and what it is fed.",
     told.TAG: "Who is told that something is over, as `gateway.webhooks` says.",
 }
 _REQUEST_HEADERS = {

@@ -105,8 +105,8 @@ _USAGE = record(
 )
 TIER = maybe(
     text(
-        "Selects an SLO class: one of OpenAI's (`auto`, `default`, `flex`, `scale`, `priority`, `fast`), another that the "
-        "configuration lists, or the name of a class."
+        "Selects an SLO class: one of OpenAI's (`auto`, `default`, `flex`, `scale`, `priority`, `fast`, "
+        "`ultrafast`), another that the configuration lists, or the name of a class."
     )
 )
 _GENERATING: Json = {

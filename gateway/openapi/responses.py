@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.openapi.models import LATER, MODEL, RUN_ANSWER, RUN_HEADERS, TIER
 from gateway.openapi.operation import (
     EVENTS_TYPE,
@@ -13,6 +15,7 @@ from gateway.openapi.operation import (
     number,
     page,
     record,
+    ref,
     text,
     truth,
     whole,
@@ -33,7 +36,7 @@ OPERATIONS = (
         "unchanged, unless they are a chat's words for what has another name here.",
         body="ResponseRequest",
         headers=RUN_HEADERS,
-        answers={"200": _TOLD, "202": LATER},
+        answers={"200": _TOLD, "202": replace(LATER, schema="LaterResponse")},
     ),
     Operation(
         path="/v1/responses/{id}",
@@ -138,6 +141,10 @@ SCHEMAS: dict[str, Json] = {
             "service_tier": text("The tier that was used."),
         },
     ),
+    "LaterResponse": {
+        "description": "A response in the background as it is; any other as a request.",
+        "anyOf": [ref("Response"), ref("Request")],
+    },
     "InputItem": record({"id": text("The item's."), "type": text("Its kind.")}),
     "InputItemList": page("InputItem"),
 }

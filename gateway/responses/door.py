@@ -7,8 +7,9 @@ from gateway import headers as hd
 from gateway import openai
 from gateway.asgi import JSON, Send, answer
 from gateway.call import Call
-from gateway.desk import Desk
+from gateway.desk import RESPONSES_PATH, Desk
 from gateway.keys import Caller
+from gateway.later import acknowledgement
 from gateway.live import Live
 from gateway.responses import from_chat as fc
 from gateway.responses.asked import asked_of, input_items, required
@@ -40,10 +41,14 @@ class Responses:
 
     async def accepted(self, live: Live, headers: hd.Headers, send: Send) -> None:
         """Tell a client that does not wait where its response stands."""
-        standing = self._standing(live.request)
+        standing, id = self._standing(live.request), live.request.id
         await self._desk.estimated(live)
-        told = [JSON, *hd.answering(headers, live.request.id, None, live.estimate)]
-        await answer(send, 200, standing, told)
+        told = [JSON, *hd.answering(headers, id, None, live.estimate)]
+        later = hd.wants_async(headers)
+        if later:
+            where = f"{RESPONSES_PATH}/{id}".encode()
+            told += acknowledgement(where, live.estimate, headers)
+        await answer(send, 202 if later else 200, standing, told)
 
     async def tell_ended(
         self, found: Found, headers: hd.Headers, send: Send, *, stream: bool

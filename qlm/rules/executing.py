@@ -13,6 +13,7 @@ _BATCH = "qlm_core.executor.batch"
 _URGENCY = "qlm_core.executor.urgency"
 _RESERVE = "qlm_core.executor.reserve"
 _TURNS = "qlm_core.executor.turns"
+_READING = "qlm_core.executor.reading"
 
 
 def _as_expected(item: Any) -> int:
@@ -54,8 +55,8 @@ EXECUTOR = (
     Rule(
         name="cut-for-turns",
         part="executor",
-        reason="Cuts outputs that may pause at once for another model, if somebody there can still be in time.",
-        where=f"{_TURNS}:Turns._somebody_can_be_in_time",
+        reason="Cuts outputs that may pause at once for another model, if somebody due within minutes can be in time there.",
+        where=f"{_TURNS}:Turns._somebody_presses",
         without=lambda turns, head: False,
     ),
     Rule(
@@ -213,6 +214,20 @@ EXECUTOR = (
         without=lambda attempts, slo_class: -inf,
     ),
     Rule(
+        name="engines-read-what-they-are-given",
+        part="executor",
+        reason="Hands an engine an iteration's worth of prompts ahead, since it is told their order once.",
+        where=f"{_READING}:Reading.takes",
+        without=lambda reading, place_s: True,
+    ),
+    Rule(
+        name="late-last",
+        part="executor",
+        reason="Starts those of a class first that can be in time, since all would be late by what those before them are late.",
+        where=f"{_READING}:Reading.in_time",
+        without=lambda reading, ref, now_s: True,
+    ),
+    Rule(
         name="engines-go-by-due-time",
         part="executor",
         reason="Tells engines to compute first and preempt last whoever is due first.",
@@ -224,7 +239,7 @@ EXECUTOR = (
         part="executor",
         reason="Starts what waits here by class and due time, whatever the plan was when it was pulled.",
         where=f"{_BATCH}:Batch.in_line",
-        without=lambda batch: [*batch.held.values(), *batch.pulling.values()],
+        without=lambda batch, now_s: [*batch.held.values(), *batch.pulling.values()],
     ),
     Rule(
         name="room-kept-for-what-is-on-its-way",

@@ -36,7 +36,7 @@ class Step(Enum):
     """What moves a batch from one state to the next."""
 
     ACCEPT = "every line is sound"
-    REFUSE = "a line is not, or there is no file"
+    REFUSE = "a line is not, there is no file, or it would be too much"
     DRAIN = "every line has ended"
     EXPIRE = "the completion window is over"
     CANCEL = "cancel"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 from math import inf
 
 from qlm_core.config import ExecutorConfig
@@ -17,9 +18,10 @@ from qlm_core.executor.fullness import Fullness
 from qlm_core.executor.pace import Pace
 from qlm_core.executor.states import AttemptState
 from qlm_core.executor.trust import Trust
+from qlm_core.executor.urgency import LOOKAHEAD
 from qlm_core.executor.window import Window
 from qlm_core.messages import AttemptEnded, AttemptReturned, ReturnReason
-from qlm_core.model import PAUSE_SHARE, ModelName, RequestId, RequestRef, SloClass
+from qlm_core.model import PAUSE_SHARE, ModelName, QueuedGroup, RequestId, RequestRef, SloClass
 
 # How many requests are remembered that were evicted, to bound how often each is, or turned away.
 _REMEMBERED = 4096
@@ -27,9 +29,9 @@ _REMEMBERED = 4096
 _LONGER = 1.5
 
 
-def engine_priority(ref: RequestRef) -> int:
+def engine_priority(place_s: float) -> int:
     """What engines go by, lower first: who is due first has its prompt computed first and is preempted last."""
-    return round(ref.due_s * 1000.0)
+    return round(place_s * 1000.0)
 
 
 class Attempts:
@@ -81,6 +83,16 @@ class Attempts:
             return -inf
         return self.now_s + PAUSE_SHARE * self.laxity(slo_class)
 
+    def next(self, head: QueuedGroup) -> tuple[QueuedGroup, RequestRef]:
+        """The request to pull, and its group, when it is the turn of `head`: of its class who can be in time first."""
+        group, ref = self.window.next(head, self.pauses_until_s(head.slo_class))
+        reading = self.batch.reading
+        if not reading.in_time(ref, self.now_s):
+            for other, one in islice(self.window.alike(head), LOOKAHEAD):
+                if not one.produced_tokens and reading.in_time(one, self.now_s):
+                    return other, one
+        return group, ref
+
     def ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
         """The payload of a request is asked for."""
         item = InFlight(
@@ -99,10 +111,18 @@ class Attempts:
         self.batch.ask(item)
         return item
 
+    def place_s(self, item: InFlight) -> float:
+        """When a request is due as far as the engine is to know."""
+        return self.batch.reading.place_s(item.ref, item.class_ttft_s, self.now_s)
+
     def start(self, item: InFlight) -> None:
         """A held request goes onto the engine."""
-        priority = engine_priority(item.ref)
-        self.effects.append(Submit(item.ref.gateway, self.batch.start(item), priority))
+        place_s = self.place_s(item)
+        priority = engine_priority(place_s)
+        job = self.batch.start(
+            item, now_s=self.now_s, place_s=place_s, resume_share=self.pace.resume_share
+        )
+        self.effects.append(Submit(item.ref.gateway, job, priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
     def grow(self, item: InFlight, tokens: int, *, whole: bool = False) -> bool:
@@ -113,6 +133,7 @@ class Attempts:
         """
         if not item.produced and (tokens or whole):
             item.begun_s = self.now_s
+            self.batch.reading.begun(item.ref.id, self.now_s)
             self.pace.read(item.resident_tokens, resumed=item.begun)
             self.fullness.worked()
         self.batch.grow(item, tokens)

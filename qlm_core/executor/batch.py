@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
+from qlm_core.executor.reading import Reading
 from qlm_core.executor.states import ATTEMPT_MOVES, AttemptState
 from qlm_core.executor.tempo import Tempo
 from qlm_core.messages import Payload
@@ -151,6 +152,7 @@ class Batch:
     def __init__(self, slots: int, kv_tokens: int, *, output_share: float = 1.0) -> None:
         self._slots = slots
         self.tempo = Tempo()
+        self.reading = Reading()
         self.kv_tokens = kv_tokens
         self._output_share = output_share
         self.pulling: OrderedDict[RequestId, InFlight] = OrderedDict()
@@ -201,15 +203,19 @@ class Batch:
         """KV tokens that are counted for a request from the start."""
         return ref.prompt_tokens + ref.produced_tokens + self.foreseen(ref)
 
-    def in_line(self) -> list[InFlight]:
+    def in_line(self, now_s: float) -> list[InFlight]:
         """Everybody who waits for room here, payload or not, in the order in which they start.
 
-        The strictest class is first, and in it who is due first: what was pulled in the order of a plan that has changed since
-        holds nobody up.
+        The strictest class is first, in it who can be in time, and of these who is due first: what was pulled in the order of
+        a plan that has changed since holds nobody up.
         """
         return sorted(
             chain(self.held.values(), self.pulling.values()),
-            key=lambda item: (item.class_ttft_s, item.ref.due_s),
+            key=lambda item: (
+                item.class_ttft_s,
+                not self.reading.in_time(item.ref, now_s),
+                item.ref.due_s,
+            ),
         )
 
     def room(self, laxity_s: float = -inf) -> tuple[int, int]:
@@ -249,8 +255,15 @@ class Batch:
         item.job, item.attempt = job, job.attempt
         self.held[item.ref.id] = item
 
-    def start(self, item: InFlight) -> Payload:
-        """It goes onto the engine."""
+    def start(
+        self, item: InFlight, *, now_s: float, place_s: float, resume_share: float = 1.0
+    ) -> Payload:
+        """It goes onto the engine.
+
+        Args:
+            place_s: what the engine goes by, lower first.
+            resume_share: of one that has begun, the share that is computed again.
+        """
         self._move(item, AttemptState.RUNNING)
         del self.held[item.ref.id]
         self.line.count(item, -1)
@@ -258,6 +271,8 @@ class Batch:
         self._charged_running += item.charged_tokens
         self.resident_tokens += item.resident_tokens
         self.running[item.ref.id] = item
+        share = resume_share if item.begun else 1.0
+        self.reading.begin(item.ref, int(share * item.resident_tokens), place_s, now_s)
         job, item.job = item.job, None
         assert job is not None
         return job
@@ -279,6 +294,7 @@ class Batch:
         self._count(item, -1)
         if before is AttemptState.RUNNING:
             del self.running[item.ref.id]
+            self.reading.end(item.ref.id)
             self._charged_running -= item.charged_tokens
             self.resident_tokens -= item.resident_tokens
             return
@@ -307,6 +323,7 @@ class Batch:
         running = self.running.values()
         assert self._charged_running == sum(item.charged_tokens for item in running)
         assert self.resident_tokens == sum(item.resident_tokens for item in running)
+        assert self.reading.check(self.running)
         assert len(self.running) <= self._slots
         assert all(item.state is AttemptState.RUNNING for item in running)
 

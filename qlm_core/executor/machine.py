@@ -244,12 +244,19 @@ class Executor:
         if item is None or item.attempt != event.attempt:
             return False
         item.evictable &= event.plain
-        return self._attempts.grow(item, event.tokens, whole=event.whole)
+        to_read = self.batch.reading.unread_tokens
+        doubted = self._attempts.grow(item, event.tokens, whole=event.whole)
+        if self.state is _S.SERVING and self.batch.reading.unread_tokens < to_read:
+            self._fill()
+        return doubted
 
     def _on_done(self, event: e.JobDone) -> bool:
         item = self.batch.running.get(event.id)
-        if item is not None and item.attempt == event.attempt and item.ref.produced_tokens:
-            self._attempts.pace.resume(event.prompt_tokens, event.cached_tokens)
+        if item is not None and item.attempt == event.attempt:
+            if item.ref.produced_tokens:
+                self._attempts.pace.resume(event.prompt_tokens, event.cached_tokens)
+            else:
+                self.batch.reading.cached(event.prompt_tokens, event.cached_tokens)
         return self._attempts.end(event.ended())
 
     def _on_job_refused(self, event: e.JobRefused) -> bool:
@@ -269,8 +276,7 @@ class Executor:
         kv_tokens = int(profile.kv_cache_tokens * (1.0 - self._config.kv_headroom))
         self.batch.resize(profile.max_num_seqs, kv_tokens)
         self.batch.tempo.engine(profile)
-        chunk = profile.max_num_batched_tokens
-        self._turns.prefill_s_per_token = profile.prefill_s(chunk) / chunk
+        self.batch.reading.engine(profile)
         self._attempts.pace.token_s = profile.iteration_s(
             decode_batch=profile.max_num_seqs / 2, context_tokens=kv_tokens / 2
         )
@@ -366,11 +372,12 @@ class Executor:
                 break
             if not self._attempts.admits(len(batch)):
                 break
-            group, ref = self.window.next(group, self._attempts.pauses_until_s(group.slo_class))
+            group, ref = self._attempts.next(group)
             laxity_s = self._attempts.laxity(group.slo_class)
             fits = batch.has_room_for(
                 batch.charge(ref), laxity_s, self._reserve.spare(ref, laxity_s)
             )
+            fits &= batch.reading.takes(batch.reading.place_s(ref, laxity_s, self._now_s))
             if not fits and batch.line.before(laxity_s)[0] >= self._config.pull_ahead:
                 self._starved = True
                 break
@@ -392,14 +399,16 @@ class Executor:
         What is on its way keeps its place before laxer ones, so that they do not take what was freed for it.
         """
         batch, reserve = self.batch, self._reserve
-        everybody_fits = min(batch.room(inf)) >= 0
+        everybody_fits = min(batch.room(inf)) >= 0 and batch.reading.takes(inf)
         on_their_way: list[InFlight] = []
-        for item in list(batch.held.values()) if everybody_fits else batch.in_line():
+        for item in list(batch.held.values()) if everybody_fits else batch.in_line(self._now_s):
             if item.job is None:
                 on_their_way.append(item)
             elif not self._models.starts(item.model):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
-            elif not self._attempts.admits(len(batch.running)):
+            elif not self._attempts.admits(len(batch.running)) or not batch.reading.takes(
+                self._attempts.place_s(item)
+            ):
                 break
             elif batch.can_start(
                 item, stricter(on_their_way, item), reserve.spare(item.ref, item.class_ttft_s)
@@ -416,7 +425,7 @@ class Executor:
             self._relief.later(self._now_s)
         elif self._starved and self._now_s >= self._relief.due_s:
             if self._lacks_place is None:
-                givers = self._relief.givers(head, self._now_s, self._turns.prefill_s_per_token)
+                givers = self._relief.givers(head, self._now_s)
             else:
                 givers = self._leavers(self._lacks_place)
         for item in givers:

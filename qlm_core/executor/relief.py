@@ -48,14 +48,11 @@ class Relief:
         """Room has been made otherwise."""
         self.due_s = max(self.due_s, now_s + CHECK_S_MIN)
 
-    def givers(
-        self, head: QueuedGroup | None, now_s: float, prefill_s_per_token: float
-    ) -> list[InFlight]:
+    def givers(self, head: QueuedGroup | None, now_s: float) -> list[InFlight]:
         """Requests to evict now, none if nobody would be late otherwise.
 
         Args:
             head: the group whose requests are pulled next.
-            prefill_s_per_token: engine time of a prompt token.
         """
         self.due_s = now_s + self._check_s
         check_s = inf
@@ -69,7 +66,7 @@ class Relief:
                 self._attempts.batch,
                 now_s=now_s,
                 margin_s=self._margin_s,
-                prefill_s_per_token=prefill_s_per_token,
+                prefill_s_per_token=self._attempts.batch.reading.token_s,
                 token_s=self._attempts.pace.token_s,
                 evictable=len(behind),
                 resume_share=self._attempts.pace.resume_share,
@@ -93,7 +90,7 @@ class Relief:
         Laxer ones in line are passed by.
         """
         attempts = self._attempts
-        for item in attempts.batch.in_line():
+        for item in attempts.batch.in_line(attempts.now_s):
             if item.class_ttft_s <= laxity_s:
                 yield item.ref
         if head is not None:

@@ -22,6 +22,7 @@ from qlm_core.executor.attempts import Attempts
 from qlm_core.executor.batch import InFlight
 from qlm_core.executor.models import Models
 from qlm_core.executor.urgency import LOOKAHEAD, latest_begin_s
+from qlm_core.grouping import TIGHT_S
 from qlm_core.model import GroupId, ModelName, QueuedGroup, RequestRef
 from qlm_core.rwt.rates import ArrivalRate
 
@@ -45,7 +46,6 @@ class Turns:
         started: the group that requests were last pulled from.
         hold_s: when the awake model is looked at again, while another one waits for its turn.
         empty_by_s: when all that still runs is cut, while the engine empties.
-        prefill_s_per_token: engine time of a prompt token.
     """
 
     __slots__ = (
@@ -57,7 +57,6 @@ class Turns:
         "_models",
         "empty_by_s",
         "hold_s",
-        "prefill_s_per_token",
         "started",
     )
 
@@ -71,7 +70,6 @@ class Turns:
         self.started: GroupId | None = None
         self.hold_s = inf
         self.empty_by_s = inf
-        self.prefill_s_per_token = 0.0
 
     # ------------------------------------------------------------------- what is heard
 
@@ -154,16 +152,20 @@ class Turns:
                 item.laxity_s > laxity_s or attempts.may_pause_s(item) > pause_s
                 for item in chain(batch.pulling.values(), loaded)
             )
-            if all_may_pause and self._somebody_can_be_in_time(head):
+            if all_may_pause and self._somebody_presses(head):
                 self.empty_by_s = attempts.now_s
         if attempts.now_s < self.empty_by_s:
             return []
         self._cut_for = self._models.base(head.model)
         return [item for item in loaded if attempts.may_evict(item)]
 
-    def _somebody_can_be_in_time(self, head: QueuedGroup) -> bool:
-        """Whether a swap begun now serves anybody of the head's model in time."""
-        return self._latest_begin_s(self._of_its_model(head), head) < inf
+    def _somebody_presses(self, head: QueuedGroup) -> bool:
+        """Whether a swap begun now serves anybody of the head's model in time who would not have minutes to wait.
+
+        Where all can wait, cutting wins nobody, and models that have only lax work left would take turns without end.
+        """
+        latest_s = self._latest_begin_s(self._of_its_model(head), head)
+        return latest_s <= self._attempts.now_s + TIGHT_S
 
     def _of_its_model(self, head: QueuedGroup) -> Iterable[RequestRef]:
         """What waits from a group on, until the order comes to another model."""
@@ -173,7 +175,7 @@ class Turns:
         return latest_begin_s(
             islice(waiting, LOOKAHEAD),
             before_s=self._models.swap_s(head.model),
-            prefill_s_per_token=self.prefill_s_per_token,
+            prefill_s_per_token=self._attempts.batch.reading.token_s,
             now_s=self._attempts.now_s,
         )
 
@@ -206,7 +208,7 @@ class Turns:
         for ref in islice(self._of_its_model(head), LOOKAHEAD):
             if ref.produced_tokens:
                 continue
-            visit_s += ref.prompt_tokens * self.prefill_s_per_token
+            visit_s += ref.prompt_tokens * self._attempts.batch.reading.token_s
             if attempts.now_s + there_s + visit_s <= ref.due_s:
                 saved += attempts.weight(attempts.window.slo_class(ref.group) or "")
         return saved, visit_s

@@ -164,6 +164,16 @@ class Window:
         for group in self._run(head, wanted):
             yield from self.peek(group.id)
 
+    def alike(self, head: QueuedGroup) -> Iterator[tuple[QueuedGroup, RequestRef]]:
+        """References of the head's class that can be asked for, with their groups, until the order comes to another model."""
+        for group in islice(self.order, self._position.get(head.id, 0), None):
+            if group.model != head.model:
+                return
+            if group.slo_class == head.slo_class:
+                for ref in self.peek(group.id):
+                    if ref.gateway in self._reachable:
+                        yield group, ref
+
     def position(self, group: GroupId) -> int | None:
         """Where a group stands in the order, None if it does not."""
         return self._position.get(group)

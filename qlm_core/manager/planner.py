@@ -9,6 +9,7 @@ there, and adopts it only if our own evaluator finds it better than what is in f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
@@ -23,6 +24,9 @@ from qlm_core.manager.snapshot import Snapshot, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
 from qlm_core.planning import Plan, PlanResult, Score, evaluate, level, repair
 from qlm_core.planning.bound import unhindered
+
+_HISTORY = 32
+"""Plans that are remembered, for people."""
 
 View = tuple[Sequence[RequestGroup], Sequence[Agent]]
 Queues = dict[AgentId, list[GroupId]]
@@ -74,6 +78,7 @@ class Planner:
 
     Attributes:
         seats_at_once: whether a new group goes to an idle agent that takes all of it, without planning.
+        history: the last plans that came into force by a planner, oldest first, as they were known when they did.
     """
 
     seats_at_once = True
@@ -88,6 +93,7 @@ class Planner:
         "_started_s",
         "_weights",
         "adopted",
+        "history",
         "in_force",
         "moved",
         "repairs",
@@ -104,6 +110,7 @@ class Planner:
         self._proved_s = float("-inf")
         self._prices: dict[GroupId, float] = {}
         self.in_force: PlanInForce | None = None
+        self.history: deque[PlanInForce] = deque(maxlen=_HISTORY)
         self.solves = 0
         self.adopted = 0
         self.repairs = 0
@@ -245,6 +252,8 @@ class Planner:
         if not better:
             return None
         self.adopted += 1
+        if self.in_force is not None:
+            self.history.append(self.in_force)
         return snapshot.to_queues(candidate)
 
     # ------------------------------------------------------------------ what is known
@@ -298,6 +307,8 @@ class Planner:
             wall_s=result.wall_s,
             capacity=capacity or self.in_force.capacity,
         )
+        if self.history and self.history[-1].at_s == self.in_force.at_s:
+            self.history[-1] = self.in_force
 
     def _capacity(
         self, snapshot: Snapshot, values: Sequence[float], agents: Sequence[Agent]

@@ -214,8 +214,12 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
     """
     state = agent.state
     if state.swapping_to is not None and state.swapping_to in agent.profiles:
-        swap_s = swap_in_s(agent.profiles[state.swapping_to], agent.tier(state.swapping_to))
-        return max(0.0, swap_s - (now_s - agent.swap_started_s))
+        coming = agent.profiles[state.swapping_to]
+        swap_s = swap_in_s(coming, agent.tier(state.swapping_to))
+        # Once it is awake all of its batch is free. Idle instances of other models are credited with theirs, and would be
+        # preferred otherwise: one after another would be swapped for what one swap serves.
+        batch, place_s = room(coming, estimators, now_s=now_s)
+        return max(0.0, swap_s - (now_s - agent.swap_started_s)) - _absorbed_s(batch, place_s)
     if not state.ready or state.awake_model is None:
         return _DOWN_S if not state.ready else 0.0
     profile = agent.profiles.get(state.awake_model)

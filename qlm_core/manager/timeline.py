@@ -9,7 +9,7 @@ is pulled count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from math import inf
 from typing import NamedTuple
 
@@ -59,6 +59,15 @@ class Clocks(NamedTuple):
     def in_s(self, now_s: float) -> float:
         """Seconds from now if nothing gives way."""
         return max(self.paced, self.computed) - now_s
+
+
+class Span(NamedTuple):
+    """When a group is worked on, seconds from now: its first and its last request begin, and how long a model change before that
+    takes, which ends as the group starts."""
+
+    start_in_s: float
+    end_in_s: float
+    swap_s: float
 
 
 _PACED, _PRESSED, _COMPUTED = range(3)
@@ -182,10 +191,22 @@ class Timeline:
             waits.append(self._wait(request, key, agent, start, ahead, starts.full, agents, now_s))
         return min(waits, key=lambda wait: wait.mean_s, default=None)
 
-    def start_in_s(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, float]:
-        """Seconds until each group of a queue starts."""
+    def spans(self, agent: Agent, groups: Groups, now_s: float) -> dict[GroupId, Span]:
+        """When each group of a queue is worked on, and the model change before it."""
         starts = self._of(agent, groups, now_s)
-        return {id: start.in_s(now_s) for id, start in starts.of.items()}
+        instants_s = [start.in_s(now_s) for start in starts.of.values()]
+        instants_s.append(starts.end.in_s(now_s))
+        found: dict[GroupId, Span] = {}
+        model = agent.model
+        for id, (start_s, end_s) in zip(starts.of, pairwise(instants_s), strict=True):
+            group = groups.get(id)
+            if group is None or group.key.model not in agent.profiles:
+                continue
+            base = agent.base(group.key.model)
+            swap_s = self._swap_s(agent, model, group.key.model) if base != model else 0.0
+            found[id] = Span(start_s, max(start_s, end_s), swap_s)
+            model = base
+        return found
 
     def _rate(self, agent: Agent, model: ModelName, key: GroupKey | None, now_s: float) -> Rate:
         profile = self._estimators.profile(agent.profiles[model])

@@ -5,12 +5,14 @@ The forms are documented in docs/api.md; they hold names, counts and seconds, ne
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.planner import PlanInForce
+from qlm_core.manager.timeline import Span
 from qlm_core.model import Estimate, GroupId, RequestId, RequestMeta
 from qlm_core.planning import explain as explain_group
 from qlm_core.planning import repair
@@ -26,9 +28,15 @@ def estimate(manager: Manager, request: RequestMeta, *, now_s: float) -> Estimat
     return None if wait is None else manager.estimators.estimate(request, wait)
 
 
-def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
-    """Agents with their queues, unplaced groups, the plan in force and the estimator's record."""
+def view(manager: Manager, *, now_s: float, groups_max: int = 0) -> dict[str, Any]:
+    """Agents with their queues, unplaced groups, the plan in force and the estimator's record.
+
+    Args:
+        groups_max: of each queue so many groups, its first; 0: as many as a message has room for.
+    """
     shown_max = max(_GROUPS_SHOWN_MIN, _GROUPS_SHOWN_MAX // (len(manager.agents) + 1))
+    if groups_max:
+        shown_max = min(shown_max, groups_max)
     unplaced = [
         group
         for group in manager.groups.values()
@@ -40,8 +48,10 @@ def view(manager: Manager, *, now_s: float) -> dict[str, Any]:
         "held": len(manager.book) - sum(group.waiting for group in manager.groups.values()),
         "gateways": [{"id": id, "address": where} for id, where in manager.gateways.items()],
         "agents": [_agent(manager, agent, now_s, shown_max) for agent in manager.agents.values()],
-        "unplaced": [_group(group, None) for group in unplaced[:shown_max]],
+        "classes": _classes(manager, now_s),
+        "unplaced": [_group(group, None, now_s) for group in unplaced[:shown_max]],
         "plan": _plan(manager.planner.in_force, now_s),
+        "plans": [_plan(plan, now_s) for plan in manager.planner.history],
         "planner": {
             "solves": manager.planner.solves,
             "adopted": manager.planner.adopted,
@@ -92,15 +102,16 @@ def explain(manager: Manager, id: RequestId, *, now_s: float) -> dict[str, Any] 
 def _waiting(
     manager: Manager, agent: Agent, group: RequestGroup, id: RequestId, now_s: float
 ) -> dict[str, Any]:
-    starts = manager.timeline.start_in_s(agent, manager.groups, now_s)
+    spans = manager.timeline.spans(agent, manager.groups, now_s)
     place = agent.queue.index(group.id)
     ahead = [manager.groups[other] for other in agent.queue[:place]]
     position = next(index for index, member in enumerate(group.members()) if member.id == id)
     swap = _swap_ahead(agent, ahead, group)
-    start_s = max(0.0, starts.get(group.id, 0.0))
+    start_s = max(0.0, spans[group.id].start_in_s) if group.id in spans else 0.0
     profile = manager.estimators.profile(agent.profiles[group.key.model])
     pace_s = manager.estimators.rate(profile, group.key, now_s=now_s).seconds_per_request
-    expected_s = max(0.0, starts.get(group.id, 0.0) + position * pace_s)
+    begins_s = spans[group.id].start_in_s if group.id in spans else 0.0
+    expected_s = max(0.0, begins_s + position * pace_s)
     parts = ["its group is first in the queue"]
     if ahead:
         requests = _counted(sum(g.waiting for g in ahead), "request")
@@ -114,7 +125,7 @@ def _waiting(
         "agent": agent.id,
         "place_in_queue": place,
         "groups_ahead": [
-            _group(other, starts.get(other.id)) for other in ahead[:_GROUPS_SHOWN_MAX]
+            _group(other, spans.get(other.id), now_s) for other in ahead[:_GROUPS_SHOWN_MAX]
         ],
         "place_in_group": position,
         "group_starts_in_s": round(start_s, 3),
@@ -168,8 +179,10 @@ def _queue_of(manager: Manager, group: RequestGroup) -> Agent | None:
 
 
 def _agent(manager: Manager, agent: Agent, now_s: float, shown_max: int) -> dict[str, Any]:
-    starts = manager.timeline.start_in_s(agent, manager.groups, now_s)
+    spans = manager.timeline.spans(agent, manager.groups, now_s)
     state = agent.state
+    profile = agent.profiles.get(agent.model) if agent.model is not None else None
+    groups = [manager.groups[id] for id in agent.queue if id in manager.groups]
     return {
         "id": agent.id,
         "gpu": agent.gpu,
@@ -182,29 +195,64 @@ def _agent(manager: Manager, agent: Agent, now_s: float, shown_max: int) -> dict
         "models": list(agent.profiles),
         "held": len(agent.held),
         "running": len(state.running),
+        "batch_max": None if profile is None else profile.max_num_seqs,
         "kv_used_tokens": state.kv_used_tokens,
+        "kv_cache_tokens": None if profile is None else profile.kv_cache_tokens,
         "tokens_per_s": round(state.tokens_per_s, 1),
         "window": len(agent.window),
-        "queue": [
-            _group(manager.groups[id], starts.get(id))
-            for id in agent.queue[:shown_max]
-            if id in manager.groups
-        ],
+        "queue": [_group(group, spans.get(group.id), now_s) for group in groups[:shown_max]],
         "queue_groups": len(agent.queue),
+        "queue_waiting": sum(group.waiting for group in groups),
+        "queue_expected_late": sum(_late(group, spans.get(group.id), now_s) for group in groups),
     }
 
 
-def _group(group: RequestGroup, start_in_s: float | None) -> dict[str, Any]:
+def _classes(manager: Manager, now_s: float) -> dict[str, dict[str, Any]]:
+    """What waits and what is held, by SLO class."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in manager.groups.values():
+        counts = found.setdefault(group.key.slo_class, {"waiting": 0, "held": 0, "oldest_s": 0.0})
+        counts["waiting"] += group.waiting
+        counts["held"] += len(group.pulled)
+        first = group.first()
+        if first is not None:
+            counts["oldest_s"] = max(counts["oldest_s"], round(now_s - first.arrival_s, 3))
+    return found
+
+
+def _group(group: RequestGroup, span: Span | None, now_s: float) -> dict[str, Any]:
     first = group.first()
+    due_in_s = None if first is None else group.key.due_s(first) - now_s
     return {
         "group": GroupId(group.id),
         "model": group.key.model,
         "slo_class": group.key.slo_class,
         "waiting": group.waiting,
         "held": len(group.pulled),
-        "starts_in_s": None if start_in_s is None else round(max(0.0, start_in_s), 3),
+        "starts_in_s": None if span is None else round(max(0.0, span.start_in_s), 3),
+        "ends_in_s": None if span is None else round(max(0.0, span.end_in_s), 3),
+        "swap_s": 0.0 if span is None else round(span.swap_s, 3),
+        "due_in_s": None if due_in_s is None else round(due_in_s, 3),
+        "last_due_in_s": round(group.last_due_s - now_s, 3),
+        "expected_late": _late(group, span, now_s),
         "first_request": None if first is None else first.id,
     }
+
+
+def _late(group: RequestGroup, span: Span | None, now_s: float) -> int:
+    """How many waiting members are expected to be late, as if their starts and their due times were evenly spread."""
+    first = group.first()
+    if first is None or span is None:
+        return 0
+    due_in_s = group.key.due_s(first) - now_s
+    first_slack_s = due_in_s - max(0.0, span.start_in_s)
+    last_slack_s = max(due_in_s, group.last_due_s - now_s) - max(0.0, span.end_in_s)
+    if first_slack_s >= 0.0 and last_slack_s >= 0.0:
+        return 0
+    if first_slack_s < 0.0 and (last_slack_s < 0.0 or group.waiting == 1):
+        return group.waiting
+    worst_s, best_s = sorted((first_slack_s, last_slack_s))
+    return min(group.waiting, ceil(group.waiting * -worst_s / (best_s - worst_s)))
 
 
 def _plan(plan: PlanInForce | None, now_s: float) -> dict[str, Any] | None:

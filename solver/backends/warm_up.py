@@ -31,6 +31,8 @@ from qlm_core.planning.search import search
 _NICE = 10
 _SOURCES = (kernel_source, annealing_kernels, ruin_kernels, pricing_kernels)
 _MODULE = "solver.backends.warm_up"
+# Nothing is taken for a package of this that only lies where the solver was started.
+_AS_MODULE = ("-P", "-m", _MODULE)
 
 
 def on_disk() -> bool:
@@ -74,22 +76,27 @@ def load() -> bool:
 def compile_aside() -> None:
     """Compile in a process of its own, which ends with this one; returns when it has ended."""
     with subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", _MODULE, "--attached"],
+        [sys.executable, *_AS_MODULE, "--attached"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        env=_environment(),
     ) as child:
         child.wait()
 
 
+def _environment() -> dict[str, str]:
+    """Ours, with the folders in which this process finds its packages."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 def compile_in_background() -> None:
     """Have a process compile that outlives this one, so that the next finds the kernels ready."""
-    arguments = [sys.executable, "-m", _MODULE]
+    arguments = [sys.executable, *_AS_MODULE]
     silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-    path = os.pathsep.join(path for path in sys.path if path)
     os.posix_spawn(
         sys.executable,
         arguments,
-        os.environ | {"PYTHONPATH": path},
+        _environment(),
         file_actions=silence,
         setsid=True,
     )

@@ -57,7 +57,7 @@ def test_other_windows_are_refused_with_those_that_there_are(window: str) -> Non
     error = refused(completion_window=window)
     assert (error.code, error.field) == ("invalid_value", "completion_window")
     assert str(error).startswith(f"Invalid value: '{window}'. Supported values are: ")
-    assert "from '2m' to '2880m'" in str(error)
+    assert "from '2m' to '2d'" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ async def test_a_batch_runs_each_of_its_lines_once() -> None:
         assert line["response"]["status_code"] == 200
         body = line["response"]["body"]
         assert body["object"] == "chat.completion"
-        assert body["choices"][0]["message"]["content"] == "to line-7"
+        # Whoever reads a file of results holds it against these types, more strictly than OpenAI's client does.
+        answer = openai.types.chat.ChatCompletion.model_validate(body)
+        assert answer.choices[0].message.content == "to line-7"
+        assert answer.service_tier == "default"
         # In the order of the file, although any order would do.
         assert list(output) == [f"line-{number}" for number in range(40)]
         file = await one.client.files.retrieve(batch.output_file_id or "")
@@ -82,6 +85,25 @@ async def test_embeddings_are_batched_as_well() -> None:
         assert text.count("[0.10, 1e-3]") == 2
         arrived = [fact.request for fact in one.fleet.solver.heard(m.Arrived)]
         assert {(one.prompt_tokens, one.max_output_tokens) for one in arrived} == {(10, 0), (4, 0)}
+
+
+async def test_an_answer_is_one_line_whatever_is_in_it_and_however_an_engine_writes() -> None:
+    async with bed() as one:
+        written = b'{\r\n  "object": "list",\n  "data": [{"embedding": [0.10]}],\n "usage": {"prompt_tokens": 5}\n}'
+        one.agent.on_payload = lambda payload: one.agent.send(
+            m.Chunk(payload.id, payload.attempt, written, 0, plain=False, whole=True),
+            m.AttemptEnded(payload.id, payload.attempt, "stop", 5, 0),
+        )
+        body = {"model": "tiny", "input": "x"}
+        line = {"custom_id": "a\u2028b", "method": "POST", "url": EMBED, "body": body}
+        output, _ = await one.results(await one.until(await one.create([line], endpoint=EMBED)))
+        assert output["a\u2028b"]["response"]["body"]["data"] == [{"embedding": [0.1]}]
+        # Some readers end a line at each of these.
+        odd = "one\u2028two\u2029three\u0085four\x0b\x1cfive\r\nsix"
+        one.answer(lambda payload, said: odd)
+        output, _ = await one.results(await one.until(await one.create([chat("a\u2029b")])))
+        answer = output["a\u2029b"]["response"]["body"]
+        assert answer["choices"][0]["message"]["content"] == odd
 
 
 async def test_what_an_engine_refuses_is_an_error_line_with_its_words() -> None:
@@ -177,7 +199,8 @@ async def test_models_that_nobody_serves_are_told_by_line() -> None:
         assert batch.errors.data is not None
         (fault,) = batch.errors.data
         assert (fault.code, fault.param, fault.line) == ("model_not_found", "body.model", 2)
-        assert fault.message == "The provided model 'nobody' is not supported by the Batch API."
+        said = "The provided model 'nobody' is not supported by the Batch API. Use one of: "
+        assert fault.message == f"{said}tiny, other, elsewhere."
 
 
 async def test_a_model_that_only_agents_know_is_served() -> None:
@@ -187,12 +210,21 @@ async def test_a_model_that_only_agents_know_is_served() -> None:
         assert batch.status == "completed"
 
 
-@pytest.mark.parametrize("purpose", [None, "user_data"])
-async def test_a_file_that_is_no_input_fails_the_batch(purpose: str | None) -> None:
+async def test_a_file_of_another_purpose_makes_no_batch() -> None:
     async with bed() as one:
-        file_id = "file-123" if purpose is None else await one.upload(chats(1), purpose)
+        file_id = await one.upload(chats(1), "user_data")
+        with pytest.raises(openai.BadRequestError, match="with the purpose 'batch'") as caught:
+            await one.client.batches.create(
+                input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+            )
+        assert (caught.value.param, caught.value.code) == ("input_file_id", "invalid_value")
+        assert (await one.client.batches.list()).data == []
+
+
+async def test_a_file_that_is_not_there_fails_the_batch() -> None:
+    async with bed() as one:
         made = await one.client.batches.create(
-            input_file_id=file_id, endpoint=CHAT, completion_window="24h"
+            input_file_id="file-123", endpoint=CHAT, completion_window="24h"
         )
         batch = await one.until(made)
         assert batch.status == "failed"
@@ -201,7 +233,7 @@ async def test_a_file_that_is_no_input_fails_the_batch(purpose: str | None) -> N
         (fault,) = batch.errors.data
         assert (fault.code, fault.param, fault.line) == ("invalid_request", "file_id", None)
         assert fault.message is not None
-        assert fault.message.startswith(f"Cannot find file {file_id}, or organization")
+        assert fault.message.startswith("Cannot find file file-123, or organization")
 
 
 async def test_a_batch_needs_its_file_no_more_once_it_is_created() -> None:

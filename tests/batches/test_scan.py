@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.batches import scan as scanning
 from gateway.batches.endpoints import ENDPOINTS
 from gateway.batches.index import Index, Scan
 from gateway.batches.scan import Limits, scan
@@ -100,6 +103,50 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(
     bad: dict[str, Any] | bytes, fault: tuple[str, str | None]
 ) -> None:
     assert fault_of(line("good"), b"", bad) == (*fault, 3)
+
+
+ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.just(""), st.just([]), st.just({}))
+MODELS = st.sampled_from(["tiny", "other", "m" * 300])
+MESSAGES = line()["body"]["messages"]
+BODIES = st.fixed_dictionaries(
+    {"model": MODELS | ODD, "messages": st.just(MESSAGES) | ODD},
+    optional={"stream": ODD, "max_tokens": ODD | st.integers(1, 2**40)},
+)
+LINES = st.fixed_dictionaries(
+    {
+        "custom_id": st.sampled_from(["a", "b", "c" * 16, "c" * 17, "d" * 40]) | ODD,
+        "method": st.sampled_from(["POST", "POST", "GET"]) | ODD,
+        "url": st.sampled_from([CHAT.path, CHAT.path, PLAIN.path]) | ODD,
+        "body": BODIES | BODIES | ODD,
+    },
+    optional={"more": ODD},
+)
+
+
+@given(lines=st.lists(LINES.map(lambda it: json.dumps(it).encode()) | st.just(b"{"), max_size=8))
+def test_the_short_way_of_sound_lines_finds_what_the_long_one_does(lines: list[bytes]) -> None:
+    found = scanned(*lines)
+    with pytest.MonkeyPatch.context() as there:
+        there.setattr(scanning._Scanner, "_sound_body", lambda self, data: None)
+        assert scanned(*lines) == found
+
+
+def test_most_lines_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    examined = []
+    real = scanning._Scanner._examined_body
+
+    def noted(self: scanning._Scanner, data: bytes, number: int) -> Any:
+        examined.append(number)
+        return real(self, data, number)
+
+    monkeypatch.setattr(scanning._Scanner, "_examined_body", noted)
+    assert not scanned(line("a"), line("b"), line("c"), line("d"), line("e")).faults
+    assert examined == [1]
+
+
+def test_a_body_for_another_endpoint_is_not_judged_by_this_one() -> None:
+    said = line(url=PLAIN.path, body={"model": "tiny", "prompt": "x"})
+    assert fault_of(said) == ("invalid_url", "url", 1)
 
 
 def test_a_stream_that_is_not_asked_for_is_no_fault() -> None:

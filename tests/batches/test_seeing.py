@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 
 from gateway.store import StoreError
-from tests.batches.beds import CHAT, bed, chats, client_of, jsonl
+from tests.batches.beds import CHAT, Bed, bed, chat, chats, client_of, jsonl
 
 KEYS = {
     "alice": {"key": "alice-key", "classes": ["interactive", "batch-1"], "models": ["tiny"]},
@@ -153,6 +153,34 @@ async def test_more_batches_than_may_be_open_are_told_to_come_back() -> None:
         assert "tenant_open_batches_max" in str(caught.value)
         await one.until(await client.batches.cancel(made[0].id))
         await one.create(chats(1))
+
+
+async def test_more_tokens_of_a_model_than_may_wait_fail_a_batch() -> None:
+    limits = {"tenant_tokens_max": 20, "waiting_lines_max": 1}
+    async with bed(pulls=False, batches=limits) as one:
+        # Two tokens a line, of which the first is a request.
+        first = await one.until(await one.create(chats(6)), "in_progress")
+        await one.until(await one.create(chats(5, model="other")), "in_progress")
+        second = await one.until(await one.create([*chats(6), chat("a", model="elsewhere")]))
+        assert second.status == "failed"
+        assert second.errors is not None
+        assert second.errors.data is not None
+        (fault,) = second.errors.data
+        assert (fault.code, fault.param, fault.line) == ("token_limit_exceeded", None, None)
+        assert fault.message is not None
+        assert fault.message.startswith("Enqueued token limit reached for tiny. Limit: 20 ")
+        assert "of which your other batches have 10." in fault.message
+        await one.until(await one.client.batches.cancel(first.id))
+        await one.until(await one.create(chats(6)), "in_progress")
+
+
+async def test_tokens_of_other_tenants_do_not_count() -> None:
+    limits = {"tenant_tokens_max": 20, "waiting_lines_max": 1}
+    async with bed(pulls=False, api_keys=KEYS, batches=limits) as one:
+        for key in ("alice-key", "bob-key"):
+            async with client_of(one.fleet.url, key) as client:
+                theirs = Bed(one.fleet, client)
+                await theirs.until(await theirs.create(chats(9)), "in_progress")
 
 
 async def test_a_store_that_fails_takes_no_batch() -> None:

@@ -137,6 +137,28 @@ async def test_a_line_that_kills_engines_is_an_error_line_and_costs_the_others_n
         assert "it crashed" in line["response"]["body"]["error"]["message"]
 
 
+async def test_a_line_that_takes_every_agent_with_it_fails_after_some_and_alone() -> None:
+    async with bed(pulls=False, attempts_max=3, agent_grace_s=0.05) as one:
+        made = await one.until(await one.create(chats(3)), "in_progress")
+        await soon(lambda: len(one.fleet.solver.heard(m.Arrived)) == 3)
+        first, killer, last = [fact.request.id for fact in one.fleet.solver.heard(m.Arrived)]
+        for number in range(3):
+            async with Agent(one.fleet.addresses.agents, f"dies-{number}") as agent:
+                agent.pull(killer)
+                await agent.payload()
+            heard = one.fleet.solver.heard
+            await soon(lambda: len([*heard(m.Returned), *heard(m.Ended)]) > number)  # noqa: B023
+        one.answer()
+        for id in (first, last):
+            one.agent.pull(id)
+        batch = await one.until(made)
+        output, errors = await one.results(batch)
+        assert list(output) == ["line-0", "line-2"]
+        assert errors["line-1"]["response"]["status_code"] == 502
+        said = errors["line-1"]["response"]["body"]["error"]["message"]
+        assert "lost with 3 agents or engines" in said
+
+
 async def pulling_again(one: Bed) -> None:
     """Pull what came back, whenever the solver hears of it, until it has failed."""
     pulled = 0

@@ -282,8 +282,9 @@ async def test_plain_keys_are_tenants_each(it: Fleet) -> None:
 async def test_every_path_but_a_few_asks_for_a_key(it: Fleet) -> None:
     paths = [*_EXACT, *(f"{path}x" for path in _BELOW), "/nowhere"]
     told = {path: (await ask(it, "GET", path, "wrong"))[0] for path in paths}
-    # Metrics because this gateway listens on loopback; the description is no secret.
+    # Metrics because this gateway listens on loopback; the description and an empty page are no secret.
     open_to_all = ["/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"]
+    open_to_all += ["/ui", "/ui/page.css", "/ui/page.js"]
     assert {path for path, status in told.items() if status != 401} == set(open_to_all)
     assert it.gateway._desk.rejections.counts == {("http", "key"): len(paths) - len(open_to_all)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qlm_core.executor.reserve import Uses
@@ -83,7 +85,8 @@ def test_with_the_slot_comes_the_kv_cache_that_it_needs() -> None:
     """Eight lax requests fill the cache, not the slots; what a chat needs of it is kept free all the same."""
     # Without a promised pace, which so many prompts would not leave room for.
     classes = (SloClass(name="chat", slo=Slo(ttft_s=1.0)), *CLASSES[1:])
-    w = world(profile(slots=16, kv_tokens=8 * 1002), classes=classes)
+    engine = replace(profile(slots=16, kv_tokens=8 * 1002), max_num_batched_tokens=16_384)
+    w = world(engine, classes=classes)
     w.queue(group(1), add=refs(1, 40, due_s=3600.0, prompt=1000, expected=2))
     w.grant()
     assert len(w.running) == 8

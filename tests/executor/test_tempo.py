@@ -25,7 +25,12 @@ def slow(slots: int = 64) -> EngineProfile:
     times = IterationTime(
         base_ms=20.0, per_token_ms=1e-4, per_sequence_ms=2.0, per_context_token_ms=0.0
     )
-    return replace(profile(slots=slots), iteration=times, async_scheduling=False)
+    return replace(
+        profile(slots=slots),
+        iteration=times,
+        async_scheduling=False,
+        max_num_batched_tokens=16_384,
+    )
 
 
 def start(slo_class: str, count: int = 40) -> World:

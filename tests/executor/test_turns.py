@@ -61,8 +61,23 @@ def test_that_another_of_the_model_can_be_in_time_is_enough() -> None:
     w.at(5.0)
     late, able = group(2, "m2", "chat"), group(3, "m2", "chat")
     w.queue(
-        group(1, slo_class="chat"), late, able, add=(*refs(2, 1, due_s=1.0), *refs(3, 1)), epoch=2
+        group(1, slo_class="chat"),
+        late,
+        able,
+        add=(*refs(2, 1, due_s=1.0), *refs(3, 1, due_s=30.0)),
+        epoch=2,
     )
+    assert w.swaps == ["m2"]
+
+
+def test_for_lax_work_nobody_is_cut_before_the_drain_is_over() -> None:
+    """Two models with nothing but lax work left would take turns without end, and get nothing done."""
+    w = start()
+    running(w, "batch", due_s=3600.0)
+    w.queue(group(1, slo_class="batch"), group(2, "m2", "batch"), add=refs(2, 1), epoch=2)
+    w.at(w.now_s + 15.0)
+    assert w.aborted == []
+    w.at(w.now_s + 10.0)
     assert w.swaps == ["m2"]
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from gateway.admission import Admission
 from gateway.intake import Intake, Wish
 from gateway.keys import Caller
-from gateway.tiers import KNOWN, Tiers
+from gateway.tiers import KNOWN, Tiers, known_tier
 from qlm_core import messages as m
 from qlm_core.config import Config
 from qlm_core.endpoint import Endpoint
@@ -76,6 +76,23 @@ def test_what_is_said_beside_the_body_goes_first_and_tiers_count_there_too() -> 
     known = tiers(normal=["default"], first=["priority"], last=["flex"])
     assert known.select("flex", "priority", ANYONE) == ("last", "flex")
     assert known.select("fast", None, ANYONE) == ("first", "priority")
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ([], "default"),
+        (["background"], "default"),
+        (["auto", "background"], "default"),
+        (["background", "flex", "scale"], "flex"),
+        (["fast"], "priority"),
+        (["ultrafast", "scale"], "scale"),
+    ],
+)
+def test_what_openais_types_are_to_hold_is_told_a_tier_of_openais(
+    own: list[str], told: str
+) -> None:
+    assert known_tier(own) == told
 
 
 def test_who_may_not_ask_for_the_default_class_gets_one_of_their_own() -> None:

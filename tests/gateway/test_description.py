@@ -95,8 +95,8 @@ class Caller:
     """
 
     def __init__(self, it: Fleet, session: aiohttp.ClientSession) -> None:
-        self._it = it
-        self._session = session
+        self.url = it.url
+        self.session = session
         self.seen: dict[tuple[str, str], list[int]] = {}
 
     async def __call__(
@@ -107,8 +107,8 @@ class Caller:
             content = operation["requestBody"]["content"]["application/json"]
             check(content["schema"], body)
             more["json"] = body
-        url = self._it.url + re.sub(r"\{\w+\}", id, path)
-        async with self._session.request(method, url, **more) as answer:
+        url = self.url + re.sub(r"\{\w+\}", id, path)
+        async with self.session.request(method, url, **more) as answer:
             told = operation["responses"].get(str(answer.status))
             if told is None:
                 told = SAID["components"]["responses"]["Refused"]
@@ -188,9 +188,23 @@ async def test_what_it_says_is_true_of_real_answers() -> None:
         await call("get", "/v1/models/{model}", "tiny")
         for path in ("/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
             await call("get", path)
+        await look_on(call, later["id"])
         await respond(call, it)
         await keep(call)
         assert set(call.seen) == {(path, method) for path, method, _ in operations()}
+
+
+async def look_on(call: Caller, ended: str) -> None:
+    """The page."""
+    for path in ("/ui", "/ui/page.css", "/ui/page.js"):
+        await call("get", path)
+    story = await call("get", "/ui/requests/{id}", ended)
+    assert story["steps"][-1]["what"] == "finished"
+    # Events go on for as long as somebody reads them.
+    async with call.session.get(f"{call.url}/ui/feed") as answer:
+        [kind] = SAID["paths"]["/ui/feed"]["get"]["responses"]["200"]["content"]
+        assert answer.content_type == kind
+        call.seen.setdefault(("/ui/feed", "get"), []).append(answer.status)
 
 
 async def respond(call: Caller, it: Fleet) -> None:
@@ -201,7 +215,8 @@ async def respond(call: Caller, it: Fleet) -> None:
     assert made["status"] == "completed"
     stream = await call("post", "/v1/responses", body=asked | {"stream": True})
     assert b"response.completed" in stream
-    await call("post", "/v1/responses", body=asked, headers={"prefer": "respond-async"})
+    for body in (asked, asked | {"background": True}):
+        await call("post", "/v1/responses", body=body, headers={"prefer": "respond-async"})
     await call("get", "/v1/responses/{id}", made["id"])
     await call("get", "/v1/responses/{id}/input_items", made["id"])
     await call("delete", "/v1/responses/{id}", made["id"])

@@ -69,7 +69,9 @@ def test_an_adapter_of_the_awake_base_waits_for_no_swap(bench: Bench) -> None:
     [first] = bench.arrive("m", "batch-1")
     [second], [other] = bench.arrive("a", "batch-1"), bench.arrive("n", "batch-2")
     agent = bench.manager.agents[home]
-    starts = bench.manager.timeline.start_in_s(agent, bench.manager.groups, bench.now_s)
+    spans = bench.manager.timeline.spans(agent, bench.manager.groups, bench.now_s)
+    starts = {id: span.start_in_s for id, span in spans.items()}
+    assert [span.swap_s > 0.0 for span in spans.values()] == [False, False, True]
     order = [bench.manager.book.get(id).group.id for id in (first, second, other)]
     assert sorted(agent.queue, key=order.index) == agent.queue
     last = starts[order[0]]

@@ -9,12 +9,12 @@ from random import Random
 import pytest
 
 from qlm_core.config import SolverConfig
-from qlm_core.manager.events import StartSolve, Wakeup
+from qlm_core.manager.events import AgentReported, StartSolve, Wakeup
 from qlm_core.manager.placing import contenders
 from qlm_core.manager.planner import Planner
 from qlm_core.manager.snapshot import Snapshot
 from qlm_core.messages import Arrived, Ended, Pulled
-from qlm_core.model import AgentId, Estimate, GroupId, Phase, Slo
+from qlm_core.model import AgentId, Estimate, GroupId, ModelName, Phase, Slo
 from qlm_core.planning import Plan, evaluate, repair
 from tests.manager.conftest import Bench
 
@@ -176,3 +176,21 @@ def test_large_groups_are_halved_once_a_rush_is_over(bench: Bench) -> None:
     sizes = [group.waiting for group in bench.manager.groups.values()]
     assert sum(sizes) == len(kept)
     assert max(sizes) == (len(kept) + 1) // 2
+
+
+def test_a_swap_under_way_is_done_before_one_that_would_begin_now(bench: Bench) -> None:
+    """The batch of a model that is being loaded is free once it is awake, as the one of an idle instance is now."""
+    swapping, idle = (bench.agent(name, "m", "n") for name in ("a", "b"))
+    state = replace(
+        bench.manager.agents[swapping].state, awake_model=None, swapping_to=ModelName("n")
+    )
+    bench.post(AgentReported(swapping, state))
+    bench.now_s += 0.1
+    bench.arrive("n", count=1)
+    manager = bench.manager
+    snapshot = manager.planner.snapshot(manager.view(), manager.estimators, now_s=bench.now_s)
+    problem = snapshot.problem
+    at = {agent: index for index, agent in enumerate(snapshot.agents)}
+    m, n = int(problem.loaded_model[at[idle]]), int(problem.group_model[0])
+    swap_s = problem.swap_s[problem.queue_class[at[idle]], m, n]
+    assert problem.busy_s[at[swapping]] < problem.busy_s[at[idle]] + swap_s

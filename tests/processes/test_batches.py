@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def line(number: int, output_tokens: int) -> Json:
     body = {
         "model": MODEL,
         "prompt": "A question of the night. " * 4,
-        "max_tokens": 500,
+        "max_tokens": 5_000,
         "qlm_sim": {"output_tokens": output_tokens},
     }
     return {"custom_id": f"line-{number}", "method": "POST", "url": PATH, "body": body}
@@ -59,13 +59,15 @@ class Patient:
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
 
-    async def create(self, data: bytes, window: str = "24h") -> Batch:
+    async def create(
+        self, data: bytes, window: str = "24h", *, key: Mapping[str, str] = KEY
+    ) -> Batch:
         file = await self.client.files.create(file=("in.jsonl", data), purpose="batch")
         return await self.client.batches.create(
             input_file_id=file.id,
             endpoint=PATH,
             completion_window=window,  # type: ignore[arg-type]
-            extra_headers=KEY,
+            extra_headers=key,
         )
 
     async def until_over(self, batch: Batch) -> Batch:
@@ -157,7 +159,7 @@ async def test_a_cancel_survives_its_gateways_death(
     monkeypatch.setenv(failpoints.VARIABLE, "gateway.batches.cancelling=kill")
     async with running(tmp_path, "gateway.batches.waiting_lines_max=8") as (made, client):
         monkeypatch.delenv(failpoints.VARIABLE)
-        batch = await client.create(workload(output_tokens=400))
+        batch = await client.create(workload(output_tokens=3_000))
         while batch.request_counts is None or not batch.request_counts.failed:
             batch = await client.client.batches.retrieve(batch.id)
         await client.client.batches.cancel(batch.id)
@@ -169,7 +171,7 @@ async def test_a_cancel_survives_its_gateways_death(
 
 async def test_an_expiry_survives_its_gateways_death(tmp_path: Path) -> None:
     async with running(tmp_path) as (made, client):
-        batch = await client.create(workload(output_tokens=400))
+        batch = await client.create(workload(output_tokens=3_000))
         while batch.request_counts is None or not batch.request_counts.failed:
             batch = await client.client.batches.retrieve(batch.id)
         config = made.config

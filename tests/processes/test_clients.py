@@ -201,7 +201,7 @@ class TestOurs:
         async with AsyncClient(served.grpc, api_key=KEY) as client:
             with pytest.raises(NotFound, match="Use one of: mistral-7b"):
                 await client.enqueue(self.BODY | {"model": "gpt-9"})
-            with pytest.raises(QlmError, match=r"slo\.ttft_s: must be at least"):
+            with pytest.raises(QlmError, match=r"slo\.ttft_s: must be at least 0\.001"):
                 await client.enqueue(self.BODY, slo=Slo(ttft_s=-1.0))
             limit = GatewayLimits().body_bytes_max
             for size, told in (
@@ -273,8 +273,10 @@ class TestShell:
                 _, said = watching.communicate()
             assert watching.returncode == 130
             assert f"the request goes on: `qlm watch {left}`" in said
-            assert client.get(left).ended is None
-            assert self.qlm("cancel", *at, left).stdout == "cancelled\n"
+            ended = client.get(left).ended
+            # On a machine that is slow enough it has come to its own end meanwhile.
+            assert ended is None or ended.phase is Phase.FINISHED
+            assert self.qlm("cancel", *at, left).stdout in ("cancelled\n", "finished\n")
 
     def test_submit_leaves_and_explain_finds(self, served: Served) -> None:
         at = ("--address", served.grpc)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 import failpoints
 from qlm import config_file, fleet
@@ -30,10 +31,12 @@ def write(config: Config, folder: Path) -> str:
 
 
 @contextmanager
-def up(file: str) -> Iterator[subprocess.Popen[str]]:
+def up(file: str, *, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """`qlm up`, serving."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "qlm", "up", "--config", file],
+        # As the command does it, the folder where it is started is not searched for packages.
+        [sys.executable, "-P", "-m", "qlm", "up", "--config", file],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -46,6 +49,28 @@ def up(file: str) -> Iterator[subprocess.Popen[str]]:
         process.kill()
         process.wait(WAIT_S)
         process.stdout.close()
+
+
+def test_packages_of_somebody_else_may_lie_where_it_is_started(tmp_path: Path) -> None:
+    for name in ("agents", "gateway", "solver", "qlm", "protos", "failpoints", "qlm_core"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not this one')")
+    config = fleet.temporary_config(tmp_path, [AGENTS])
+    with up(write(config, tmp_path), cwd=tmp_path):
+        api = OpenAI(base_url=f"http://{config.gateway.http_listen}/v1", api_key="unused")
+        with api:
+            body = {"model": "mistral-7b", "prompt": "x", "max_tokens": 1}
+            line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+            data = json.dumps(line).encode()
+            file = api.files.create(file=("in.jsonl", data), purpose="batch")
+            batch = api.batches.create(
+                input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+            )
+            clock = threading.Event()
+            while batch.status not in ("completed", "failed"):
+                clock.wait(0.05)
+                batch = api.batches.retrieve(batch.id)
+            assert batch.status == "completed"
 
 
 def children(pid: int) -> list[int]:

@@ -18,6 +18,7 @@ from qlm_core.outcome import ShedReason
 from tests.doors.beds import ADMIN, ALICE, BOB, KEYS
 from tests.gateway.peers import Agent, Fleet, Solver, config, ended, fleet, running, solving, soon
 from tests.gateway.test_http import post
+from tests.gateway.test_later import look
 from tests.responses.beds import HELLO, client, say, script, words
 
 TEXT = ["Hel", "lo wor", "ld, how a", "re you to", "day?"]
@@ -351,7 +352,30 @@ async def test_one_that_is_acknowledged_is_fetched_as_a_response(background: boo
         status, told, headers = await post(
             f"{it.url}/v1/responses", asked, {"prefer": "respond-async"}
         )
-        # One in the background has an acknowledgement of its own.
-        assert (status, told.get("object")) == ((200, "response") if background else (202, None))
-        assert ("location" in headers) is not background
-        assert (await when(api, told["id"], "completed")).output_text == "Hello"
+        # One in the background is acknowledged as the response that it is, where it is one for good.
+        assert (status, told.get("object")) == (202, "response" if background else None)
+        kind = "responses" if background else "requests"
+        assert headers["location"] == f"/v1/{kind}/{told['id']}"
+        assert headers["preference-applied"] == "respond-async"
+        assert int(headers["retry-after"]) >= 1
+        found = await when(api, told["id"], "completed")
+        assert found.output_text == "Hello"
+        # Among requests it is a response as well, with the answer that its client asked for.
+        status, request = await look(f"{it.url}/v1/requests/{told['id']}")
+        assert (status, request["endpoint"]) == (200, "/v1/responses")
+        assert request["response"] == found.to_dict()
+
+
+async def test_one_that_failed_is_told_among_requests_as_it_is_elsewhere() -> None:
+    async with fleet() as it, client(it) as api:
+        it.solver.on_arrival = lambda id: None
+        made = await api.responses.create(**HELLO, background=True)
+        url = f"{it.url}/v1/requests/{made.id}"
+        assert (await look(url))[1]["endpoint"] == "/v1/responses"
+        await api.responses.cancel(made.id)
+        status, told = await look(url)
+        assert (status, told["phase"], told["response"]["status"]) == (
+            200,
+            "cancelled",
+            "cancelled",
+        )

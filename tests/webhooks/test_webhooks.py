@@ -137,7 +137,7 @@ async def test_a_receiver_that_hangs_holds_up_no_other(caplog: pytest.LogCapture
     async with receiver() as slow, receiver() as there:
         slow.gate.clear()
         async with life(
-            None, slow.config(), there.config(), webhook_tries_max=2, webhook_s_max=0.5
+            None, slow.config(), there.config(), webhook_tries_max=2, webhook_s_max=2.0
         ) as one:
             batches = [await ended(one) for _ in range(4)]
             assert ids(await there.until(4)) == batches

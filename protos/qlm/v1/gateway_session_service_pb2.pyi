@@ -548,12 +548,17 @@ class ViewRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    GROUPS_MAX_FIELD_NUMBER: _builtins.int
+    groups_max: _builtins.int
+    """Of each queue at most so many groups, its first; 0: as many as a message has room for."""
     def __init__(
         self,
+        *,
+        groups_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups_max", b"groups_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
