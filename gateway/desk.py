@@ -213,6 +213,7 @@ def end_json(record: EndRecord) -> Json:
         "queue_s": record.queue_s,
         "ttft_s": record.ttft_s,
         "tpot_s": record.tpot_s,
+        "pause_s": record.pause_s,
         "e2e_s": record.e2e_s,
         "attained": record.attained,
         "attempts": record.attempts,

@@ -70,6 +70,13 @@ class Metrics:
             buckets=_TOKEN_BUCKETS,
             registry=registry,
         )
+        self._pause = Histogram(
+            "qlm_request_pause_seconds",
+            "The longest time between two output tokens of a request.",
+            by_class,
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
         self._e2e = Histogram(
             "qlm_request_e2e_seconds",
             "Arrival to the end, finished requests.",
@@ -141,6 +148,8 @@ class Metrics:
                 known.estimate_error.observe(record.ttft_s - record.estimate.mean_s)
         if record.tpot_s is not None:
             known.tpot.observe(record.tpot_s)
+        if record.pause_s is not None:
+            known.pause.observe(record.pause_s)
         if record.evictions:
             known.evictions.inc(record.evictions)
         if record.phase is Phase.FINISHED:
@@ -179,6 +188,7 @@ class Metrics:
             queue=self._queue.labels(*labels),
             ttft=self._ttft.labels(*labels),
             tpot=self._tpot.labels(*labels),
+            pause=self._pause.labels(*labels),
             e2e=self._e2e.labels(*labels),
             estimate_error=self._estimate_error.labels(*labels),
             evictions=self._evictions.labels(*labels),
@@ -200,6 +210,7 @@ class _Series:
     queue: Histogram
     ttft: Histogram
     tpot: Histogram
+    pause: Histogram
     e2e: Histogram
     estimate_error: Histogram
     evictions: Counter

@@ -132,8 +132,8 @@ class _Following:
         outcome = self._outcome
         kind = event.WhichOneof("kind")
         if kind == "chunk":
-            if outcome.ttft_s is None and event.chunk.tokens:
-                outcome.ttft_s = now_s - self._sent_s
+            if event.chunk.tokens:
+                outcome.token_came(now_s - self._sent_s)
         elif kind == "accepted":
             self.id = event.accepted.id
             if event.accepted.HasField("estimate"):

@@ -81,8 +81,8 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, sent_
     loop = asyncio.get_running_loop()
     tail = b""
     async for block in response.content.iter_any():
-        if outcome.ttft_s is None and _DATA in block:
-            outcome.ttft_s = loop.time() - sent_s
+        if _DATA in block:
+            outcome.token_came(loop.time() - sent_s)
         tail = (tail + block)[-TAIL_BYTES:]
     outcome.e2e_s = loop.time() - sent_s
     _conclude(tail, outcome)

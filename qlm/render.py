@@ -67,6 +67,7 @@ def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:
         table.add_row(*head, "TTFT s", *_three(one.ttft_s), _target(slo.ttft_s))
         tpot = _three(one.tpot_s, MILLISECONDS)
         table.add_row("", "", "", "TPOT ms", *tpot, _target(slo.tpot_s, MILLISECONDS))
+        table.add_row("", "", "", "pause s", *_three(one.pause_s), "")
         table.add_row("", "", "", "E2E s", *_three(one.e2e_s), _target(slo.e2e_s))
     return table
 

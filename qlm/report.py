@@ -37,6 +37,7 @@ class Outcome:
 
     Attributes:
         reason: why it did not finish, or how it did, in the service's words.
+        pause_s: the longest time between two tokens, or pieces of the answer; None below two.
         estimate: the waiting time estimated at its arrival, where the service gave one.
         evictions: how often it was evicted and resumed; None where the transport does not tell.
     """
@@ -51,6 +52,16 @@ class Outcome:
     output_tokens: int = 0
     estimate: Estimate | None = None
     evictions: int | None = None
+    pause_s: float | None = None
+    last_token_s: float | None = None
+
+    def token_came(self, now_s: float) -> None:
+        """A token, or several at once, came so long after the request was sent."""
+        if self.ttft_s is None:
+            self.ttft_s = now_s
+        if self.last_token_s is not None:
+            self.pause_s = max(self.pause_s or 0.0, now_s - self.last_token_s)
+        self.last_token_s = now_s
 
     @property
     def tpot_s(self) -> float | None:
@@ -63,6 +74,7 @@ class Outcome:
         """Put latencies and estimate onto a clock that runs so many times as fast."""
         self.ttft_s = None if self.ttft_s is None else self.ttft_s * factor
         self.e2e_s = None if self.e2e_s is None else self.e2e_s * factor
+        self.pause_s = None if self.pause_s is None else self.pause_s * factor
         given = self.estimate
         if given is not None:
             self.estimate = Estimate(
@@ -97,6 +109,7 @@ class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
     attainment_ratio: float
     ttft_s: Quantiles
     tpot_s: Quantiles
+    pause_s: Quantiles
     e2e_s: Quantiles
     output_tokens: int
 
@@ -229,6 +242,7 @@ def _class_report(name: str, outcomes: Sequence[Outcome], slo: Slo | None) -> Cl
         attainment_ratio=_ratio(attained, _promised(outcomes)),
         ttft_s=_quantiles(outcome.ttft_s for outcome in outcomes),
         tpot_s=_quantiles(outcome.tpot_s for outcome in outcomes),
+        pause_s=_quantiles(outcome.pause_s for outcome in outcomes),
         e2e_s=_quantiles(outcome.e2e_s for outcome in outcomes if outcome.fate is Fate.FINISHED),
         output_tokens=sum(outcome.output_tokens for outcome in outcomes),
     )

@@ -79,6 +79,7 @@ _ENDED: Json = {
     "queue_s": _SECONDS | {"description": "Arrival to the first grant."},
     "ttft_s": _SECONDS | {"description": "Arrival to the first token."},
     "tpot_s": _SECONDS | {"description": "Between two tokens after the first."},
+    "pause_s": _SECONDS | {"description": "The longest time between two tokens."},
     "e2e_s": _SECONDS | {"description": "Arrival to the end."},
     "attained": truth("Whether every target was met."),
     "resumed_by": text("From what it went on if it was interrupted."),

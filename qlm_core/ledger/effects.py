@@ -88,6 +88,7 @@ class EndRecord:
         queue_s: seconds from arrival to the first grant; None if it was never granted.
         ttft_s: seconds from arrival to the first token; None if there was none.
         tpot_s: mean seconds per token after the first; None below two tokens.
+        pause_s: the longest time between two tokens that came one after the other; None below two tokens.
         attained: it finished and met every target.
         attempts: how often it was handed to an agent.
         closing: the engine's last word beside the output, as a JSON object; empty if there was none.
@@ -112,6 +113,7 @@ class EndRecord:
     closing: bytes = b""
     resumed_by: ResumedBy = ResumedBy.NOTHING
     retry_after_s: float = 0.0
+    pause_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

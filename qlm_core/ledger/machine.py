@@ -257,6 +257,7 @@ class Ledger:
             return [Deliver(chunk)]
         row.has_ids &= chunk.ids is not None
         row.attempt_tokens += chunk.tokens
+        row.token_came(self._now_s)
         if row.phase is Phase.PULLED:
             self._move(row, Step.OUTPUT)
             if row.first_token_s is None and not chunk.whole:
@@ -415,8 +416,7 @@ class Ledger:
                 return self._end(row, Step.FINISH, FinishReason.LENGTH.value)
         elif not row.watched:
             effects.append(DropOutput(id))
-            row.first_token_s = None
-            row.has_ids = True
+            row.begin_anew()
             produced = 0
         elif produced:
             cause = "its engine was lost" if lost else "it was evicted"

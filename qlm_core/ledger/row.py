@@ -25,6 +25,8 @@ class Row:
         errors: attempts that an engine answered with an error while it served others.
         turned_away: how often engines had no room for it.
         pulled_s: when it was first granted.
+        last_token_s: when the last token of what the client has came.
+        pause_s: the longest time between two of its tokens.
         counted_prompt_tokens: tokens of the prompt as an engine told their ids, 0 if none did.
         has_ids: whether the token ids of all output so far are known.
         rest_until_s: when it may be granted again; None unless it rests.
@@ -51,6 +53,8 @@ class Row:
     evictions: int = 0
     pulled_s: float | None = None
     first_token_s: float | None = None
+    last_token_s: float | None = None
+    pause_s: float = 0.0
     estimate: Estimate | None = None
     counted_prompt_tokens: int = 0
     has_ids: bool = True
@@ -64,6 +68,18 @@ class Row:
         if self.resume is Resume.FROM_IDS:
             return self.has_ids
         return self.resume is Resume.FROM_TEXT
+
+    def token_came(self, now_s: float) -> None:
+        """One more token, or several at once, are on their way to the client."""
+        if self.last_token_s is not None:
+            self.pause_s = max(self.pause_s, now_s - self.last_token_s)
+        self.last_token_s = now_s
+
+    def begin_anew(self) -> None:
+        """All output so far is void."""
+        self.first_token_s = self.last_token_s = None
+        self.pause_s = 0.0
+        self.has_ids = True
 
     @property
     def output_tokens(self) -> int:
@@ -108,6 +124,7 @@ class Row:
             queue_s=None if self.pulled_s is None else self.pulled_s - arrival_s,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
+            pause_s=None if tpot_s is None else self.pause_s,
             e2e_s=e2e_s,
             attained=attained,
             attempts=self.attempts,

@@ -21,6 +21,7 @@ class RunRecord:
         slo_class: [n] index into `classes`, in order of arrival, as are all arrays.
         ended: [n] how many terminal records the request had.
         ttft_s, e2e_s, tpot_s: [n] NaN where there is none.
+        pause_s: [n] the longest time between two tokens of an output; NaN below two.
         mean_s, p50_s, p90_s: [n] the estimated wait at arrival; NaN without one.
         cut: requests that were longer than their model's smallest instance holds.
         preemptions: by engines themselves, when their KV cache was full.
@@ -35,6 +36,7 @@ class RunRecord:
     finished: array[int] = field(default_factory=lambda: array("b"))
     ttft_s: array[float] = field(default_factory=lambda: array("d"))
     tpot_s: array[float] = field(default_factory=lambda: array("d"))
+    pause_s: array[float] = field(default_factory=lambda: array("d"))
     e2e_s: array[float] = field(default_factory=lambda: array("d"))
     mean_s: array[float] = field(default_factory=lambda: array("d"))
     p50_s: array[float] = field(default_factory=lambda: array("d"))
@@ -57,7 +59,8 @@ class RunRecord:
         self.slo_class.append(slo_class)
         for counts in (self.ended, self.attained, self.finished):
             counts.append(0)
-        for times in (self.ttft_s, self.tpot_s, self.e2e_s, self.mean_s, self.p50_s, self.p90_s):
+        estimates = (self.mean_s, self.p50_s, self.p90_s)
+        for times in (self.ttft_s, self.tpot_s, self.pause_s, self.e2e_s, *estimates):
             times.append(nan)
         return len(self.arrival_s) - 1
 
@@ -68,6 +71,7 @@ class RunRecord:
         self.finished[number] = record.phase is Phase.FINISHED
         self.ttft_s[number] = nan if record.ttft_s is None else record.ttft_s
         self.tpot_s[number] = nan if record.tpot_s is None else record.tpot_s
+        self.pause_s[number] = nan if record.pause_s is None else record.pause_s
         self.e2e_s[number] = record.e2e_s
         if record.estimate is not None:
             self.mean_s[number] = record.estimate.mean_s

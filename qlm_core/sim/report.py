@@ -22,6 +22,7 @@ def report_of(record: RunRecord, *, policy: str, seed: int, wall_s: float) -> di
     ended = np.array(record.ended)
     attained = np.array(record.attained, dtype=np.float64)
     ttft_s = np.array(record.ttft_s)
+    pause_s = np.array(record.pause_s)
     requests = len(arrival_s)
     makespan_s = record.last_end_s - float(arrival_s[0]) if requests else 0.0
     finished = int(np.sum(np.array(record.finished)))
@@ -36,12 +37,17 @@ def report_of(record: RunRecord, *, policy: str, seed: int, wall_s: float) -> di
         "cut": record.cut,
         "slo_attainment": _rounded(float(attained.mean())) if requests else None,
         "classes": {
-            name: _class_figures(attained[slo_class == number], ttft_s[slo_class == number])
+            name: _class_figures(
+                attained[slo_class == number],
+                ttft_s[slo_class == number],
+                pause_s[slo_class == number],
+            )
             for number, name in enumerate(record.classes)
             if (slo_class == number).any()
         },
         "ttft_s": _quantiles(ttft_s),
         "tpot_s": _quantiles(np.array(record.tpot_s)),
+        "pause_s": _quantiles(pause_s),
         "throughput_rps": _rounded(finished / span_s),
         "output_tokens_per_s": _rounded(record.output_tokens / span_s),
         "makespan_s": _rounded(makespan_s),
@@ -81,12 +87,13 @@ def r_squared(actual: Floats, predicted: Floats) -> float | None:
     return _rounded(1.0 - float(np.sum((actual - predicted) ** 2)) / spread)
 
 
-def _class_figures(attained: Floats, ttft_s: Floats) -> dict[str, Any]:
+def _class_figures(attained: Floats, ttft_s: Floats, pause_s: Floats) -> dict[str, Any]:
     return {
         "requests": len(attained),
         "attained": int(attained.sum()),
         "attainment": _rounded(float(attained.mean())),
         "ttft_s": _quantiles(ttft_s),
+        "pause_s": _quantiles(pause_s),
     }
 
 

@@ -107,3 +107,16 @@ def test_estimates_are_compared_with_what_came() -> None:
 def test_a_report_survives_json() -> None:
     report = summarise([finished("batch", 1, 2)], SLOS, sent=1, elapsed_s=1.0, evictions=3)
     assert msgspec.json.decode(to_json(report), type=Report) == report
+
+
+def test_the_longest_time_between_two_tokens_is_a_pause() -> None:
+    outcomes = [finished("interactive", 0.5, 3.0, tokens=4) for _ in range(2)]
+    for outcome, pause_s in zip(outcomes, (1.5, 0.1), strict=True):
+        outcome.ttft_s = None
+        for at_s in (0.5, 0.6, 0.6 + pause_s):
+            outcome.token_came(at_s)
+        assert outcome.ttft_s == 0.5
+    outcomes[0].stretch(2.0)
+    [interactive] = summarise(outcomes, SLOS, sent=2, elapsed_s=10.0).classes
+    assert interactive.pause_s.p99 == pytest.approx(3.0, abs=0.05)
+    assert interactive.pause_s.p50 == pytest.approx(1.55)

@@ -91,6 +91,7 @@ def test_a_request_runs_from_submission_to_its_record() -> None:
     assert (end.phase, end.reason, end.attained) == (Phase.FINISHED, "stop", True)
     assert (end.prompt_tokens, end.output_tokens) == (9, 3)
     assert (end.queue_s, end.ttft_s, end.tpot_s, end.e2e_s) == (1.0, 2.0, 1.0, 4.0)
+    assert end.pause_s == 1.0
     assert len(drive.ledger) == 0
 
 
@@ -129,6 +130,20 @@ def test_output_that_cannot_be_continued_starts_over_only_unseen() -> None:
     end = record(drive(returned(2, ReturnReason.ENGINE_LOST)))
     assert end.phase is Phase.FAILED
     assert "cannot be continued" in end.error
+
+
+def test_a_pause_of_output_that_is_void_is_none() -> None:
+    drive = Clocked()
+    drive.submit(resume=Resume.NEVER)
+    drive(lg.PullAsked(A, (R,)))
+    for attempt, at_s in ((1, 1.0), (1, 50.0), (2, 60.0), (2, 62.0)):
+        if attempt == 2 and at_s == 60.0:
+            drive(returned(1))
+            drive(lg.PullAsked(A, (R,)))
+        drive.now_s = at_s
+        drive.chunk(attempt)
+    end = record(drive(lg.AttemptFinished(A, AttemptEnded(R, 2, "stop", 9, 2)), at=63.0))
+    assert (end.pause_s, end.ttft_s) == (2.0, 60.0)
 
 
 def test_a_request_with_more_than_text_fails_when_its_agent_is_lost() -> None:
