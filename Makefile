@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test test-vllm fidelity check format page protos bench bench-vllm chaos clean
+.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format page protos bench bench-vllm chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -19,6 +19,9 @@ demo-vllm: $(VENV)/.runtime ## the same with agents on a real vLLM, on the CPU (
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest
+
+test-pythons: $(VENV)/.dev ## run the tests without processes, and the client's, on every Python from 3.11 to 3.14 that is here
+	$(BIN)/nox
 
 test-vllm: $(VENV)/.dev ## run the tests that need a real vLLM, on the CPU (2 GB of disk)
 	$(BIN)/python deploy/vllm-cpu/prepare.py
@@ -39,6 +42,7 @@ check: $(VENV)/.dev ## check style, types, layers and generated code
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python -m protos.generate --check
+	$(BIN)/python client/generate.py --check
 
 format: $(VENV)/.dev ## put the code into its standard form
 	$(BIN)/ruff check --fix .
@@ -49,6 +53,7 @@ page: ## build the page at /ui from its sources, with node
 
 protos: $(VENV)/.dev ## generate the protocol's code again
 	$(BIN)/python -m protos.generate
+	$(BIN)/python client/generate.py
 
 bench: $(VENV)/.dev ## measure the data plane and the core
 	$(BIN)/qlm bench dataplane

@@ -3,3 +3,6 @@
 from agents.daemon import serve
 
 __all__ = ["serve"]
+
+# Says whose package this is to `qlm.overwritten`, since others have the same name.
+DISTRIBUTION = "qlm-serving"

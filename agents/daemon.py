@@ -30,15 +30,21 @@ from qlm_core.model import GatewayId
 log = logging.getLogger("qlm.agent")
 
 _DRAIN_CHECK_S = 0.2
+_JOIN_CHECK_S = 0.1
 
 
 async def serve(
-    config: Config, agent: AgentConfig, *, ready: Callable[[], None] | None = None
+    config: Config,
+    agent: AgentConfig,
+    *,
+    ready: Callable[[], None] | None = None,
+    joined: Callable[[], None] | None = None,
 ) -> None:
     """Run an agent until cancelled.
 
     Args:
         ready: called once the engine serves its first model, or waits for a server that somebody else starts.
+        joined: called once the agent can be given requests: solver and a gateway know it, and its engine is up.
 
     Raises:
         QlmError: the engine cannot be started or is misconfigured, or an address cannot be listened on.
@@ -49,6 +55,9 @@ async def serve(
         log.info("agent started", extra={"agent": agent.name, "engine": agent.engine.kind})
         if ready is not None:
             ready()
+        if joined is not None:
+            await daemon.until_joined()
+            joined()
         await asyncio.get_running_loop().create_future()
     except asyncio.CancelledError:
         log.info("agent drains", extra={"agent": agent.name, "longest_s": agent.drain_s})
@@ -110,6 +119,17 @@ class Daemon:
                 rejections=rejections,
             )
         self.solver.start(driver)
+
+    async def until_joined(self) -> None:
+        """Wait until solver and a gateway know the agent and its engine is up."""
+        # None of the three tells when it is there.
+        while not self._joined():  # noqa: ASYNC110
+            await asyncio.sleep(_JOIN_CHECK_S)
+
+    def _joined(self) -> bool:
+        up = self.driver is not None and self.driver.executor.instance_state().ready
+        known = self.solver.connected and any(link.connected for link in self.gateways.values())
+        return up and known
 
     async def drain(self) -> None:
         """Let what runs finish, as long as it may and somebody can take its output."""

@@ -22,7 +22,7 @@ from protos.outbox import batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as work_pb
 from protos.qlm.v1 import work_service_pb2_grpc as work_grpc
-from protos.stopping import being_stopped, end_if_stopped
+from protos.stopping import being_stopped, end_if_stopped, said_so
 from qlm_core.config import AgentConfig
 from qlm_core.executor import GatewayLost, GatewayUp, Granted
 from qlm_core.executor.work_log import Outgoing, WorkLog
@@ -141,7 +141,10 @@ class GatewayLink:
                 except (grpc.aio.AioRpcError, TimeoutError, wire.WireError) as error:
                     taken_over = is_takeover(error)
                     said = {"gateway": self.gateway, "reason": reason_of(error)}
-                    if self.connected:
+                    leaving = self._driver.executor.instance_state().draining
+                    if self.connected and (leaving or said_so(error)):
+                        log.info("gateway stream ended", extra=said)
+                    elif self.connected:
                         log.warning("gateway stream broke", extra=said)
                     elif backoff.worth_telling():
                         said["address"] = self.address

@@ -10,6 +10,7 @@ import grpc
 
 from protos.doors import Doors
 from protos.identity import Part
+from protos.speaking import HTTP_ANSWERED
 from qlm_core.presence import SILENCE_S
 
 _FIRST_RETRY_S = 0.05
@@ -57,6 +58,8 @@ def is_takeover(error: Exception) -> bool:
 def reason_of(error: Exception) -> str:
     """Why a stream broke, for the log."""
     if isinstance(error, grpc.aio.AioRpcError):
+        if any(sign in (error.details() or "").lower() for sign in HTTP_ANSWERED):
+            return "what answers there speaks HTTP, where gRPC is wanted"
         return f"{error.code().name}: {error.details()}"
     return str(error)
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from failpoints.moments import MOMENTS as MOMENTS
 from qlm_core.errors import ConfigError, QlmError
 
+# Says whose package this is to `qlm.overwritten`, since others may have the same name.
+DISTRIBUTION = "qlm-serving"
 VARIABLE = "QLM_FAILPOINTS"
 ACTIONS = ("kill", "pause", "error", "delay")
 

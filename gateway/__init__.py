@@ -2,3 +2,6 @@
 
 Nothing is imported here, so that a process that reads a batch's file pays for that alone; the service is `gateway.service`.
 """
+
+# Says whose package this is to `qlm.overwritten`, since others may have the same name.
+DISTRIBUTION = "qlm-serving"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gateway import openai
+from gateway import explaining, openai
 from gateway.answer import Json, usage_of
 from gateway.batches.desk import BatchDesk
 from gateway.driver import Driver
@@ -103,20 +103,48 @@ class Desk:
         return openai.encode(view)
 
     async def explain(self, id: RequestId, caller: Caller) -> bytes:
-        """Why a request stands where it stands. Raises NotFound, Unavailable."""
-        if self.sight.row(id, caller) is None:
-            await self.sight.settled(id, caller)
-            _, end = await self.sight.ended(id, caller)
-            return openai.encode({"id": id} | end_json(end.record))
+        """Why a request stands where it stands, or how it ended. Raises NotFound, Unavailable (the store)."""
+        said, trouble = None, ""
+        if self.sight.row(id, caller) is not None:
+            said, trouble = await self._asked(id)
+        # It may have ended while the solver was asked.
+        row = self.sight.row(id, caller)
+        if row is None:
+            return openai.encode(await self._ended(id, caller))
+        explanation = explaining.open_json(row, said, trouble, self.now_s)
+        return openai.encode(explanation if caller.operator else explanation_of(explanation))
+
+    async def _asked(self, id: RequestId) -> tuple[Json | None, str]:
+        """What the solver says of a request, and else why it says nothing."""
+        if not self.solver.connected:
+            return None, "no solver is connected"
         try:
-            explanation = await self.solver.explain(id)
+            said = openai.parse(await self.solver.explain(id))
+        except msgspec.DecodeError:
+            said = None
         except NotFound:
-            raise Unavailable(
-                "the solver has not heard of this request yet; try again later"
-            ) from None
-        if caller.operator:
-            return explanation
-        return openai.encode(explanation_of(openai.parse(explanation)))
+            return None, "the solver has not heard of it yet"
+        except Unavailable as error:
+            return None, str(error)
+        return (
+            (said, "")
+            if isinstance(said, dict)
+            else (None, "what the solver says of it cannot be read")
+        )
+
+    async def _ended(self, id: RequestId, caller: Caller) -> Json:
+        """How a request ended, that is stored or was among the latest."""
+        await self.sight.settled(id, caller)
+        remembered = self.sight.remembered(id, caller)
+        if remembered is not None:
+            ended_at, model, record = remembered
+            view: Json = {"id": id, "model": model, "ended": int(ended_at)} | end_json(record)
+        else:
+            request, end = await self.sight.ended(id, caller)
+            record = end.record
+            view = ended_json(request, end.ended_at, record)
+        said = {"state": record.phase.value, "because": explaining.ended_because(record)}
+        return view | said
 
     async def estimated(self, live: Live) -> None:
         """Wait a moment for the solver's estimate, if a solver is there."""

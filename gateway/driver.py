@@ -18,6 +18,7 @@ from gateway.admission import Admission, Seats
 from gateway.alarm import Alarm
 from gateway.answer import BadChunkError
 from gateway.budget import Budget
+from gateway.explaining import Remembered
 from gateway.intake import Draft
 from gateway.keeping import Keeper, failed_record
 from gateway.live import Backlog, Live, Origin
@@ -57,6 +58,7 @@ class Driver:
 
     Attributes:
         tenants: which open requests are whose.
+        remembered: how the latest requests ended that are not stored.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Driver:
         self._live: dict[RequestId, Live] = {}
         self._agents: dict[AgentId, Outbox[WorkOrder]] = {}
         self.tenants = Tenants()
+        self.remembered = Remembered()
         self._adding = 0
         self._events: deque[lg.Event] = deque()
         self._handling = False
@@ -434,6 +437,7 @@ class Driver:
             extra={"request": effect.id, "phase": record.phase.value, "reason": record.reason},
         )
         if not stored:
+            self.remembered.add(live.request, self._keeper.time_s(), record)
             self._forget(effect.id)
             live.close(record)
             return

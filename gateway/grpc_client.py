@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from gateway import access, shapes
 from gateway import headers as hd
-from gateway import shapes
 from gateway.desk import Desk
 from gateway.intake import NAME_BYTES_MAX, Wish
 from gateway.keys import KEY_BYTES_MAX, ApiKeys, Caller, Forbidden
@@ -163,6 +163,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         async with self.called(context) as caller:
             id = RequestId(request.id)
             live = self.desk.sight.watch(id, caller)
+            access.note(live)
             follower = live.follow() if live is not None else None
             try:
                 async for event in self._events(id, caller, live, follower):
@@ -309,6 +310,7 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
             keyed=bool(key),
         )
         id = await self.desk.driver.submit_durable(draft, key=key, watched=watched)
+        access.note(self.desk.driver.live(id))
         return id, draft.slo_class
 
     async def _accepted(self, id: RequestId, slo_class: str) -> pb.Accepted:

@@ -13,8 +13,8 @@ import asyncio
 import logging
 from dataclasses import replace
 
+from gateway import access, openai, routes
 from gateway import headers as hd
-from gateway import openai, routes
 from gateway.asgi import JSON, RawHeaders, Receive, Scope, Send, answer, telling
 from gateway.bodies import Bodies
 from gateway.call import Call
@@ -195,6 +195,7 @@ class HttpApp:
         driver = self._desk.driver
         if at_once:
             id = await driver.submit_durable(draft, key=key, watched=False)
+            access.note(driver.live(id))
             await acknowledge(self._desk, id, caller, headers, send)
             return
         if durable:
@@ -215,6 +216,7 @@ class HttpApp:
                 # Its client hangs up then; work beyond that would be for nobody.
                 draft = replace(draft, ttl_s=patience_s)
             live = driver.submit(draft, watched=draft.stream, connections=self._connections.seats)
+        access.note(live)
         if live.request.asked and draft.background and not draft.stream:
             await self._responses.accepted(live, headers, send)
             return

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -19,6 +19,7 @@ import uvicorn
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gateway.access import App, GrpcAccess, HttpAccess
 from gateway.connections import Connection, Connections
 from gateway.desk import Desk
 from gateway.grpc_client import ClientServicer, keyed
@@ -65,7 +66,8 @@ def clients_server(
     guard = Guard("grpc", may, desk.rejections)
     # Twice a body, so that who sends a little too much is told the limit; gRPC's own refusal names no field.
     received_max = 2 * section.limits.body_bytes_max + _MESSAGE_REST_BYTES
-    server = _server(section, guard, may, checks, connections_max, received_max)
+    log = [GrpcAccess(CLIENT_SERVICE)] if desk.config.log.access else []
+    server = _server(section, [*log, guard], may, checks, connections_max, received_max)
     client_grpc.add_ClientServiceServicer_to_server(ClientServicer(desk), server)
     return server, listen(server, "gateway.grpc_listen", section.grpc_listen, certificates)
 
@@ -79,14 +81,14 @@ def agents_server(
     may = {WORK_SERVICE: agents, reflection.SERVICE_NAME: agents, health.SERVICE_NAME: agents}
     guard = Guard("agents", may, desk.rejections)
     received_max = section.limits.message_bytes_max
-    server = _server(section, guard, may, checks, connections_max, received_max)
+    server = _server(section, [guard], may, checks, connections_max, received_max)
     work_grpc.add_WorkServiceServicer_to_server(work, server)
     return server, doors.listen(server, "gateway.agents_listen", section.agents_listen)
 
 
 def _server(
     section: GatewayConfig,
-    guard: Guard,
+    interceptors: Sequence[Any],
     services: Mapping[str, Check],
     checks: Health,
     connections_max: int,
@@ -94,7 +96,7 @@ def _server(
 ) -> grpc.aio.Server:
     limits = section.limits
     server = grpc.aio.server(
-        interceptors=[guard],
+        interceptors=interceptors,
         options=(
             # Two processes on one port would share its connections in silence.
             ("grpc.so_reuseport", 0),
@@ -125,9 +127,10 @@ class HttpServer(uvicorn.Server):
         # uvicorn calls it as it would a class.
         protocol: Any = functools.partial(Connection, connections)
         self.uploads = Uploads(connections.limits.uploading_bytes_max)
+        app: App = HttpApp(desk, connections, self.uploads)
         super().__init__(
             uvicorn.Config(
-                HttpApp(desk, connections, self.uploads),
+                HttpAccess(app) if desk.config.log.access else app,
                 http=protocol,
                 ws="none",
                 lifespan="off",

@@ -23,7 +23,7 @@ from gateway.store import (
     owned_key,
 )
 from qlm_core.errors import NotFound, SetAside
-from qlm_core.ledger import Row
+from qlm_core.ledger import EndRecord, Row
 from qlm_core.model import Phase, RequestId
 
 
@@ -69,6 +69,11 @@ class Sight:
         if found is None or found[1] is None or not caller.sees(found[0].owner):
             raise NotFound(f"id: no request {id[:64]!r} is known here")
         return found[0], found[1]
+
+    def remembered(self, id: RequestId, caller: Caller) -> tuple[float, str, EndRecord] | None:
+        """When, with which model and how a request ended that is not stored, if it was among the latest."""
+        found = self._driver.remembered.find(id)
+        return found[1:] if found is not None and caller.sees(found[0]) else None
 
     async def endings(
         self, caller: Caller, before: tuple[float, str] | None, limit: int

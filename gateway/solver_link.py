@@ -22,6 +22,7 @@ from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import gateway_session_service_pb2 as pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as pb_grpc
+from protos.speaking import SPOKEN, speaks
 from protos.stopping import being_stopped, end_if_stopped
 from qlm_core import ledger as lg
 from qlm_core.config import GatewayConfig
@@ -210,7 +211,8 @@ class SolverLink:
             async with asyncio.timeout(UNREACHED_S):
                 await self._channel.channel_ready()
         except TimeoutError:
-            said = {"address": self._config.solver}
+            address = self._config.solver
+            said = {"address": address, "found": SPOKEN[await speaks(address, timeout_s=1.0)]}
             log.warning("no solver answers; trying on", extra=said)
             await self._channel.channel_ready()
 

@@ -16,6 +16,7 @@ from protos.outbox import Outbox, batches
 from protos.pulse import Pulse
 from protos.qlm.v1 import work_service_pb2 as pb
 from protos.qlm.v1 import work_service_pb2_grpc as pb_grpc
+from protos.stopping import GATEWAY_STOPS
 from qlm_core import ledger as lg
 from qlm_core.errors import kind_and_place
 from qlm_core.messages import (
@@ -95,7 +96,7 @@ class WorkServicer(pb_grpc.WorkServiceServicer):
     def close(self) -> None:
         """End all streams; agents dial again and come back to the next start of this gateway."""
         for stream in list(self._streams.values()):
-            stream.refuse(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
+            stream.refuse(grpc.StatusCode.UNAVAILABLE, GATEWAY_STOPS)
 
 
 class _Stream:

@@ -11,10 +11,13 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from qlm import overwritten
 from qlm_core.errors import QlmError
+from qlm_core.nearest import did_you_mean
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -40,6 +43,9 @@ COMMANDS = {
     "bench": "measure the data plane, the core, the planner or the simulator",
     "certs": "make, renew and revoke the certificates of a fleet",
     "config": "check or show the configuration",
+    "init": "write a configuration for the GPUs, models and servers of this machine",
+    "doctor": "find out what is wrong with a fleet, and what to do about it",
+    "completion": "print what makes a shell complete `qlm` commands",
 }
 
 
@@ -66,11 +72,37 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with every command in full, which takes its time."""
+    parser = argparse.ArgumentParser(prog="qlm")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"qlm.commands.{name}").add_parser(subparsers)
+    return parser
+
+
+def _options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of those below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _options_of(below)
+
+
 def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if not word.startswith("-")), None)
     command = asked if asked in COMMANDS else None
     parser = _parser(command)
-    args = parser.parse_args(arguments)
+    if asked is not None and command is None:
+        meant = did_you_mean(asked, COMMANDS)
+        raise QlmError(f"{asked[:64]!r} is no command. See `qlm --help`.{meant}")
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        meant = did_you_mean(unknown[0].partition("=")[0], _options_of(parser))
+        prog = f"qlm {command}" if command else "qlm"
+        raise QlmError(f"unrecognized arguments: {' '.join(unknown)}. See `{prog} --help`.{meant}")
     if args.version:
         from importlib.metadata import version
 
@@ -79,6 +111,7 @@ def _run(arguments: list[str]) -> int:
     if args.command is None:
         parser.print_help()
         return EXIT_ERROR
+    overwritten.check()
     status: int = importlib.import_module(f"qlm.commands.{args.command}").run(args)
     return status
 

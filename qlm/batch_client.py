@@ -147,6 +147,8 @@ class BatchClient:
                 return calls.untrusted(self._url)
             case aiohttp.ClientConnectorError():
                 return calls.no_gateway(self._url)
+            case aiohttp.ClientResponseError():
+                return calls.speaks_grpc(self._url)
             case aiohttp.ServerDisconnectedError():
                 return calls.hung_up(self._url)
             case TimeoutError():

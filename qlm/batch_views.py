@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+from qlm import look
 from qlm.batch_client import OVER
 
 Json = dict[str, Any]
@@ -78,8 +79,7 @@ def table(batch: Json, now_s: float) -> str:
     for fault in (batch["errors"] or {}).get("data", ()):
         where = f"line {fault['line']}: " if fault["line"] else ""
         rows.append(("fault", f"{where}{fault['message']}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows if value)
+    return look.facts(rows)
 
 
 async def watch(batch: Json, again: Callable[[str], Awaitable[Json]]) -> Json:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
+from protos.speaking import HTTP_ANSWERED
 from qlm_core.endpoint import Endpoint
 from qlm_core.errors import NotFound, QlmError, Unavailable
 from qlm_core.model import Estimate, Phase, Slo
@@ -248,6 +249,29 @@ def hung_up(address: str) -> Unavailable:
     )
 
 
+def speaks_grpc(address: str) -> Unavailable:
+    """A port that speaks gRPC was asked in HTTP."""
+    return Unavailable(
+        f"{address}: what answers there speaks gRPC. Give the gateway's HTTP address "
+        "(gateway.http_listen, port 7400 unless set otherwise)."
+    )
+
+
+def speaks_http(address: str) -> Unavailable:
+    """A port that speaks HTTP was asked in gRPC."""
+    return Unavailable(
+        f"{address}: what answers there speaks HTTP. Give the gateway's gRPC address "
+        "(gateway.grpc_listen, port 7402 unless set otherwise)."
+    )
+
+
+def _other_service(address: str) -> Unavailable:
+    return Unavailable(
+        f"{address}: what answers there is not for clients: a solver's port, or the one for agents. Give the "
+        "gateway's gRPC address (gateway.grpc_listen, port 7402 unless set otherwise)."
+    )
+
+
 def readable(error: grpc.RpcError, address: str) -> QlmError:
     """What a failed call means, in one line."""
     code, details = error.code(), error.details() or ""
@@ -265,6 +289,10 @@ def readable(error: grpc.RpcError, address: str) -> QlmError:
         return QlmError(f"{details}. `qlm` takes one from --api-key or QLM_API_KEY.")
     if code in _REFUSED:
         return QlmError(details)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return _other_service(address)
+    if any(sign in details.lower() for sign in HTTP_ANSWERED):
+        return speaks_http(address)
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
         return _unreached(address, details.lower())
     return Unavailable(f"{address}: {details or code.name.lower()}")

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from qlm_core import fleet_template
 from qlm_core.config import Config
 from qlm_core.errors import ConfigError
 
@@ -32,6 +33,8 @@ SECRETS = (
     "auth.secret",
     "agents.*.engine.openai.api_key",
     "agents.*.engine.vllm.env.*",
+    "agent_defaults.engine.openai.api_key",
+    "agent_defaults.engine.vllm.env.*",
 )
 
 # What PyYAML raises beside its own: for a date that is none, a number without digits, thousands of brackets.
@@ -90,8 +93,12 @@ def parse(text: str, *, environ: Mapping[str, str]) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Apply `path=value` texts in order. A step is a key, an index, an agent's name or `*`."""
-    data = _plain(config, redact=False)
+    """Apply `path=value` texts in order. A step is a key, an index, an agent's name or `*`.
+
+    What follows from `host`, `port_base` or `agent_defaults`, or is as if it did, follows them where they are changed.
+    """
+    full = _plain(config.to_mapping(redact=False))
+    data = _plain(fleet_template.described(config, redact=False))
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path.strip():
@@ -104,19 +111,28 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         steps = _steps(path)
         if not steps:
             raise ConfigError(f"{path!r} names no key, for example solver.backend=highs.")
-        _assign(data, steps, parsed, path)
+        _assign(data, full, steps, parsed, path)
     return Config.from_mapping(data)
 
 
 def to_yaml(config: Config, *, redact: bool = True) -> str:
-    """The whole tree as YAML, secrets masked unless `redact` is False."""
-    text: str = yaml.safe_dump(_plain(config, redact=redact), sort_keys=False, width=100)
+    """The whole tree as YAML, every agent in full, secrets masked unless `redact` is False."""
+    return _dumped(config.to_mapping(redact=redact))
+
+
+def to_short_yaml(config: Config) -> str:
+    """The same without what follows from other keys (`qlm_core.fleet_template`), secrets masked."""
+    return _dumped(fleet_template.described(config))
+
+
+def _dumped(data: object) -> str:
+    text: str = yaml.safe_dump(_plain(data), sort_keys=False, width=100)
     return text
 
 
-def _plain(config: Config, *, redact: bool) -> Any:
-    """The tree as fresh mappings and lists, none of them shared."""
-    return msgspec.json.decode(msgspec.json.encode(config.to_mapping(redact=redact)))
+def _plain(data: object) -> Any:
+    """The same as fresh mappings and lists, none of them shared."""
+    return msgspec.json.decode(msgspec.json.encode(data))
 
 
 def _labelled(label: str, build: Callable[[], Config]) -> Config:
@@ -227,15 +243,25 @@ def _steps(path: str) -> list[str]:
     ]
 
 
-def _assign(node: Any, steps: list[str], value: object, path: str) -> None:
+def _assign(node: Any, full: Any, steps: list[str], value: object, path: str) -> None:
+    """Set a value in the short form of a configuration; `full` is the same place in its full form."""
     step, rest = steps[0], steps[1:]
     for key in _keys(node, step, path):
-        if rest:
-            # What an earlier override left out has its defaults; a misspelt key is found later on.
-            inner = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
-            _assign(inner, rest, value, path)
-        else:
+        if not rest:
             node[key] = value
+            continue
+        below = _below(full, key)
+        if isinstance(node, dict):
+            # What is not said has its defaults, of which a list is changed as a whole; a misspelt key is found later on.
+            node.setdefault(key, list(below) if isinstance(below, list) else {})
+        _assign(node[key], below, rest, value, path)
+
+
+def _below(node: Any, key: Any) -> Any:
+    if isinstance(node, dict):
+        return node.get(key)
+    fits = isinstance(node, list) and isinstance(key, int) and key < len(node)
+    return node[key] if fits else None
 
 
 def _keys(node: Any, step: str, path: str) -> list[Any]:
@@ -260,3 +286,20 @@ def current(option: str | None, overrides: Sequence[str]) -> Config:
     """The configuration of this process, from its options, environment and directory."""
     path = find(option, environ=os.environ, directory=Path.cwd())
     return load(Source(path=path, overrides=tuple(overrides)), environ=os.environ)
+
+
+def said(option: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The sections that the file of this process has itself, and those of its overrides. Raises ConfigError."""
+    path = find(option, environ=os.environ, directory=Path.cwd())
+    data = None if path is None else strict_yaml(_read(path))
+    sections = tuple(map(str, data)) if isinstance(data, dict) else ()
+    return sections + tuple(steps[0] for text in overrides if (steps := _steps(text)))
+
+
+def example() -> str:
+    """The text of the commented configuration: package data of a wheel, at the top of a checkout."""
+    here = Path(__file__).parent
+    for place in (here / "config.yaml", here.parent / "config.yaml"):
+        if place.is_file():
+            return place.read_text(encoding="utf-8")
+    raise ConfigError("config.yaml: it is missing from this installation. Install it again.")

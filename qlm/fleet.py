@@ -12,6 +12,9 @@ from pathlib import Path
 from qlm import config_file, logs, ports
 from qlm.supervisor import ChildSpec, Log, Supervisor
 from qlm_core.config import AgentConfig, Config
+from qlm_core.config_reach import shared_ports
+from qlm_core.errors import ConfigError
+from qlm_core.nearest import did_you_mean
 
 # For starting, beyond what models may take.
 START_S = 60.0
@@ -19,22 +22,86 @@ START_S = 60.0
 STOP_S = 15.0
 
 
-def children(config: Config, arguments: list[str]) -> list[ChildSpec]:
-    """Solver, gateway and every configured agent, each started with `arguments` (--config, --set)."""
+def children(
+    config: Config, arguments: list[str], agents: Sequence[str] | None = None
+) -> list[ChildSpec]:
+    """Solver, gateway and agents (all unless named), each started with `arguments` (--config, --set)."""
     common = tuple(arguments)
-    specs = [
-        ChildSpec(name="solver", arguments=("solver", *common)),
+    names = [agent.name for agent in config.agents] if agents is None else agents
+    return [
+        # Without it gateways and agents would look for another one while they drain.
+        ChildSpec(name="solver", arguments=("solver", *common), last=True),
         ChildSpec(name="gateway", arguments=("gateway", *common)),
+        *agent_children(names, arguments),
     ]
-    for agent in config.agents:
-        specs.append(ChildSpec(name=agent.name, arguments=("agent", "--name", agent.name, *common)))
-    return specs
 
 
-def supervisor(config: Config, arguments: list[str], *, log: Log | None) -> Supervisor:
-    """A supervisor for that fleet; without `log` its children log to standard error, prefixed."""
-    specs = children(config, arguments)
-    write = log or PrefixedLog(max(len(spec.name) for spec in specs))
+def agent_children(names: Sequence[str], arguments: list[str]) -> list[ChildSpec]:
+    """These agents, each started with `arguments`."""
+    return [ChildSpec(name=name, arguments=("agent", "--name", name, *arguments)) for name in names]
+
+
+def agents_of_host(config: Config, host: str) -> list[str]:
+    """The agents that a host runs. Raises ConfigError if it runs none."""
+    names = [agent.name for agent in config.agents if agent.host == host]
+    if not names:
+        hosts = dict.fromkeys(agent.host for agent in config.agents if agent.host)
+        known = ", ".join(hosts) or "none is named"
+        raise ConfigError(
+            f"agents: none is of the host {host!r}; hosts: {known}. Set `host` of its agents."
+            f"{did_you_mean(host, hosts)}"
+        )
+    return names
+
+
+def agents_here(config: Config, host: str | None) -> list[str]:
+    """The agents that a whole fleet on this machine runs. Raises ConfigError.
+
+    Args:
+        host: what this machine is called; agents without a host are of it too.
+    """
+    hosts = dict.fromkeys(agent.host for agent in config.agents if agent.host)
+    if host is None and len(hosts) > 1:
+        raise ConfigError(
+            f"agents: they are of several hosts ({', '.join(hosts)}). Say which is this one by --host, and run "
+            "`qlm agent --host NAME` on the others."
+        )
+    if host is not None:
+        agents_of_host(config, host)
+    here = [
+        index
+        for index, agent in enumerate(config.agents)
+        if host is None or agent.host in ("", host)
+    ]
+    for problem in shared_ports(config, here):
+        raise ConfigError(problem)
+    return [config.agents[index].name for index in here]
+
+
+def place_of(agent: AgentConfig) -> str:
+    """What an agent has of its machine, in one line."""
+    parts = [f"{agent.name}: {agent.engine.kind} engine, {', '.join(agent.models)}"]
+    if agent.devices:
+        parts.append(f"CUDA_VISIBLE_DEVICES={','.join(map(str, agent.devices))}")
+    if agent.tensor_parallel > 1:
+        parts.append(f"tensor parallel {agent.tensor_parallel}")
+    if agent.engine.kind == "vllm":
+        parts.append(f"port {agent.engine.vllm.port_base}")
+    return ", ".join(parts)
+
+
+def supervisor(
+    config: Config,
+    arguments: list[str],
+    *,
+    log: Log | None,
+    specs: Sequence[ChildSpec] | None = None,
+) -> Supervisor:
+    """A supervisor of the whole fleet, or of `specs`; without `log` its children log to standard error, prefixed."""
+    specs = children(config, arguments) if specs is None else specs
+    write = log or PrefixedLog(
+        max(len(spec.name) for spec in specs), json=config.log.format == "json"
+    )
     return Supervisor(
         specs, log=write, ready_timeout_s=ready_timeout_s(config), stop_grace_s=stop_grace_s(config)
     )
@@ -65,13 +132,20 @@ def _stops_s(agent: AgentConfig) -> float:
 
 
 class PrefixedLog:
-    """Writes each line to standard error behind the name of the process it comes from; never waits for its reader."""
+    """Writes each line to standard error with the name of the process it comes from; never waits for its reader.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the names.
+        json: whether lines are JSON, and are to stay so.
+    """
+
+    def __init__(self, width: int, *, json: bool = False) -> None:
         self._width = width
+        self._json = json
 
     def __call__(self, name: str, line: str) -> None:
-        logs.standard_error().put(f"{name:<{self._width}} | {line}")
+        text = logs.with_part(name, line) if self._json else f"{name:<{self._width}} | {line}"
+        logs.standard_error().put(text)
 
 
 def temporary_config(

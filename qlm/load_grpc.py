@@ -13,6 +13,7 @@ from protos import wire
 from protos.qlm.v1 import client_service_pb2 as pb
 from protos.qlm.v1 import client_service_pb2_grpc as rpc
 from protos.qlm.v1 import types_pb2 as types
+from protos.speaking import speaks
 from qlm import calls, trust
 from qlm.load import Shot
 from qlm.report import Fate, Outcome
@@ -64,6 +65,8 @@ class GrpcTransport:
                 await self._channel.channel_ready()
         except TimeoutError:
             await self._channel.close(None)
+            if await speaks(self._address) == "http":
+                raise calls.speaks_http(self._address) from None
             raise calls.no_gateway(self._address) from None
         self._stub = rpc.ClientServiceStub(self._channel)
         return self

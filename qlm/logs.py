@@ -25,6 +25,9 @@ STANDARD_ERROR = 2
 # What waits for a reader at most: so many lines, each cut to this length.
 LINES_MAX = 4_096
 LINE_CHARS_MAX = 16_384
+# Of a line of JSON, with room for the name of the part that it is of.
+JSON_CHARS_MAX = LINE_CHARS_MAX - 256
+_FIELD_CHARS_MAX = 1_024
 # How long an ending process waits for the reader of its last lines.
 FLUSH_S = 2.0
 
@@ -159,7 +162,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
         text = (
             f"{clock}.{int(record.msecs):03d} {record.levelname.lower():<7} "
@@ -170,13 +173,36 @@ class _TextFormatter(logging.Formatter):
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
+            "time": f"{clock}.{int(record.msecs):03d}Z",
             "time_s": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **{key: str(value) for key, value in _fields(record).items()},
         }
+        fields = {key: _plain(value) for key, value in _fields(record).items()}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+            fields["exception"] = self.formatException(record.exc_info)
+        text = _json(line | fields)
+        if len(text) <= JSON_CHARS_MAX:
+            return text
+        # A line that is cut anywhere is no JSON any more.
+        short = {key: str(value)[:_FIELD_CHARS_MAX] for key, value in fields.items()}
+        text = _json(line | short)
+        return text if len(text) <= JSON_CHARS_MAX else _json(line | {"event": "a line too long"})
+
+
+def with_part(part: str, line: str) -> str:
+    """A line of a child's log in JSON, with the child's name; what is no JSON becomes some."""
+    if line.startswith('{"') and line.endswith("}"):
+        return f'{{"part":{_json(part)},{line[1:]}'
+    return _json({"part": part, "event": line[:_FIELD_CHARS_MAX]})
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, int | float | bool | None) else str(value)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode(errors="replace")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qlm_core.config import Config
 from qlm_core.config_rules import parse_address
@@ -19,9 +19,14 @@ def listeners(config: Config) -> dict[str, str]:
         "gateway.grpc_listen": config.gateway.grpc_listen,
         "gateway.agents_listen": config.gateway.agents_listen,
     }
-    for agent in config.agents:
-        addresses[f"agents.{agent.name}.metrics_listen"] = agent.metrics_listen
+    addresses |= listeners_of_agents(config, [agent.name for agent in config.agents])
     return {key: address for key, address in addresses.items() if address}
+
+
+def listeners_of_agents(config: Config, names: Sequence[str]) -> dict[str, str]:
+    """Every address that these agents listen on, likewise."""
+    listens = {f"agents.{name}.metrics_listen": config.agent(name).metrics_listen for name in names}
+    return {key: address for key, address in listens.items() if address}
 
 
 def require_free(addresses: Mapping[str, str]) -> None:

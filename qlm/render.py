@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlm import look
 from qlm.report import Fate, Outcome, Quantiles, Report
 from qlm_core.model import Slo
 
@@ -55,12 +56,11 @@ def _print_account(report: Report, console: Console) -> None:
 
 
 def _latencies(report: Report, slos: Mapping[str, Slo]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("class", "requests", "attained", "", "p50", "p90", "p99", "target"):
-        table.add_column(name, justify="left" if name in ("class", "") else "right", no_wrap=True)
+    figures = ("requests", "attained")
+    table = look.table("class", right=figures)
+    table.add_column("")
+    for name in ("p50", "p90", "p99", "target"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in report.classes:
         slo = slos.get(one.name, _NO_TARGETS)
         head = (one.name, str(one.requests), f"{100 * one.attainment_ratio:.1f} %")

@@ -69,6 +69,8 @@ async def require_gateway(url: str, ca: str = "") -> None:
             return
     except aiohttp.ClientSSLError:
         raise calls.untrusted(url) from None
+    except aiohttp.ClientResponseError:
+        raise calls.speaks_grpc(url) from None
     except aiohttp.ServerDisconnectedError:
         raise calls.hung_up(url) from None
     except (aiohttp.ClientError, TimeoutError):

@@ -1,7 +1,8 @@
 """One long-running process: its event loop, its logs, its signals, and its tie to a supervisor.
 
-A supervised process says `ready` on its standard output once it serves, and stops when its standard input ends, which
-the system does for it even when the supervisor is killed; so nothing is ever left behind.
+A supervised process says `ready` on its standard output once it serves, and an agent `joined` once it can be given requests.
+It stops when its standard input ends, which the system does for it even when the supervisor is killed; so nothing is ever
+left behind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qlm import logs
 from qlm_core.config import LogConfig
 
 READY = "ready"
+JOINED = "joined"
 # After losing its supervisor a process has this long to stop in good order.
 ORPHAN_GRACE_S = 3.0
 
@@ -42,6 +44,11 @@ def run(serve: Serve, *, log: LogConfig, supervised: bool) -> int:
     finally:
         logs.standard_error().flush(logs.FLUSH_S)
     return 0
+
+
+def say_joined() -> None:
+    """Tell the supervisor that this agent can be given requests."""
+    print(JOINED, flush=True)
 
 
 async def _until_stopped(serve: Serve, supervised: bool) -> None:

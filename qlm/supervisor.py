@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 import failpoints
-from qlm.service import READY
+from qlm.service import JOINED, READY
 from qlm_core.errors import QlmError, Unavailable
 
 BACKOFF_FIRST_S = 0.5
@@ -37,10 +37,15 @@ Log = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """One child: a name for people and the `qlm` arguments that start it."""
+    """One child: a name for people and the `qlm` arguments that start it.
+
+    Attributes:
+        last: it is stopped when all others have ended, since they need it for that.
+    """
 
     name: str
     arguments: tuple[str, ...]
+    last: bool = False
 
 
 class _Child:
@@ -50,6 +55,7 @@ class _Child:
         self.spec = spec
         self.process: Process | None = None
         self.ready = asyncio.Event()
+        self.joined = asyncio.Event()
         self.served = False
         self.last_line = ""
         self.restarts = 0
@@ -105,6 +111,10 @@ class Supervisor:
         """Wait until the child serves."""
         await self._children[name].ready.wait()
 
+    async def until_joined(self, name: str) -> None:
+        """Wait until the child, an agent, can be given requests."""
+        await self._children[name].joined.wait()
+
     async def wait(self) -> None:
         """Wait until a child fails for good. Raises what made it fail."""
         done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
@@ -117,22 +127,29 @@ class Supervisor:
 
     async def _stop(self, grace_s: float) -> None:
         self._stopping.set()
-        for child in self._children.values():
-            if child.process is not None:
-                _send(child.process, signal.SIGTERM)
-        await self._wait_for_keepers(grace_s)
-        for name, child in self._children.items():
-            process = child.process
-            if process is not None and process.returncode is None:
-                self._log(name, f"killed by SIGKILL: did not stop within {grace_s:g} s")
-                _send(process, signal.SIGKILL)
-        await self._wait_for_keepers(None)
+        for last in (False, True):
+            group = [child for child in self._children.values() if child.spec.last is last]
+            for child in group:
+                if child.process is not None:
+                    _send(child.process, signal.SIGTERM)
+            await self._wait_for_ends(group, grace_s)
+            for child in group:
+                process = child.process
+                if process is not None and process.returncode is None:
+                    self._log(
+                        child.spec.name, f"killed by SIGKILL: did not stop within {grace_s:g} s"
+                    )
+                    _send(process, signal.SIGKILL)
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
-    async def _wait_for_keepers(self, timeout_s: float | None) -> None:
-        running = [keeper for keeper in self._keepers if not keeper.done()]
-        if running:
-            await asyncio.wait(running, timeout=timeout_s)
+    async def _wait_for_ends(self, group: Sequence[_Child], timeout_s: float) -> None:
+        keepers = [
+            keeper
+            for child, keeper in zip(self._children.values(), self._keepers, strict=True)
+            if child in group and not keeper.done()
+        ]
+        if keepers:
+            await asyncio.wait(keepers, timeout=timeout_s)
 
     async def _all_ready(self) -> None:
         everything = asyncio.gather(*(child.ready.wait() for child in self._children.values()))
@@ -199,6 +216,7 @@ class Supervisor:
             return await process.wait()
         finally:
             child.ready.clear()
+            child.joined.clear()
             if process.returncode is None:
                 _send(process, signal.SIGKILL)
                 await process.wait()
@@ -210,6 +228,8 @@ class Supervisor:
             if line == READY:
                 child.served = True
                 child.ready.set()
+            elif line == JOINED:
+                child.joined.set()
             else:
                 self._log(child.spec.name, line)
 

@@ -12,7 +12,20 @@ from typing import Any, Literal
 
 import msgspec
 
+from qlm_core import fleet_template
 from qlm_core.config_access import AuthConfig, ServerTlsConfig, TenantConfig, TlsConfig
+from qlm_core.config_agents import (
+    AgentConfig,
+    AgentDefaults,
+    Dialect,
+    EngineConfig,
+    EngineKind,
+    ExecutorConfig,
+    OpenAIEngineConfig,
+    SimEngineConfig,
+    VllmEngineConfig,
+    without_keys,
+)
 from qlm_core.config_batches import BatchesConfig
 from qlm_core.config_doors import check_doors
 from qlm_core.config_files import FilesConfig
@@ -24,15 +37,39 @@ from qlm_core.config_ui import UiConfig
 from qlm_core.config_webhooks import WebhookConfig, check_webhooks
 from qlm_core.errors import ConfigError
 from qlm_core.model import Slo, SloClass
-from qlm_core.secret import HIDDEN, Secret
+from qlm_core.nearest import did_you_mean
+from qlm_core.secret import Secret
+
+__all__ = [
+    "AgentConfig",
+    "AgentDefaults",
+    "BackendName",
+    "Config",
+    "Dialect",
+    "EngineConfig",
+    "EngineKind",
+    "ExecutorConfig",
+    "FormulationName",
+    "GatewayConfig",
+    "GatewayLimits",
+    "GroupingConfig",
+    "GurobiConfig",
+    "LogConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OpenAIEngineConfig",
+    "ReplanConfig",
+    "RwtConfig",
+    "SimEngineConfig",
+    "SloClassConfig",
+    "SolverConfig",
+    "SolverLimits",
+    "StoreConfig",
+    "VllmEngineConfig",
+]
 
 BackendName = Literal["auto", "gurobi", "highs", "pulp", "cpsat", "search", "greedy"]
 FormulationName = Literal["paths", "slot", "arc", "block"]
-EngineKind = Literal["sim", "openai", "vllm"]
-Dialect = Literal["auto", "vllm", "openai"]
-
-# Options of `vllm serve` that a secret follows.
-_SECRET_OPTIONS = ("--api-key", "--hf-token")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -235,120 +272,15 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     limits: GatewayLimits = GatewayLimits()
 
 
-class SimEngineConfig(Section, frozen=True, kw_only=True):
-    """The simulated engine: a profile from the catalogue, in real or scaled time."""
-
-    time_scale: float = 1.0
-    zero_delay: bool = False
-    stream_interval_s: float = 0.1
-    seed: int = 0
-
-
-class OpenAIEngineConfig(Section, frozen=True, kw_only=True):
-    """A running OpenAI-compatible server to attach to."""
-
-    base_url: str = ""
-    api_key: Secret = Secret()
-    dialect: Dialect = "auto"
-    max_num_seqs: int = 64
-    kv_cache_tokens: int = 200_000
-    health_path: str = "/health"
-    connect_timeout_s: float = 5.0
-
-
-class VllmEngineConfig(Section, frozen=True, kw_only=True):
-    """`vllm serve` processes that the agent starts and supervises, one per model that is not an adapter.
-
-    max_loras: different adapters in one batch. max_cpu_loras: adapters loaded at a time. max_lora_rank: the largest rank.
-    kv_offload_bytes: host memory for KV blocks that the GPU has no room for, of each process; 0 for none.
-    """
-
-    command: tuple[str, ...] = ("vllm", "serve")
-    args: tuple[str, ...] = ()
-    env: dict[str, Secret] = {}
-    port_base: int = 8100
-    sleep_mode: bool = True
-    start_timeout_s: float = 600.0
-    stop_timeout_s: float = 15.0
-    restart_backoff_s: float = 2.0
-    max_num_seqs: int = 256
-    kv_cache_tokens: int = 0
-    kv_offload_bytes: int = 0
-    max_loras: int = 4
-    max_cpu_loras: int = 16
-    max_lora_rank: int = 16
-
-    def __repr__(self) -> str:
-        # There may be keys among the arguments, which are plain text.
-        return f"VllmEngineConfig(port_base={self.port_base}, ...)"
-
-
-class EngineConfig(Section, frozen=True, kw_only=True):
-    """Which engine the agent wraps; only the section of that kind is read.
-
-    silence_first_s_max: a request without output for so long is taken from its server and tried again; 0: never.
-    silence_s_max: likewise between two outputs.
-    """
-
-    kind: EngineKind = "sim"
-    silence_first_s_max: float = 600.0
-    silence_s_max: float = 120.0
-    sim: SimEngineConfig = SimEngineConfig()
-    openai: OpenAIEngineConfig = OpenAIEngineConfig()
-    vllm: VllmEngineConfig = VllmEngineConfig()
-
-
-class ExecutorConfig(Section, frozen=True, kw_only=True):
-    """How an agent carries out its queue (docs/states.md).
-
-    kv_headroom: share of the KV cache kept free when pulling.
-    pull_ahead: requests of a class pulled beyond the room there is, to hide the pull's round trip.
-    output_share: share of a request's expected output for which there must be room when it is pulled; with less, more
-        requests run at once and more are evicted. Without eviction it is 1.
-    eviction: whether running requests may be evicted for more urgent ones.
-    drain_s_max: a longer drain before a model swap is cut short by eviction.
-    evict_margin_s: how long before a predicted miss an eviction is made. Classes with shorter targets find slots kept free.
-    evictions_max: how often one request may be evicted before it is left alone.
-    pull_timeout_s: a pull without an answer is made again after this.
-    swap_retry_s: after a failed swap, how long the model's groups are passed over.
-    """
-
-    kv_headroom: float = 0.05
-    pull_ahead: int = 2
-    output_share: float = 0.3
-    eviction: bool = True
-    drain_s_max: float = 20.0
-    evict_margin_s: float = 3.0
-    evictions_max: int = 4
-    pull_timeout_s: float = 5.0
-    swap_retry_s: float = 10.0
-
-
-class AgentConfig(Section, frozen=True, kw_only=True):
-    """One agent: the daemon beside one serving instance."""
-
-    name: str
-    gpu: str = "a100"
-    models: tuple[str, ...] = ()
-    engine: EngineConfig = EngineConfig()
-    executor: ExecutorConfig = ExecutorConfig()
-    solver: str = "127.0.0.1:7401"
-    metrics_listen: str = ""
-    report_interval_s: float = 0.25
-    reconnect_s_max: float = 1.0
-    drain_s: float = 30.0
-    message_bytes_max: int = 67_108_864
-    host_memory_bytes: int = 137_438_953_472
-    gateway_grace_s: float = 30.0
-    backlog_events_max: int = 200_000
-    backlog_bytes_max: int = 268_435_456
-
-
 class LogConfig(Section, frozen=True, kw_only=True):
-    """Structured logs on standard error. Prompts never appear in them."""
+    """Structured logs on standard error. Prompts never appear in them.
+
+    access: whether gateways log every call of clients (docs/operations.md).
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "text"
+    access: bool = False
 
 
 def _default_models() -> dict[str, ModelConfig]:
@@ -372,24 +304,23 @@ def _default_classes() -> dict[str, SloClassConfig]:
 
 
 def _default_agents() -> tuple[AgentConfig, ...]:
-    both = ("mistral-7b", "vicuna-13b")
-    return (
-        AgentConfig(name="a100-0", gpu="a100", models=both, metrics_listen="127.0.0.1:7492"),
-        AgentConfig(name="a100-1", gpu="a100", models=both, metrics_listen="127.0.0.1:7493"),
-        AgentConfig(
-            name="a10-0", gpu="a10", models=("mistral-7b",), metrics_listen="127.0.0.1:7494"
-        ),
-    )
+    agents = fleet_template.filled({})["agents"]
+    return msgspec.convert(agents, tuple[AgentConfig, ...], dec_hook=read_secret)
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """The whole of `config.yaml`."""
+    """The whole of `config.yaml`, in full: `from_mapping` has filled in what follows from `host`, `port_base` and
+    `agent_defaults`.
+    """
 
+    host: str = fleet_template.HOST
+    port_base: int = fleet_template.PORT_BASE
     models: dict[str, ModelConfig] = msgspec.field(default_factory=_default_models)
     slo_classes: dict[str, SloClassConfig] = msgspec.field(default_factory=_default_classes)
     default_slo_class: str = "interactive"
     solver: SolverConfig = SolverConfig()
     gateway: GatewayConfig = GatewayConfig()
+    agent_defaults: AgentDefaults = AgentDefaults()
     agents: tuple[AgentConfig, ...] = msgspec.field(default_factory=_default_agents)
     auth: AuthConfig = AuthConfig()
     tls: TlsConfig = TlsConfig()
@@ -412,7 +343,8 @@ class Config(Section, frozen=True, kw_only=True):
             if section.name == name:
                 return section
         known = ", ".join(section.name for section in self.agents) or "none"
-        raise ConfigError(f"agents: no agent is called {name!r}; known: {known}")
+        meant = did_you_mean(name, (section.name for section in self.agents))
+        raise ConfigError(f"agents: no agent is called {name!r}; known: {known}.{meant}")
 
     @staticmethod
     def from_mapping(data: object) -> Config:
@@ -421,7 +353,7 @@ class Config(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: naming the path of the offending key and the remedy.
         """
-        data = _with_lengths_of_bases({} if data is None else data)
+        data = fleet_template.filled(_with_lengths_of_bases({} if data is None else data))
         try:
             config = msgspec.convert(data, Config, dec_hook=read_secret)
         except msgspec.ValidationError as error:
@@ -430,6 +362,7 @@ class Config(Section, frozen=True, kw_only=True):
             raise ConfigError(
                 "a text has half a character in it (a lone surrogate). Write the whole character."
             ) from None
+        fleet_template.check(config)
         check(config)
         check_doors(config)
         check_webhooks(config.gateway.webhooks)
@@ -445,10 +378,10 @@ class Config(Section, frozen=True, kw_only=True):
 
         plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=shown)
         if redact:
-            for agent in plain["agents"]:
+            for agent in (plain["agent_defaults"], *plain["agents"]):
                 section = agent["engine"]["vllm"]
                 for key in ("command", "args"):
-                    section[key] = _without_keys(section[key])
+                    section[key] = without_keys(section[key])
         return plain
 
 
@@ -458,22 +391,6 @@ def _fits(value: object, kind: Any) -> bool:
     except msgspec.ValidationError:
         return False
     return True
-
-
-def _without_keys(args: tuple[str, ...]) -> list[str]:
-    """A command or arguments of `vllm serve` in which keys are hidden."""
-    shown: list[str] = []
-    hiding = False
-    for arg in args:
-        name, equals, _ = arg.partition("=")
-        secret = name.replace("_", "-") in _SECRET_OPTIONS
-        # There may be several keys, up to the next option.
-        hiding = secret or (hiding and not arg.startswith("--"))
-        if secret:
-            shown.append(f"{name}={HIDDEN}" if equals else name)
-        else:
-            shown.append(HIDDEN if hiding else arg)
-    return shown
 
 
 def _with_lengths_of_bases(data: Any) -> Any:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args, get_origin, get_type_hints
 
+from qlm_core.nearest import did_you_mean
+
 Fits = Callable[[object, Any], bool]
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
@@ -42,7 +44,8 @@ def readable(message: str, data: object, tree: type, fits: Fits) -> str:
         return f"{path}: every key must be text. Put quotes around it."
     if unknown := _UNKNOWN.fullmatch(what):
         key = f"{path}.{unknown['key']}".strip(".")
-        return f"{key}: unknown key. Remove it or check its spelling (`qlm config show`)."
+        meant = did_you_mean(unknown["key"], get_type_hints(kind) if isinstance(kind, type) else ())
+        return f"{key}: unknown key. Remove it or check its spelling (`qlm config show`).{meant}"
     if missing := _MISSING.fullmatch(what):
         return f"{path}.{missing['key']}: missing. Add this key.".removeprefix(".")
     path = path or "the configuration"
@@ -50,7 +53,10 @@ def readable(message: str, data: object, tree: type, fits: Fits) -> str:
         want, got = (_in_words(expected[part]) for part in ("want", "got"))
         return f"{path}: must be {want}, not {got}."
     if choice := _CHOICE.fullmatch(what):
-        return f"{path}: {choice['got']} is not known. Use one of: {', '.join(get_args(kind))}."
+        meant = did_you_mean(choice["got"].strip("'"), get_args(kind))
+        return (
+            f"{path}: {choice['got']} is not known. Use one of: {', '.join(get_args(kind))}.{meant}"
+        )
     return f"{path}: {what}."
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from qlm_core.errors import ConfigError
+from qlm_core.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from qlm_core.config import AgentConfig, Config, VllmEngineConfig
@@ -141,6 +142,7 @@ def check(config: Config) -> None:
         known = ", ".join(config.slo_classes)
         raise ConfigError(
             f"default_slo_class: {config.default_slo_class!r} is not one of slo_classes ({known})."
+            f"{did_you_mean(config.default_slo_class, config.slo_classes)}"
         )
     _check_tiers(config)
     _check_adapters(config)
@@ -229,7 +231,8 @@ def _check_adapters(config: Config) -> None:
         base = config.models.get(model.base)
         if base is None:
             known = ", ".join(config.models)
-            raise ConfigError(f"{where}.base: {model.base!r} is not in `models` ({known}).")
+            meant = did_you_mean(model.base, config.models)
+            raise ConfigError(f"{where}.base: {model.base!r} is not in `models` ({known}).{meant}")
         if base.base:
             raise ConfigError(
                 f"{where}.base: {model.base!r} is an adapter itself. Name the model that both are "
@@ -256,7 +259,8 @@ def _check_agents(config: Config) -> None:
         for model in agent.models:
             if model not in config.models:
                 known = ", ".join(config.models)
-                raise ConfigError(f"{where}.models: {model!r} is not in `models` ({known}).")
+                meant = did_you_mean(model, config.models)
+                raise ConfigError(f"{where}.models: {model!r} is not in `models` ({known}).{meant}")
             _check_served(config, agent, model, where)
         parse_address(agent.solver, f"{where}.solver")
         if agent.metrics_listen:

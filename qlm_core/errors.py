@@ -6,8 +6,12 @@ edges: a file that cannot be read, a request that cannot be accepted, a peer tha
 
 import traceback
 
+from qlm_core.nearest import did_you_mean
+
 # How clients of OpenAI's API are told that a sequence is too long for the model.
 CONTEXT_CODE = "context_length_exceeded"
+# Of so many models the nearest to an unknown one is looked for, which costs time at every such request.
+_NEAREST_OF = 64
 
 
 class QlmError(Exception):
@@ -58,7 +62,9 @@ class UnknownModel(InvalidRequest):
         super().__init__(
             "model",
             f"the model {model!r} is not served here",
-            f"Use one of: {', '.join(known)}." if known else "No agent has announced a model yet.",
+            f"Use one of: {', '.join(known)}.{did_you_mean(model, known[:_NEAREST_OF])}"
+            if known
+            else "No agent has announced a model yet.",
             code="model_not_found",
         )
 

@@ -69,11 +69,16 @@ class _Trouble:
 
 
 def assumed_profile(
-    model: str, gpu: str, *, max_num_seqs: int, kv_cache_tokens: int
+    model: str,
+    gpu: str,
+    *,
+    max_num_seqs: int,
+    kv_cache_tokens: int,
+    tensor_parallel: int | None = None,
 ) -> EngineProfile:
     """The catalogue's profile if there is one, else a plain 20 ms an iteration, with the given capacity."""
     try:
-        known = find_profile(model, gpu)
+        known = find_profile(model, gpu, tensor_parallel=tensor_parallel)
     except QlmError:
         known = EngineProfile(
             model=model,

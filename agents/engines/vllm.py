@@ -50,6 +50,8 @@ class VllmEngine:
     def __init__(self, config: Config, agent: AgentConfig) -> None:
         self._section = agent.engine.vllm
         self._gpu = agent.gpu
+        # A single GPU may serve what is listed for several, with weights of fewer bits.
+        self._tensor_parallel = agent.tensor_parallel if agent.tensor_parallel > 1 else None
         self._host_memory_bytes = agent.host_memory_bytes
         # In the order of the configuration.
         self._bases = {ModelName(model): ModelName(config.base_of(model)) for model in agent.models}
@@ -63,6 +65,8 @@ class VllmEngine:
                 can_sleep=agent.gpu != CPU,
                 patience=patience_of(agent.engine),
                 event_bytes_max=agent.message_bytes_max // 2,
+                devices=agent.devices,
+                tensor_parallel=agent.tensor_parallel,
                 adapters={
                     model: config.models[model].adapter
                     for model, own in self._bases.items()
@@ -154,6 +158,7 @@ class VllmEngine:
             self._gpu,
             max_num_seqs=self._section.max_num_seqs,
             kv_cache_tokens=tokens,
+            tensor_parallel=self._tensor_parallel,
         )
         profile = replace(
             known,

@@ -65,6 +65,8 @@ class Server:
 
     Args:
         adapters: where each of them lies.
+        devices: the GPUs that it sees, by index; empty: as this process.
+        tensor_parallel: over so many of them the model is spread.
 
     Attributes:
         cold_s, sleep_s, wake_s: how long the last start, sleep and wake took; 0 before the first.
@@ -82,6 +84,8 @@ class Server:
         patience: Patience,
         event_bytes_max: int,
         adapters: dict[ModelName, str],
+        devices: tuple[int, ...] = (),
+        tensor_parallel: int = 1,
     ) -> None:
         self.model = model
         self.cold_s = self.sleep_s = self.wake_s = 0.0
@@ -102,6 +106,8 @@ class Server:
         )
         self._section = section
         self._settings = settings
+        self._devices = devices
+        self._tensor_parallel = tensor_parallel
         self._port = port
         self._log_path = _LOGS / f"{agent}-{model}.log".replace("/", "_")
         self._can_sleep = can_sleep
@@ -123,6 +129,8 @@ class Server:
         line += ["--scheduling-policy", "priority"]
         # How many tokens of a prompt were found in a cache is part of the answer then.
         line.append("--enable-prompt-tokens-details")
+        if self._tensor_parallel > 1:
+            line += ["--tensor-parallel-size", str(self._tensor_parallel)]
         if section.kv_offload_bytes:
             line += ["--kv-offloading-size", f"{section.kv_offload_bytes / _GIB:.6g}"]
         if section.sleep_mode and self._can_sleep:
@@ -139,6 +147,8 @@ class Server:
         switches = {"VLLM_SERVER_DEV_MODE": "1"}
         if self.adapters:
             switches["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if self._devices:
+            switches["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._devices))
         own = {name: value.reveal() for name, value in self._section.env.items()}
         environment = os.environ | switches | own
         command = self.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from qlm import look
 from qlm.commands import options
 
 
@@ -34,19 +35,20 @@ def run(args: argparse.Namespace) -> int:
 def lines_of(explanation: dict[str, Any]) -> list[str]:
     """An explanation in words: first where the request stands and why, then the figures behind it."""
     known = dict(explanation)
-    id, state = known.pop("id"), known.pop("state", None) or known.pop("phase", "")
-    lines = [f"{id}: {state}"]
-    for key in ("because", "reason"):
-        if known.get(key):
-            lines.append(f"  {known.pop(key)}")
+    id, phase = known.pop("id"), known.pop("phase", "")
+    lines = [f"{id}: {known.pop('state', None) or phase}"]
+    because, reason = known.pop("because", ""), known.pop("reason", "")
+    lines += [text for text in (because or reason,) if text]
+    rows: list[tuple[str, str]] = []
     for key, value in known.items():
         name = key.replace("_", " ")
-        if isinstance(value, list):
-            lines.append(f"  {name}: {'' if value else 'none'}".rstrip())
-            lines += [f"    {_flat(item)}" for item in value]
-        elif value is not None and value != "":
-            lines.append(f"  {name}: {_flat(value)}")
-    return lines
+        if not isinstance(value, list):
+            rows.append((name, "" if value is None else _flat(value)))
+        else:
+            rows += [
+                (name if place == 0 else "…", _flat(item)) for place, item in enumerate(value)
+            ] or [(name, "none")]
+    return [lines[0], *(f"  {line}" for line in (*lines[1:], *look.facts(rows).splitlines()))]
 
 
 def _flat(value: object) -> str:

@@ -45,7 +45,9 @@ def config_arguments(args: argparse.Namespace) -> list[str]:
 
 def add_grpc(parser: argparse.ArgumentParser) -> None:
     """`--address`, `--api-key`, `--ca`: the gateway's gRPC address, and how it and its caller prove who they are."""
-    parser.add_argument("--address", help="gateway's gRPC host:port (default: config)")
+    parser.add_argument(
+        "--address", help="gateway's gRPC host:port (default: $QLM_ADDRESS, else config)"
+    )
     add_access(parser)
 
 
@@ -60,24 +62,57 @@ def add_access(parser: argparse.ArgumentParser) -> None:
 
 
 def address_of(args: argparse.Namespace) -> str:
-    """The gateway's gRPC address."""
-    return args.address or config_of(args).gateway.grpc_listen
+    """The gateway's gRPC address; of a host without a port, the configured port there."""
+    said = _said_address(args)
+    if not said:
+        return dialled(config_of(args).gateway.grpc_listen)
+    return said if _has_port(said) else f"{said}:{_port(config_of(args).gateway.grpc_listen)}"
+
+
+def _said_address(args: argparse.Namespace) -> str:
+    import os
+
+    said: str = getattr(args, "address", None) or os.environ.get("QLM_ADDRESS", "")
+    return said
+
+
+def _has_port(address: str) -> bool:
+    return address.rpartition("]")[2].rpartition(":")[2].isdecimal()
+
+
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+def dialled(address: str) -> str:
+    """Where a listener of this machine is dialled: a wildcard is no address to go to."""
+    from qlm_core.fleet_template import HOST, WILDCARDS
+
+    host, _, port = address.rpartition(":")
+    return f"{HOST}:{port}" if host in WILDCARDS else address
 
 
 def add_http(parser: argparse.ArgumentParser) -> None:
     """`--url`: the gateway's HTTP address; the configured one by default."""
     parser.add_argument(
-        "--url", help="gateway, for example http://127.0.0.1:7400 (default: config)"
+        "--url",
+        help="gateway, for example http://127.0.0.1:7400 (default: $QLM_URL, else the host of $QLM_ADDRESS, else config)",
     )
 
 
 def url_of(args: argparse.Namespace) -> str:
     """The gateway's HTTP base URL without a trailing slash."""
+    import os
+
     scheme = "https" if ca_of(args) else "http"
-    if args.url:
-        url: str = args.url.rstrip("/")
+    url: str = (args.url or os.environ.get("QLM_URL", "")).rstrip("/")
+    if url:
         return url if "://" in url else f"{scheme}://{url}"
-    return f"{scheme}://{config_of(args).gateway.http_listen}"
+    listen = config_of(args).gateway.http_listen
+    if said := _said_address(args):
+        host = said.rpartition(":")[0] if _has_port(said) else said
+        return f"{scheme}://{host}:{_port(listen)}"
+    return f"{scheme}://{dialled(listen)}"
 
 
 def require_writable(file: Path, option: str) -> None:

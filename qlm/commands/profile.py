@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlm import look
+
 if TYPE_CHECKING:
     from qlm_core.profile import EngineProfile
     from qlm_core.sim.fit import MeasuredIteration
@@ -68,11 +70,12 @@ def run(args: argparse.Namespace) -> int:
 def _list() -> int:
     from qlm_core.profile_catalog import shipped_profiles
 
+    table = look.table("profile", right=("KV tokens",))
+    table.add_column("source")
     for one in shipped_profiles():
-        print(
-            f"{one.model}:{one.gpu}:{one.tensor_parallel}".ljust(24),
-            f"{one.kv_cache_tokens:>9,} KV tokens  {one.source}",
-        )
+        name = f"{one.model}:{one.gpu}:{one.tensor_parallel}"
+        table.add_row(name, f"{one.kv_cache_tokens:,}", one.source)
+    look.console().print(table)
     return 0
 
 

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from qlm import look
 from qlm.commands import options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from qlm.scrape import Sample
 
@@ -36,13 +36,12 @@ def run(args: argparse.Namespace) -> int:
     import json
     import threading
 
-    from rich.console import Console
     from rich.live import Live
 
     if args.json:
         print(json.dumps(_view(args), indent=2))
         return 0
-    console = Console()
+    console = look.console()
     if args.capacity:
         console.print(_capacity(_view(args).get("plan")))
         return 0
@@ -134,18 +133,15 @@ def _picture(view: dict[str, Any]) -> RenderableType:
 
 
 def _capacity(plan: dict[str, Any] | None) -> RenderableType:
-    from rich.table import Table
     from rich.text import Text
 
     if plan is None or not plan["capacity"]:
         return Text("no bound yet: capacity is priced with it, every solver.replan.bound_period_s")
-    table = Table(
+    table = look.table(
+        "gpu",
+        right=("instances", "weighted late requests", "objective"),
         title=f"What one more instance would save at most, {plan['bound_age_s']:.0f} s ago",
-        title_justify="left",
     )
-    table.add_column("gpu")
-    for name in ("instances", "weighted late requests", "objective"):
-        table.add_column(name, justify="right")
     for one in plan["capacity"]:
         table.add_row(
             one["gpu"],
@@ -157,8 +153,8 @@ def _capacity(plan: dict[str, Any] | None) -> RenderableType:
 
 
 def _agents(agents: list[dict[str, Any]]) -> RenderableType:
-    table = _table(
-        left=("agent", "gpu", "model", "state"), right=("running", "KV tokens", "tokens/s")
+    table = look.table(
+        *("agent", "gpu", "model", "state"), right=("running", "KV tokens", "tokens/s")
     )
     for agent in agents:
         table.add_row(
@@ -175,8 +171,8 @@ def _agents(agents: list[dict[str, Any]]) -> RenderableType:
 
 def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
     """The groups of each virtual queue, in order; of a long one only the first."""
-    table = _table(
-        left=("queue", "model", "class"), right=("group", "waiting", "running", "starts in s")
+    table = look.table(
+        *("queue", "model", "class"), right=("group", "waiting", "running", "starts in s")
     )
     for name, queue in queues.items():
         for place, group in enumerate(queue[:GROUPS_SHOWN_MAX]):
@@ -200,7 +196,7 @@ def _queues(queues: dict[str, list[dict[str, Any]]]) -> RenderableType:
 def _batches(batches: list[dict[str, Any]]) -> RenderableType:
     """The batches that are not over; of many only those that are due first."""
     right = ("left", "ended", "due in", "p50", "p90", "in time")
-    table = _table(left=("batch",), right=right)
+    table = look.table("batch", right=right)
     # Whoever looks at a batch next needs its whole id.
     table.columns[0].no_wrap = True
     for one in batches[:GROUPS_SHOWN_MAX]:
@@ -231,18 +227,6 @@ def _lines(view: dict[str, Any]) -> str:
     if not view.get("batches"):
         return ""
     return f"{lines:,} lines of {len(view['batches'])} batches wait to become requests"
-
-
-def _table(*, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _state(agent: dict[str, Any]) -> str:

@@ -134,9 +134,16 @@ def _with_setup(done: Report, setup_s: float) -> Report:
 def main() -> None:
     """Entry of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(sys.argv[1], sys.stdin.buffer, _own_output()).run()
+
+
+def _own_output() -> BinaryIO:
+    """Standard output for reports alone: what libraries print there, such as banners, goes nowhere."""
     reports = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    Worker(sys.argv[1], sys.stdin.buffer, reports).run()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return reports
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from agents.engines.requests import Abilities, prepare
 from agents.engines.sim import scaled, token_text
 from agents.engines.tiers import Tiers
 from agents.engines.vllm_server import Health
+from qlm_core.config import Config
 from qlm_core.errors import QlmError
 from qlm_core.executor import (
     EngineDown,
@@ -347,6 +348,34 @@ class TestVllm:
         engine = make_engine(config, config.agents[0])
         with pytest.raises(QlmError, match=r"cannot run 'no-such-vllm'.*Install vLLM"):
             await engine.start(Listening())
+
+    async def test_it_sees_the_gpus_that_it_was_given(self, tmp_path):
+        told = tmp_path / "told"
+        server = tmp_path / "server"
+        server.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" > {told}\nexit 3\n')
+        server.chmod(0o700)
+        section = {"command": [str(server)], "port_base": free_ports(1)}
+        config = Config.from_mapping(
+            {
+                "agents": [
+                    {
+                        "name": "pair",
+                        "host": "gpu-1",
+                        "models": ["mistral-7b"],
+                        "instances": 2,
+                        "tensor_parallel": 2,
+                        "engine": {"kind": "vllm", "vllm": section},
+                    }
+                ]
+            }
+        )
+        engine = make_engine(config, config.agents[1])
+        with pytest.raises(QlmError, match="ended with code 3"):
+            await engine.start(Listening())
+        devices, _, line = told.read_text().partition(" ")
+        assert devices == "2,3"
+        assert "--tensor-parallel-size 2" in line
+        assert f"--port {section['port_base'] + 1}" in line
 
     async def test_stop_leaves_no_process(self):
         async with VllmHarness.started() as harness:

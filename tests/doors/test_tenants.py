@@ -150,8 +150,11 @@ async def test_the_view_of_a_tenant_tells_of_nobody_else(
             reply = await stub.ViewQueues(pb.ViewQueuesRequest(), metadata=bearing(key))
         assert json.loads(reply.view_json) == expected
     path = f"/v1/queue/{hers}"
-    assert (await ask(it, "GET", path, ALICE))[1] == {"id": hers, "because": "behind 1 group"}
-    assert (await ask(it, "GET", path, ADMIN))[1] == why
+    seen = (await ask(it, "GET", path, ALICE))[1]
+    assert (seen["id"], seen["state"], seen["agent"]) == (hers, "held", "agent-0")
+    assert not {"group", "groups_ahead"} & seen.keys()
+    whole = (await ask(it, "GET", path, ADMIN))[1]
+    assert (whole["group"], whole["groups_ahead"]) == (group, [group])
 
 
 async def test_a_tenant_has_so_many_open_requests_and_no_more(it: Fleet) -> None:

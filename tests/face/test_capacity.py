@@ -16,7 +16,7 @@ def test_capacity_is_a_table_by_gpu() -> None:
     one = {"gpu": "A100", "instances": 3, "saves_cost": 1234.5, "saves_late_weight": 41.26}
     text = shown({"bound_age_s": 12.3, "capacity": [one]})
     row = next(line for line in text.splitlines() if "A100" in line)
-    assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["A100", "3", "41.3", "1,234.5"]
+    assert row.split() == ["A100", "3", "41.3", "1,234.5"]
     assert "12 s ago" in text
 
 

@@ -36,7 +36,7 @@ def test_a_full_disk_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nope"], "invalid choice: 'nope'"),
+        (["nope"], "'nope' is no command"),
         (["replay"], "the following arguments are required: trace. See `qlm replay --help`."),
         (["replay", "no-such-trace.csv"], "no-such-trace.csv: No such file"),
         (["replay", "x.csv", "--limit", "a"], "argument --limit: invalid int value: 'a'"),

@@ -100,9 +100,11 @@ def test_records_and_dropped_lines_are_told_in_the_form_of_the_log(
     told = next(line for line in found if "log lines dropped" in line)
     if form == "json":
         assert json.loads(event)["detail"] == LINE
-        assert int(json.loads(told)["lines"]) > 0
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", json.loads(event)["time"])
+        assert json.loads(told)["lines"] > 0
     else:
         assert f"something happened detail={LINE}" in event
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} info ", event)
         assert re.search(r"warning +qlm\.logs: .* lines=[1-9]", told)
 
 
@@ -115,3 +117,34 @@ def test_the_lines_of_children_do_not_wait_either(
     for _ in range(LINES):
         log("a0", LINE)
     assert drained(pipe.reader, lines)[0] == f"a0     | {LINE}"
+
+
+def record(event: str, **fields: object) -> logging.LogRecord:
+    about = {"name": "part", "levelname": "INFO", "msg": event, "created": 0.5, "msecs": 500.0}
+    return logging.makeLogRecord(about | fields)
+
+
+def test_json_keeps_numbers_and_stays_json_however_long() -> None:
+    made = logs._JsonFormatter()
+    said = json.loads(made.format(record("done", count=3, share=0.5, there=True, who={"a": 1})))
+    assert (said["count"], said["share"], said["there"], said["who"]) == (3, 0.5, True, "{'a': 1}")
+    assert said["time"] == "1970-01-01T00:00:00.500Z"
+    for fields in ({"detail": "y" * 10**6}, {f"k{n}": "y" * 10**4 for n in range(40)}):
+        text = made.format(record("done", **fields))
+        assert len(text) <= logs.JSON_CHARS_MAX
+        assert json.loads(text)["logger"] == "part"
+
+
+def test_lines_of_children_in_json_stay_json_and_name_their_part(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = logs.Lines(pipe.writer)
+    monkeypatch.setattr(logs, "standard_error", lambda: lines)
+    log = PrefixedLog(6, json=True)
+    log("a0", logs._JsonFormatter().format(record("done", count=3)))
+    log("a0", 'Traceback: "what" is no JSON')
+    log("a0", "{no json either}")
+    found = [json.loads(line) for line in drained(pipe.reader, lines)]
+    assert [one["part"] for one in found] == ["a0"] * 3
+    assert (found[0]["event"], found[0]["count"]) == ("done", 3)
+    assert found[1] == {"part": "a0", "event": 'Traceback: "what" is no JSON'}

@@ -153,9 +153,8 @@ def test_an_explanation_says_first_where_and_why() -> None:
     assert lines == [
         "chatcmpl-1: waiting",
         "  on a10-0, behind 2 groups",
-        "  model: m",
-        "  groups ahead: none",
-        "  in window: yes",
-        "  alternatives:",
-        "    agent a100-1, would start in s 0.567",
+        "  model         m",
+        "  groups ahead  none",
+        "  in window     yes",
+        "  alternatives  agent a100-1, would start in s 0.567",
     ]

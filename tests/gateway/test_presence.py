@@ -136,6 +136,22 @@ async def test_a_solver_that_does_not_answer_is_named_once(
             assert told() == [address]
 
 
+async def test_a_solvers_address_that_is_another_door_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(solver_link, "UNREACHED_S", 0.05)
+
+    def found() -> list[str]:
+        return [one.found for one in caplog.records if "no solver answers" in one.getMessage()]  # type: ignore[attr-defined]
+
+    async with running(config()) as (_, at), running(config(id="gateway-1", solver=at.http)):
+        await soon(lambda: len(found()) == 2)
+    assert sorted(found()) == [
+        "is not reached from here",
+        "speaks HTTP, where gRPC is wanted",
+    ]
+
+
 @pytest.mark.parametrize(("advertise", "warned"), [("0.0.0.0:9", True), ("", False)])
 async def test_a_wildcard_that_agents_are_told_to_dial_is_warned_of(
     advertise: str, warned: bool, caplog: pytest.LogCaptureFixture

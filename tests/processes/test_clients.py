@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from agents.engines.sim import token_text
-from qlm import fleet
+from qlm import config_file, fleet
 from qlm.client import Accepted, AsyncClient, Busy, Client, Ended, Output, Standing
 from qlm_core.config import GatewayLimits
 from qlm_core.errors import NotFound, QlmError, Unavailable
@@ -312,6 +312,17 @@ class TestShell:
         assert failed.stderr.startswith("qlm: error: ")
         assert words in failed.stderr
 
+    def test_a_wrong_port_is_recognised(self, served: Served) -> None:
+        config = config_file.load(config_file.Source(path=Path(served.file)), environ={})
+        for words, told in (
+            (("cancel", "x", "--address", served.http), "speaks HTTP. Give the gateway's gRPC"),
+            (("cancel", "x", "--address", config.gateway.agents_listen), "not for clients"),
+            (("batch", "list", "--url", served.grpc), "speaks gRPC. Give the gateway's HTTP"),
+        ):
+            failed = self.qlm(*words)
+            assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+            assert told in failed.stderr
+
     def test_a_replay_to_nobody_is_refused(self, served: Served, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"
         trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n")
@@ -323,6 +334,17 @@ class TestShell:
             assert failed.returncode == 2
             assert failed.stderr.count("\n") == 1
             assert "127.0.0.1:1: no gateway answers. Start one with `qlm up`." in failed.stderr
+
+    def test_a_replay_to_a_wrong_port_is_refused(self, served: Served, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.csv"
+        trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,20\n")
+        for options, told in (
+            (("--url", f"http://{served.grpc}"), "speaks gRPC. Give the gateway's HTTP"),
+            (("--transport", "grpc", "--address", served.http), "speaks HTTP. Give the gateway's"),
+        ):
+            failed = self.qlm("replay", str(trace), "--config", served.file, *options)
+            assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+            assert told in failed.stderr
 
     def test_an_unreadable_trace_row_is_named(self, served: Served, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,72 @@ def test_nothing_is_left_behind_when_it_dies_before_a_restart(
         assert wait_until_gone(family) == []
 
 
+def test_a_host_runs_its_agents_and_restarts_them(tmp_path: Path) -> None:
+    agents = [
+        "agents=[{name: near, host: here, instances: 2, models: [mistral-7b]}, "
+        "{name: far, host: there, models: [mistral-7b]}]"
+    ]
+    file = write(fleet.temporary_config(tmp_path, agents), tmp_path)
+    qlm = [sys.executable, "-m", "qlm"]
+    for words in (["agent", "--host", "heer"], ["up"], ["up", "--host", "nowhere"]):
+        refused = subprocess.run(
+            [*qlm, *words, "--config", file], capture_output=True, text=True, timeout=WAIT_S
+        )
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "here, there" in refused.stderr
+    head = subprocess.Popen(
+        [*qlm, "up", "--host", "there", "--config", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    host = subprocess.Popen(
+        [*qlm, "agent", "--host", "here", "--config", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert head.stdout is not None
+        assert host.stdout is not None
+        assert host.stderr is not None
+        assert head.stdout.readline().startswith("QLM serves mistral-7b on 1 agent")
+        said = [host.stdout.readline() for _ in range(3)]
+        assert said[0].startswith("near-0: sim engine, mistral-7b")
+        assert said[2].startswith("here: all of them have started")
+        victim = children(host.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        assert any("killed by SIGKILL; starts again" in line for line in host.stderr)
+        host.terminate()
+        assert host.wait(WAIT_S) == 0
+    finally:
+        for process in (head, host):
+            process.kill()
+            process.wait(WAIT_S)
+            assert process.stdout is not None
+            process.stdout.close()
+        assert host.stderr is not None
+        host.stderr.close()
+
+
+def test_what_is_served_is_said_once_an_agent_has_joined(tmp_path: Path) -> None:
+    # Its server does not exist, so the agent starts and joins, and is never ready.
+    engine = "{kind: openai, openai: {base_url: 'http://127.0.0.1:1'}}"
+    agents = f"agents=[{{name: one, models: [mistral-7b], engine: {engine}}}]"
+    file = write(fleet.temporary_config(tmp_path, [agents]), tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "qlm", "up", "--config", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "no agent has joined yet: waiting for one\n"
+        process.terminate()
+        assert "QLM serves" not in process.stdout.read()
+        assert process.wait(WAIT_S) == 0
+
+
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     config = fleet.temporary_config(tmp_path, [AGENTS])
     file = write(config, tmp_path)
@@ -155,3 +222,51 @@ def test_a_child_that_cannot_start_is_reported_by_its_own_words(tmp_path: Path) 
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("qlm: error: ")
     assert "/proc/no/such" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_clean_stop_warns_of_nothing_and_json_stays_json(form: str, tmp_path: Path) -> None:
+    config = fleet.temporary_config(tmp_path, [AGENTS, f"log.format={form}", "log.access=true"])
+    with subprocess.Popen(
+        [sys.executable, "-m", "qlm", "up", "--config", write(config, tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("QLM serves")
+        url = f"http://{config.gateway.http_listen}/v1/chat/completions"
+        body = {"model": "mistral-7b", "messages": [{"role": "user", "content": "a-prompt"}]}
+        request = urllib.request.Request(
+            url, json.dumps(body | {"max_tokens": 3}).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            assert answer.status == 200
+        # One that runs while everything is told to stop.
+        left = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "qlm",
+                "submit",
+                "--no-wait",
+                "--address",
+                config.gateway.grpc_listen,
+                "x",
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert left.returncode == 0, left.stderr
+        process.terminate()
+        said = process.stderr.read() if process.stderr is not None else ""
+        assert process.wait(WAIT_S) == 0
+    assert "a-prompt" not in said
+    if form == "json":
+        lines = [json.loads(line) for line in said.splitlines()]
+        assert {line["part"] for line in lines} >= {"solver", "gateway", "one"}
+        assert [str(line) for line in lines if line.get("level") != "info"] == []
+        (told,) = (line for line in lines if line["event"] == "http request")
+        assert (told["status"], told["output_tokens"]) == (200, 3)
+    else:
+        assert [line for line in said.splitlines() if " info " not in line] == []

@@ -1,6 +1,8 @@
 """What is counted and logged of solves."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -35,3 +37,13 @@ def test_every_step_down_is_counted_and_each_reason_is_logged_once(
         "too large",
         "no licence",
     ]
+
+
+def test_what_a_library_prints_does_not_come_between_reports() -> None:
+    program = (
+        "import os; from solver.backends.worker import _own_output; reports = _own_output()\n"
+        "os.write(1, b'Restricted license - for non-production use only'); print('banner', flush=True)\n"
+        "reports.write(b'report'); reports.flush()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"report", b"")
