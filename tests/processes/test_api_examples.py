@@ -21,7 +21,7 @@ TEXT = (ROOT / "docs" / "api.md").read_text()
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PYTHON = FENCED.findall(TEXT)
 RESPONSES = FENCED.findall((ROOT / "docs" / "responses.md").read_text())
-CURL = re.findall(r"^    (curl .*?)\n\n", TEXT, re.DOTALL | re.MULTILINE)
+CURL = re.findall(r"^    (curl .*?)(?=\n\n|\n    curl )", TEXT, re.DOTALL | re.MULTILINE)
 AGENTS = "agents=[{name: one, gpu: a100, models: [mistral-7b], engine: {sim: {time_scale: 20}}}]"
 
 
@@ -109,12 +109,14 @@ async def curl(command: str, config: Config) -> str:
 
 
 async def test_curl(config: Config) -> None:
-    command, later = CURL
+    command, later, *estimates = CURL
     answer = json.loads(await curl(command, config))
     assert 1 <= answer["usage"]["completion_tokens"] <= 20
     head, _, body = (await curl(later, config)).partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 202 ")
     assert f"location: /v1/requests/{json.loads(body)['id']}" in head
+    said = [json.loads(await curl(estimate, config)) for estimate in estimates]
+    assert [(one["object"], one["lines"]) for one in said] == [("estimate", 1), ("estimate", 50000)]
 
 
 async def test_responses(config: Config) -> None:
@@ -124,4 +126,4 @@ async def test_responses(config: Config) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert (len(PYTHON), len(CURL)) == (8, 2)
+    assert (len(PYTHON), len(CURL)) == (8, 4)
