@@ -3,6 +3,8 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most of their time tests wait for processes, so two keep two cores busy.
+TESTS_AT_ONCE ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
@@ -17,8 +19,8 @@ run: $(VENV)/.runtime ## start a fleet of simulated GPUs, send it a minute of mi
 demo-vllm: $(VENV)/.runtime ## the same with agents on a real vLLM, on the CPU (2 GB of disk)
 	$(BIN)/python deploy/vllm-cpu/demo.py
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/pytest
+test: $(VENV)/.dev ## run the tests, two files at a time
+	$(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
 
 test-pythons: $(VENV)/.dev ## run the tests without processes, and the client's, on every Python from 3.11 to 3.14 that is here
 	$(BIN)/nox
