@@ -133,7 +133,9 @@ def above(bed: Callable[[], tuple[Scenario, int]] | int, policies: tuple[str, ..
     return found
 
 
-@pytest.mark.parametrize("bed", [*range(16), *EDGES], ids=str)
+@pytest.mark.parametrize(
+    "bed", [*range(16), *EDGES], ids=lambda bed: str(getattr(bed, "__name__", bed))
+)
 def test_no_policy_is_above_the_bound(bed: Callable[[], tuple[Scenario, int]] | int) -> None:
     assert above(bed, POLICIES) == []
 
