@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editab
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-run: $(VENV)/.runtime ## start a fleet of simulated GPUs, send it a minute of mixed requests, print the report
+run: $(VENV)/.runtime ## start a fleet of simulated GPUs, send it a minute of mixed requests, print the report and the same minute without QLM
 	$(BIN)/qlm demo
 
 demo-vllm: $(VENV)/.runtime ## the same with agents on a real vLLM, on the CPU (2 GB of disk)

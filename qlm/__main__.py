@@ -26,7 +26,7 @@ _UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 
 COMMANDS = {
     "up": "start solver, gateway and agents on this machine",
-    "demo": "show the whole system at work for about a minute",
+    "demo": "show the whole system at work for about a minute, beside a plain fleet",
     "solver": "run the solver",
     "gateway": "run a gateway",
     "agent": "run one agent",

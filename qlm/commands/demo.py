@@ -1,4 +1,4 @@
-"""`qlm demo`: a fleet of simulated GPUs of its own, a minute of mixed requests, and the report.
+"""`qlm demo`: a fleet of simulated GPUs of its own, a minute of mixed requests, the report, and the same minute without QLM.
 
 Everything is temporary: free ports, a store in a temporary folder, processes that end with the command.
 """
@@ -10,24 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from qlm.replay import Target
-    from qlm.report import Report
+    from qlm.report import Outcome, Report
     from qlm_core.config import Config
     from qlm_core.sim.workload import WorkloadRequest
 
 ARRIVALS_S = 60.0
 SECONDS_MAX = 3600.0
 SEED = 7
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser("demo", help="show the whole system at work for about a minute")
+    parser = subparsers.add_parser(
+        "demo", help="show the whole system at work for about a minute, beside a plain fleet"
+    )
     parser.add_argument("--backend", default="auto", help="solver backend (default: %(default)s)")
     parser.add_argument("--transport", choices=("http", "grpc"), default="grpc")
     parser.add_argument(
         "--seconds", type=float, default=ARRIVALS_S, help="how long requests arrive"
     )
+    parser.add_argument("--plot", metavar="FILE", help="draw both fleets here (.png, .svg, .pdf)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,19 +45,25 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qlm import fleet, render, replay
+    from qlm.outputs import require_place
     from qlm_core.errors import QlmError
 
     if not 0 < args.seconds <= SECONDS_MAX:
         raise QlmError(f"--seconds: {args.seconds:g} is not between 0 and {SECONDS_MAX:g}.")
+    require_place("--plot", args.plot)
+    if args.plot and Path(args.plot).suffix not in PICTURES:
+        raise QlmError(f"--plot: {args.plot}: give a name that ends in {', '.join(PICTURES)}.")
     with tempfile.TemporaryDirectory(prefix="qlm-demo-") as name:
         folder = Path(name)
         config = fleet.temporary_config(folder, [f"solver.backend={args.backend}"])
         requests = workload(args.seconds)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(_demonstrate(config, folder, args.transport, requests))
+            report, outcomes = runner.run(_demonstrate(config, folder, args.transport, requests))
         console = Console()
         console.print()
         render.print_report(report, replay.slos_of(config), console)
+        if report.interrupted is None:
+            _compare(config, requests, report, outcomes, console, args.plot)
     if report.interrupted is not None:
         raise KeyboardInterrupt
     return 1 if report.fates["lost"] else 0
@@ -79,7 +91,7 @@ def workload(seconds: float) -> list[WorkloadRequest]:
 
 async def _demonstrate(
     config: Config, folder: Path, transport: str, requests: list[WorkloadRequest]
-) -> Report:
+) -> tuple[Report, list[Outcome]]:
     from qlm import fleet, load, replay
 
     url = f"http://{config.gateway.http_listen}"
@@ -96,10 +108,37 @@ async def _demonstrate(
     async with fleet.running(config, folder):
         _introduce(config, target, requests)
         with replay.told_to_stop() as stop:
-            report, _ = await replay.measured(
+            return await replay.measured(
                 requests, target, slos=replay.slos_of(config), bodies=bodies, stop=stop
             )
-        return report
+
+
+def _compare(
+    config: Config,
+    requests: list[WorkloadRequest],
+    report: Report,
+    outcomes: list[Outcome],
+    console: Console,
+    picture: str | None,
+) -> None:
+    """Show the run beside the same requests on the same GPUs, first come, first served."""
+    from qlm import plain_fleet, replay, side_by_side
+
+    slos = replay.slos_of(config)
+    plain_report, plain_outcomes = plain_fleet.served_in_turn(config, requests, seed=SEED)
+    plain = side_by_side.Side(name="FCFS", report=plain_report, outcomes=plain_outcomes)
+    ours = side_by_side.Side(name="QLM", report=report, outcomes=outcomes)
+    console.print()
+    console.print(
+        "The same requests on the same GPUs, first come, first served (simulated), and with QLM."
+    )
+    console.print("Waits are for the first token; red: beyond the target.")
+    console.print(side_by_side.chart((plain, ours), slos))
+    for sentence in side_by_side.sentences(plain, ours, slos):
+        console.print(sentence, highlight=False)
+    if picture:
+        side_by_side.draw((plain, ours), slos, Path(picture))
+        console.print(f"Drawn in {picture}.", highlight=False, markup=False, soft_wrap=True)
 
 
 def _introduce(config: Config, target: Target, requests: list[WorkloadRequest]) -> None:

@@ -56,6 +56,8 @@ def test_a_full_disk_is_one_line_and_status_2(
         (["cancel", "x", "--address", "127.0.0.1:1"], "127.0.0.1:1: no gateway answers"),
         (["submit", "hi", "--address", "127.0.0.1:1"], "127.0.0.1:1: no gateway answers"),
         (["demo", "--seconds", "-1"], "--seconds: -1 is not between 0 and 3600"),
+        (["demo", "--plot", "x.txt"], "--plot: x.txt: give a name that ends in .png"),
+        (["demo", "--plot", "/no/such/x.png"], "--plot: /no/such/x.png: there is no folder"),
         (["agent", "--name", "nobody"], "no agent is called 'nobody'"),
         (["up", "--set", "slover.backend=auto"], "--set: slover: unknown key"),
         (["config", "check", "/no/such.yaml"], "/no/such.yaml: no such file"),
