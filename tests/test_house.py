@@ -114,7 +114,7 @@ def test_every_key_of_the_configuration_has_a_reader(section: type[msgspec.Struc
 
 
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
 
 
 def commands_in(page: Path, program: str) -> list[list[str]]:
