@@ -8,7 +8,7 @@ TESTS_AT_ONCE ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format page protos bench bench-vllm chaos clean
+.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format page docs protos bench bench-vllm chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -53,6 +53,9 @@ format: $(VENV)/.dev ## put the code into its standard form
 page: ## build the page at /ui from its sources, with node
 	cd gateway/page/source && npm ci --no-audit --no-fund && npm run check && npm run build
 
+docs: $(VENV)/.docs ## build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 protos: $(VENV)/.dev ## generate the protocol's code again
 	$(BIN)/python -m protos.generate
 	$(BIN)/python client/generate.py
@@ -79,5 +82,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m solver.backends.warm_up
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(PIP) '.[docs]'
+	@touch $@
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
