@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 TERMINAL = "in a terminal of its own"
+SIMULATED = "SLOs"
+"""What only tables of the simulator say."""
+
 PORT_BASE = 7400
 OFFSETS_MAX = 100
 WAIT_S = 120.0
@@ -139,26 +142,18 @@ def assert_shown(shown: str, came: str, *, exact: bool) -> None:
 
 def follow(page: Path, folder: Path) -> None:
     """Do what a page says, block by block."""
-    shell = Shell(folder)
-    blocks = blocks_of(page, free_port_base())
-    came, fleets = "", []
-    try:
-        for block in blocks:
+    shell, came = Shell(folder), ""
+    with ExitStack() as terminals:
+        for block in blocks_of(page, free_port_base()):
             if block.title == TERMINAL:
-                fleet = shell.beside(block.text)
-                fleet.__enter__()
-                fleets.append(fleet)
+                terminals.enter_context(shell.beside(block.text))
             elif block.title:
                 (folder / block.title).write_text(block.text)
             elif block.language == "bash":
                 came = shell.run(block.text)
             else:
                 assert block.language == "text", f"{block.language} without a title"
-                simulated = "SLOs" in block.text
-                assert_shown(block.text, came, exact=simulated)
-    finally:
-        for fleet in fleets:
-            fleet.__exit__(None, None, None)
+                assert_shown(block.text, came, exact=SIMULATED in block.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
