@@ -109,8 +109,10 @@ def sentences(plain: Side, ours: Side, slos: Mapping[str, Slo]) -> tuple[str, st
     third = f"GPUs changed models {_times(plain.report.swaps)} without QLM and {_times(ours.report.swaps)} with it"
     estimate = ours.report.estimate
     if estimate is not None:
+        everybody = estimate.requests == ours.report.requests
+        told = "each request" if everybody else f"{estimate.requests} requests"
         third += (
-            f"; and QLM told each request at its arrival how long it would wait, "
+            f"; and QLM told {told} at arrival how long the wait would be, "
             f"{estimate.mean_absolute_error_s:.1f} s off on average"
         )
     return first, second, third + "."

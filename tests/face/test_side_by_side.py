@@ -42,14 +42,12 @@ PLAIN = side(
     elapsed_s=90.0,
     swaps=7,
 )
+ESTIMATE = Estimate(mean_s=0.7, p50_s=0.7, p90_s=0.9, p99_s=1.0)
 OURS = side(
     "QLM",
     [
-        replace(
-            outcome("interactive", 0.0, 0.5),
-            estimate=Estimate(mean_s=0.7, p50_s=0.7, p90_s=0.9, p99_s=1.0),
-        ),
-        outcome("interactive", 30.0, 0.5),
+        replace(outcome("interactive", 0.0, 0.5), estimate=ESTIMATE),
+        replace(outcome("interactive", 30.0, 0.5), estimate=ESTIMATE),
         outcome("batch", 60, 16),
     ],
     elapsed_s=70.0,
@@ -136,9 +134,14 @@ def test_three_sentences_have_the_figures_of_the_runs() -> None:
         "first token within 0.5 s and nine in ten within 0.5 s, and the last answer was complete after 70 s."
     )
     assert third == (
-        "GPUs changed models 7 times without QLM and once with it; and QLM told each request at its arrival how long it "
-        "would wait, 0.2 s off on average."
+        "GPUs changed models 7 times without QLM and once with it; and QLM told 2 requests at arrival how long the wait "
+        "would be, 0.2 s off on average."
     )
+
+
+def test_each_request_was_told_where_all_were() -> None:
+    told = side("QLM", [OURS.outcomes[0]], elapsed_s=1.0, swaps=0)
+    assert "QLM told each request at arrival" in sentences(PLAIN, told, SLOS)[2]
 
 
 def test_sentences_are_true_where_figures_are_missing() -> None:

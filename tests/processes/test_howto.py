@@ -52,7 +52,8 @@ def blocks_of(page: Path, port_base: int) -> list[Block]:
 
 def free_port_base() -> int:
     """A port from which on all that a fleet counts from it were free a moment ago."""
-    for base in range(20_000 + os.getpid() % 1000 * 10, 32_000, 200):
+    for place in range(60):
+        base = 20_000 + 200 * ((os.getpid() + place) % 60)
         probes: list[socket.socket] = []
         try:
             for port in range(base, base + OFFSETS_MAX):
