@@ -1,0 +1,107 @@
+"""How many instances it takes, held against plans for fleets of that size and one less."""
+
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+
+from qlm_core.planning import Limits, Problem, UnplaceableGroup, evaluate, greedy
+from qlm_core.planning.exact import Toolbox, solve_exact
+from qlm_core.planning.needs import instances_needed, resized
+from qlm_core.planning.search import search
+from tests.planning.problems import random_problem
+
+
+def backlog(groups: int, queues: int, *, due_s: float = 30.0) -> Problem:
+    """Equal groups of ten seconds on equal queues of one model, all due after a while, of late weight 1 each."""
+    return Problem(
+        group_model=np.zeros(groups, np.int64),
+        group_requests=np.ones(groups, np.int64),
+        group_weight=np.ones(groups),
+        due_s=np.full(groups, due_s),
+        duration_s=np.full((groups, 1), 10.0),
+        queue_class=np.zeros(queues, np.int64),
+        loaded_model=np.zeros(queues, np.int64),
+        busy_s=np.zeros(queues),
+        swap_s=np.zeros((1, 2, 1)),
+        alpha=30.0,
+        beta=0.02,
+    )
+
+
+def needed(problem: Problem, saves: float = 60.0, until_s: float = 1e9) -> tuple[int | None, ...]:
+    ticks = count()
+    return instances_needed(
+        problem,
+        greedy(problem),
+        (saves,) * problem.classes,
+        clock=lambda: float(next(ticks)),
+        until_s=until_s,
+    )
+
+
+@pytest.mark.parametrize("saves", [1.0, 60.0, 1e6])
+def test_a_backlog_needs_as_many_as_end_it_in_time(saves: float) -> None:
+    # Three groups fit on a queue before they are due: twelve groups need four queues, whatever the duals suppose.
+    assert needed(backlog(12, 2), saves) == (2,)
+    assert needed(backlog(12, 3), saves) == (1,)
+    assert needed(backlog(12, 4), saves) == (0,)
+
+
+def test_fewer_do_where_there_is_time() -> None:
+    assert needed(backlog(12, 9)) == (-5,)
+    # One has to stay for what waits, and none where nothing does.
+    assert needed(backlog(2, 5)) == (-4,)
+
+
+def test_what_no_instance_could_save_calls_for_none() -> None:
+    late = backlog(12, 4)
+    hopeless = replace(late, due_s=np.where(np.arange(12) < 6, -5.0, 30.0))
+    # The six others fit on two queues.
+    assert needed(hopeless) == (-2,)
+    assert needed(replace(late, due_s=np.full(12, -5.0))) == (-3,)
+
+
+def test_a_class_that_helps_nobody_is_not_asked_for() -> None:
+    assert needed(backlog(12, 2), saves=0.0) == (0,)
+
+
+def test_without_time_nothing_is_said() -> None:
+    assert needed(backlog(12, 2), until_s=-1.0) == (None,)
+    pinned = replace(
+        backlog(4, 2), pinned=np.array([True, *[False] * 3]), home=np.array([0, -1, -1, -1])
+    )
+    assert needed(pinned) == (None,)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_size_keeps_targets(seed: int) -> None:
+    problem = random_problem(seed, groups=12, alpha=30.0)
+    for number, more in enumerate(needed(problem)):
+        assert more is not None
+        present = int((problem.queue_class == number).sum())
+        after = resized(problem, number, present + more)
+        best = search(after, Limits(work=20_000), seed=1, clock=lambda: 0.0).plan
+        assert best is not None
+        late = evaluate(after, best).late_weight
+        if more > 0:
+            assert late < evaluate(problem, greedy(problem)).late_weight
+
+
+def test_resizing_keeps_groups_placeable() -> None:
+    problem = backlog(3, 2)
+    assert resized(problem, 0, 5).queues == 5
+    assert resized(problem, 0, 1).queues == 1
+    with pytest.raises(UnplaceableGroup):
+        resized(problem, 0, 0)
+
+
+def test_who_plans_again_is_told_with_the_bound() -> None:
+    problem = backlog(12, 2)
+    ticks = count()
+    tools = Toolbox(clock=lambda: next(ticks) * 1e-3)
+    limits = Limits(wall_s=2.0)
+    told = solve_exact(problem, limits, seed=0, tools=tools, duals=(float("nan"),) * 12)
+    assert told.needed == (2,)
+    assert solve_exact(problem, limits, seed=0, tools=tools).needed == ()
