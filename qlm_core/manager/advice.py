@@ -1,8 +1,8 @@
 """How many instances of each GPU the fleet needs: what autoscalers go by.
 
-Two things are asked of a GPU. What *waits* has to start in time: how many more instances that takes, or how many fewer do, was found
-with the last bound (`qlm_core.planning.needs`), each GPU for itself. And what *runs* has to go on running: no instance that is busy is
-advised away, however lax its work. Without a bound of what waits now, only the second is known.
+Two things are asked of a GPU. What *waits* has to start in time: how many more instances that takes, or how many fewer do, was
+found with the last bound (`qlm_core.planning.needs`), each GPU for itself. And what *runs* has to go on running: no instance that
+is busy is advised away, however lax its work. Without a bound of what waits now, only the second is known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many instances of a class what waits needs: the fewest with which its targets are kept, and that as a number more or fewer.
 
-The prices of a bound say what one more instance saves at most, so about how many it takes; plans for fleets of that size and others
-say how many really. Plans here are of a moment: quick, and never in force.
+The prices of a bound say what one more instance saves at most, so about how many it takes; plans for fleets of that size and
+others say how many really. Plans here are of a moment: quick, and never in force.
 """
 
 from __future__ import annotations
