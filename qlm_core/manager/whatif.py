@@ -1,7 +1,7 @@
 """What would change for the fleet as it is now with other instances: more of a GPU, or fewer.
 
 Nothing of the Manager changes. What waits is planned twice, in the same way: on the agents there are, and on those there would
-be. One that is added is like those of its GPU, up and empty, so that it only has to wake a model: how long it takes to start is
+be. One that is added is like those of its GPU, up and empty, with a model awake that is waited for: how long it takes to start is
 not in it. Those that are taken away are the least busy. Taking the question down is quick; answering it needs nothing of the
 Manager any more and may go on beside it.
 """
@@ -9,7 +9,7 @@ Manager any more and may go on beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,10 @@ from qlm_core.manager.fleet import Agent, Roster, Window
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.placing import plannable
 from qlm_core.manager.snapshot import Snapshot
-from qlm_core.model import AgentId, InstanceState
+from qlm_core.model import AgentId, InstanceState, ModelName
 from qlm_core.nearest import did_you_mean
-from qlm_core.planning import Limits, Plan, Problem, evaluate, greedy, repair
+from qlm_core.planning import NOTHING_LOADED, Limits, Plan, Problem, evaluate, greedy, repair
+from qlm_core.planning.needs import dealt
 from qlm_core.planning.score import late_probability
 from qlm_core.planning.search import search
 
@@ -78,7 +79,7 @@ def question(manager: Manager, changes: Mapping[str, int], *, now_s: float) -> Q
         InvalidRequest: a GPU that there is none of, or more taken away than there are.
     """
     agents = manager.roster.agents
-    changed = _changed(agents, changes)
+    changed = _changed(manager, changes)
     return Question(
         changes=dict(changes),
         before=_side(manager, agents, now_s),
@@ -86,7 +87,8 @@ def question(manager: Manager, changes: Mapping[str, int], *, now_s: float) -> Q
     )
 
 
-def _changed(agents: Sequence[Agent], changes: Mapping[str, int]) -> list[Agent]:
+def _changed(manager: Manager, changes: Mapping[str, int]) -> list[Agent]:
+    agents = manager.roster.agents
     if not changes or len(changes) > GPUS_MAX:
         raise InvalidRequest("changes", "none or too many", f"Give 1 to {GPUS_MAX} kinds of GPU.")
     found = list(agents)
@@ -106,7 +108,8 @@ def _changed(agents: Sequence[Agent], changes: Mapping[str, int]) -> list[Agent]
                 f"Take away at most {len(alike)}, or add at most {INSTANCES_MAX}.",
             )
         if more > 0:
-            found += [_newcomer(alike[0], number) for number in range(more)]
+            models = _awake(manager, alike[0], more)
+            found += [_newcomer(alike[0], number, model) for number, model in enumerate(models)]
         else:
             idlest = sorted(alike, key=lambda agent: (len(agent.held), len(agent.queue)))[:-more]
             gone = {agent.id: None for agent in idlest}
@@ -116,12 +119,23 @@ def _changed(agents: Sequence[Agent], changes: Mapping[str, int]) -> list[Agent]
     return found
 
 
-def _newcomer(like: Agent, number: int) -> Agent:
+def _awake(manager: Manager, like: Agent, more: int) -> list[ModelName]:
+    """The models that newcomers have awake, in the proportion in which they are waited for."""
+    models = list(dict.fromkeys(like.base(model) for model in like.profiles))
+    wanted = dict.fromkeys(models, 0.0)
+    for group in manager.groups.values():
+        if group.key.model in like.profiles:
+            wanted[like.base(group.key.model)] += group.waiting
+    order = dealt(list(wanted.values()), more)
+    return [models[0 if one == NOTHING_LOADED else one] for one in order]
+
+
+def _newcomer(like: Agent, number: int, model: ModelName) -> Agent:
     """An instance like another one that has nothing to do yet; its kind, so what it takes to wake a model, is the same."""
     made = copy(like)
     made.id = AgentId(f"{like.gpu}+{number + 1}")
     made.queue, made.held, made.held_back, made.window = [], {}, {}, Window()
-    made.state = InstanceState(ready=True, awake_model=None, tiers=like.state.tiers)
+    made.state = InstanceState(ready=True, awake_model=model, tiers=like.state.tiers)
     return made
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from qlm_core.planning.problem import NOTHING_LOADED, Floats, Problem, UnplaceableGroup
+from qlm_core.planning.problem import NOTHING_LOADED, Floats, Ints, Problem, UnplaceableGroup
 from qlm_core.planning.result import Limits
 from qlm_core.planning.score import Plan, evaluate, late_probability
 from qlm_core.planning.search import search
@@ -128,7 +128,10 @@ class _Sizes:
 
 
 def resized(problem: Problem, number: int, size: int) -> Problem:
-    """The problem with so many queues of a class; new ones are empty and free, and nothing costs a move.
+    """The problem with so many queues of a class, and nothing costs a move.
+
+    New ones are empty, with models awake in the proportion in which they are waited for. All times are later by as much as it
+    takes for none to be negative.
 
     Raises:
         UnplaceableGroup: a group fits on none of the queues that are left.
@@ -137,15 +140,41 @@ def resized(problem: Problem, number: int, size: int) -> Problem:
     spare = mine[np.argsort(problem.busy_s[mine], kind="stable")][size:]
     kept = np.setdiff1d(np.arange(problem.queues), spare)
     more = max(0, size - len(mine))
+    sooner_s = max(0.0, -float(problem.empty_s[number])) if more else 0.0
     values = {item.name: getattr(problem, item.name) for item in fields(problem)}
     values |= {
         "queue_class": np.append(problem.queue_class[kept], np.full(more, number)),
-        "loaded_model": np.append(problem.loaded_model[kept], np.full(more, NOTHING_LOADED)),
-        "busy_s": np.append(problem.busy_s[kept], np.zeros(more)),
+        "loaded_model": np.append(problem.loaded_model[kept], _awake(problem, number, more)),
+        "busy_s": np.append(
+            problem.busy_s[kept] + sooner_s, np.full(more, problem.empty_s[number] + sooner_s)
+        ),
+        "due_s": problem.due_s + sooner_s,
+        "empty_s": problem.empty_s + sooner_s,
         "home": np.full(problem.groups, -1),
         "move_cost": np.zeros(problem.groups),
     }
     return Problem(**values)
+
+
+def _awake(problem: Problem, number: int, more: int) -> Ints:
+    """[more] the models that are awake on new queues of a class."""
+    fits = np.isfinite(problem.duration_s[:, number])
+    weight = problem.group_total_weight * fits
+    wanted = np.bincount(problem.group_model, weight, problem.models)
+    return np.array(dealt(wanted.tolist(), more), np.int64)
+
+
+def dealt(wanted: Sequence[float], places: int) -> list[int]:
+    """Which gets each place, so that all get them in proportion to how they are wanted; NOTHING_LOADED where nothing is."""
+    if not any(wanted):
+        return [NOTHING_LOADED] * places
+    got = [0] * len(wanted)
+    order = []
+    for _ in range(places):
+        best = max(range(len(wanted)), key=lambda one: (wanted[one] / (got[one] + 1), -one))
+        got[best] += 1
+        order.append(best)
+    return order
 
 
 def _least_late(problem: Problem, number: int) -> Floats:
@@ -154,8 +183,7 @@ def _least_late(problem: Problem, number: int) -> Floats:
     free_s = np.full(problem.classes, math.inf)
     np.minimum.at(free_s, problem.queue_class, problem.busy_s)
     ready_s[:] = free_s
-    awakes_s = problem.swap_s[number, NOTHING_LOADED, problem.group_model]
-    ready_s[:, number] = np.minimum(ready_s[:, number], awakes_s)
+    ready_s[:, number] = np.minimum(ready_s[:, number], problem.empty_s[number])
     lateness_s = ready_s + problem.duration_s + problem.tail_s - problem.due_s[:, None]
     late = late_probability(lateness_s, problem.ramp_s[:, None])
     least: Floats = np.where(np.isfinite(lateness_s), late, 1.0).min(axis=1, initial=1.0)

@@ -92,3 +92,16 @@ def test_what_cannot_be_is_refused(bench: Bench, changes: dict[str, int], words:
     bench.agent("b", "m")
     with pytest.raises(InvalidRequest, match=words.replace("?", r"\?")):
         question(bench.manager, changes, now_s=bench.now_s)
+
+
+def test_newcomers_have_the_models_awake_that_are_waited_for(bench: Bench) -> None:
+    bench.agent("a", "m", "n")
+    bench.arrive("m", count=20)
+    bench.arrive("n", count=80)
+    asked = question(bench.manager, {"test": 3}, now_s=bench.now_s)
+    problem = asked.after.snapshot.problem
+    models = ["m", "n"]
+    assert [models[one] for one in problem.loaded_model.tolist()] == ["m", "n", "n", "n"]
+    # An empty instance that is up has room for a batch at once, as a queue that is added to a problem has.
+    assert problem.busy_s[1] == pytest.approx(problem.busy_s.min())
+    assert problem.empty_s[0] >= problem.busy_s.min() - 1e-9

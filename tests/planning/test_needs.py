@@ -8,7 +8,7 @@ import pytest
 
 from qlm_core.planning import Limits, Problem, UnplaceableGroup, evaluate, greedy
 from qlm_core.planning.exact import Toolbox, solve_exact
-from qlm_core.planning.needs import instances_needed, resized
+from qlm_core.planning.needs import dealt, instances_needed, resized
 from qlm_core.planning.search import search
 from tests.planning.problems import random_problem
 
@@ -98,10 +98,25 @@ def test_resizing_keeps_groups_placeable() -> None:
 
 
 def test_who_plans_again_is_told_with_the_bound() -> None:
-    problem = backlog(12, 2)
+    slow = backlog(12, 2)
+    # A tenth of the time, which the bound follows in steps of a tenth of a second.
+    problem = replace(slow, duration_s=slow.duration_s / 10.0, due_s=slow.due_s / 10.0)
     ticks = count()
     tools = Toolbox(clock=lambda: next(ticks) * 1e-3)
-    limits = Limits(wall_s=2.0)
+    limits = Limits(wall_s=0.5)
     told = solve_exact(problem, limits, seed=0, tools=tools, duals=(float("nan"),) * 12)
     assert told.needed == (2,)
     assert solve_exact(problem, limits, seed=0, tools=tools).needed == ()
+
+
+def test_a_new_instance_has_its_room_and_a_model_awake_that_is_waited_for() -> None:
+    # Each queue is busy for twenty seconds; an empty one has room for two groups at once beside.
+    problem = replace(backlog(12, 2), busy_s=np.full(2, 20.0), empty_s=np.array([-20.0]))
+    grown = resized(problem, 0, 3)
+    assert grown.busy_s.tolist() == [40.0, 40.0, 0.0]
+    assert grown.due_s.tolist() == [50.0] * 12
+    assert grown.loaded_model.tolist() == [0, 0, 0]
+    # On each of the two there is time for one, on a new one for five.
+    assert needed(problem) == (2,)
+    assert dealt([3.0, 1.0, 0.0], 5) == [0, 0, 0, 1, 0]
+    assert dealt([0.0], 2) == [-1, -1]
