@@ -103,7 +103,7 @@ def test_who_plans_again_is_told_with_the_bound() -> None:
     problem = replace(slow, duration_s=slow.duration_s / 10.0, due_s=slow.due_s / 10.0)
     ticks = count()
     tools = Toolbox(clock=lambda: next(ticks) * 1e-3)
-    limits = Limits(wall_s=0.5)
+    limits = Limits(wall_s=0.25)
     told = solve_exact(problem, limits, seed=0, tools=tools, duals=(float("nan"),) * 12)
     assert told.needed == (2,)
     assert solve_exact(problem, limits, seed=0, tools=tools).needed == ()
