@@ -85,11 +85,11 @@ def _burst(name: str, gpu: str, models: str, instances: int, requests: int, ttft
 
 BURSTS = (
     _burst("an A10", "a10", "mistral-7b", 1, 400, 15.0),
-    _burst("two A10", "a10", "mistral-7b", 2, 2000, 20.0),
-    _burst("many A10", "a10", "mistral-7b", 8, 800, 20.0),
+    _burst("two A10", "a10", "mistral-7b", 2, 900, 15.0),
+    _burst("six A10", "a10", "mistral-7b", 6, 400, 20.0),
     _burst("an A100", "a100", "vicuna-13b", 1, 600, 10.0),
     _burst("two models", "a100", "vicuna-13b mistral-7b", 2, 1200, 20.0),
-    _burst("an H100", "h100", "vicuna-13b", 1, 1500, 10.0),
+    _burst("an H100", "h100", "vicuna-13b", 1, 900, 6.0),
 )
 
 
