@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from qlm_core.manager.advice import advice
-from qlm_core.manager.events import AgentReported, PlanFinished
+from qlm_core.manager.events import AgentReported, PlanFinished, Wakeup
 from qlm_core.manager.views import view
-from qlm_core.messages import Pulled
+from qlm_core.messages import Ended, Pulled
+from qlm_core.model import Phase
 from tests.manager.conftest import GATEWAY, Bench
 from tests.manager.test_prices import answer, crowd
 
@@ -87,3 +88,17 @@ def test_draining_instances_are_none(bench: Bench) -> None:
     state = replace(bench.manager.agents[agent].state, draining=True)
     bench.post(AgentReported(agent, state))
     assert advised(bench)[0] == 1
+
+
+def test_where_nothing_waits_for_anything_more_instances_save_nothing(bench: Bench) -> None:
+    told(bench, 3)
+    for id in list(bench.manager.book.of_gateway(GATEWAY)):
+        bench.fact(Ended(id, Phase.FINISHED, 100, 10))
+    bench.arrive("m", "batch-2", count=1)
+    bench.arrive("n", "batch-2", count=1)
+    bench.post(Wakeup(), after_s=1.0)
+    plan = bench.manager.planner.in_force
+    assert plan is not None
+    assert plan.termination == "optimal"
+    assert [one.saves_late_weight for one in plan.capacity] == [0.0]
+    assert advised(bench)[1] <= 2

@@ -6,10 +6,19 @@ from itertools import count
 import numpy as np
 import pytest
 
-from qlm_core.planning import Limits, Problem, UnplaceableGroup, evaluate, greedy
+from qlm_core.planning import (
+    Limits,
+    PlanResult,
+    Problem,
+    Termination,
+    UnplaceableGroup,
+    evaluate,
+    greedy,
+)
 from qlm_core.planning.exact import Toolbox, solve_exact
 from qlm_core.planning.needs import dealt, instances_needed, resized
 from qlm_core.planning.search import search
+from solver.backends.order import Done, done_of, pack, read_report, result_of
 from tests.planning.problems import random_problem
 
 
@@ -120,3 +129,18 @@ def test_a_new_instance_has_its_room_and_a_model_awake_that_is_waited_for() -> N
     assert needed(problem) == (2,)
     assert dealt([3.0, 1.0, 0.0], 5) == [0, 0, 0, 1, 0]
     assert dealt([0.0], 2) == [-1, -1]
+
+
+def test_it_comes_through_from_the_planners_process() -> None:
+    found = PlanResult(
+        plan=((0,),),
+        objective=1.0,
+        lower_bound=0.5,
+        termination=Termination.LIMIT,
+        backend="highs",
+        capacity_values=(3.0, 0.0),
+        needed=(2, None),
+    )
+    done = read_report(pack(done_of(7, found))[4:])
+    assert isinstance(done, Done)
+    assert result_of(done) == found
