@@ -282,6 +282,11 @@ class ClientServicer(pb_grpc.ClientServiceServicer):
         explanation = await self.desk.explain(RequestId(request.id), caller)
         return pb.ExplainRequestResponse(explanation_json=explanation)
 
+    @_answering
+    async def AskWhatIf(self, request: pb.AskWhatIfRequest, caller: Caller) -> pb.AskWhatIfResponse:
+        caller.require_operator()
+        return pb.AskWhatIfResponse(answer_json=await self.desk.solver.what_if(request.changes))
+
     # ---------------------------------------------------------------- parts
 
     async def _take(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -52,6 +52,8 @@ _MESSAGE_SHARE = 0.5
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 1.0
 QUESTION_TIMEOUT_S = 5.0
+# Two plans of a large fleet, behind those that others ask for.
+WHAT_IF_TIMEOUT_S = 30.0
 UNREACHED_S = 3.0
 
 # Of the fleet, before any solver has said anything.
@@ -317,6 +319,18 @@ class SolverLink:
                 raise NotFound(f"id: the solver knows no request {id[:64]!r}") from None
             raise _no_answer(error) from None
         return answer.explanation_json
+
+    async def what_if(self, changes: Mapping[str, int]) -> bytes:
+        """What would change with more or fewer instances, as JSON. Raises InvalidRequest, Unavailable."""
+        try:
+            asking = self._asking | {"timeout": WHAT_IF_TIMEOUT_S}
+            answer = await self._stub.WhatIf(pb.WhatIfRequest(changes=changes), **asking)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                problem, _, remedy = str(error.details()).partition(". ")
+                raise InvalidRequest("", problem, remedy) from None
+            raise _no_answer(error) from None
+        return answer.answer_json
 
 
 def _no_answer(error: grpc.aio.AioRpcError) -> Unavailable:

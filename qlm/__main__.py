@@ -37,6 +37,7 @@ COMMANDS = {
     "cancel": "end a request, wherever it stands",
     "status": "show queues, agents and attainment",
     "explain": "explain where a request stands and why",
+    "whatif": "say what would change with more or fewer instances",
     "sim": "simulate a fleet and compare policies",
     "profile": "list, fit and check profiles of engines",
     "plan": "solve planning problems from files",

@@ -212,6 +212,15 @@ def explain(id: str) -> Call[Json]:
     )
 
 
+def what_if(changes: Mapping[str, int]) -> Call[Json]:
+    """What would change with so many instances more or fewer, by GPU."""
+    return Call(
+        method="AskWhatIf",
+        request=pb.AskWhatIfRequest(changes=changes),
+        read=lambda reply: _object(reply.answer_json),
+    )
+
+
 def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
     """The call metadata that carries an API key, if there is one."""
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()

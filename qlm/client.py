@@ -144,6 +144,10 @@ class Client:
         """Why a request stands where it stands."""
         return self._call(calls.explain(id))
 
+    def what_if(self, changes: Mapping[str, int]) -> Json:
+        """What would change with so many instances more (fewer, if negative) by GPU; for operators."""
+        return self._call(calls.what_if(changes))
+
     def _call(self, call: Call[Answer]) -> Answer:
         method = getattr(self._stub, call.method)
         try:
@@ -239,6 +243,10 @@ class AsyncClient:
     async def explain(self, id: str) -> Json:
         """As `Client.explain`."""
         return await self._call(calls.explain(id))
+
+    async def what_if(self, changes: Mapping[str, int]) -> Json:
+        """As `Client.what_if`."""
+        return await self._call(calls.what_if(changes))
 
     async def _call(self, call: Call[Answer]) -> Answer:
         method = getattr(self._stub, call.method)

@@ -78,7 +78,7 @@ def smallest_fleet(
 ) -> Sizing:
     """The smallest fleet of one class of GPU. `watch` is told how many requests the run at hand has seen."""
     try:
-        part = _instance(bed.scenario, gpu)
+        part = whole_instance(bed.scenario, gpu)
     except ConfigError as error:
         return Sizing(gpu=gpu, tried={}, problem=str(error))
     tried: dict[int, float] = {}
@@ -105,7 +105,7 @@ def smallest_fleet(
     return Sizing(gpu=gpu, gpus=part.gpus, tried=tried, smallest=high, cut=cut)
 
 
-def _instance(scenario: Scenario, gpu: str) -> FleetPart:
+def whole_instance(scenario: Scenario, gpu: str) -> FleetPart:
     """One instance of this class that serves every model of the fleet, on as few GPUs as that takes."""
     models = tuple(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     memory_gb = max(part.host_memory_gb for part in scenario.fleet)

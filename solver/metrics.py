@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from protos.doors import Rejections
+from qlm_core.manager.advice import advice
 from qlm_core.manager.finishes import STAGES
 from solver.driver import Driver
 from solver.planning import PlanningCounts
@@ -101,6 +102,9 @@ class ManagerCollector(Collector):
             "Age of the bound.",
             None if bound_at_s is None else now_s - bound_at_s,
         )
+        yield from self._capacity()
+
+    def _capacity(self) -> Iterator[Metric]:
         cost = GaugeMetricFamily(
             "qlm_capacity_value",
             "Objective that one more instance of this GPU would save at most, from the duals.",
@@ -108,14 +112,27 @@ class ManagerCollector(Collector):
         )
         late = GaugeMetricFamily(
             "qlm_capacity_late_weight",
-            "The same in weighted late requests, for autoscalers.",
+            "The same in weighted late requests.",
             labels=["gpu"],
         )
-        for value in () if plan is None else plan.capacity:
-            cost.add_metric([value.gpu], value.saves_cost)
-            late.add_metric([value.gpu], value.saves_late_weight)
-        yield cost
-        yield late
+        present = GaugeMetricFamily(
+            "qlm_instances", "Instances that may be planned on.", labels=["gpu"]
+        )
+        busy = GaugeMetricFamily(
+            "qlm_instances_busy", "How many of them their work would fill.", labels=["gpu"]
+        )
+        needed = GaugeMetricFamily(
+            "qlm_instances_needed",
+            "Instances that keep targets, the other GPUs as they are, for autoscalers.",
+            labels=["gpu"],
+        )
+        for one in advice(self._driver.manager, now_s=self._driver.now_s()):
+            cost.add_metric([one.gpu], one.saves_cost)
+            late.add_metric([one.gpu], one.saves_late_weight)
+            present.add_metric([one.gpu], one.instances)
+            busy.add_metric([one.gpu], one.busy)
+            needed.add_metric([one.gpu], one.needed)
+        yield from (cost, late, present, busy, needed)
 
     def _estimates(self) -> Iterator[Metric]:
         estimators = self._driver.manager.estimators

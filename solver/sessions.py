@@ -26,7 +26,8 @@ from protos.qlm.v1 import agent_session_service_pb2_grpc as agent_grpc
 from protos.qlm.v1 import gateway_session_service_pb2 as gateway_pb
 from protos.qlm.v1 import gateway_session_service_pb2_grpc as gateway_grpc
 from qlm_core.config import SolverLimits
-from qlm_core.manager import views
+from qlm_core.errors import InvalidRequest
+from qlm_core.manager import views, whatif
 from qlm_core.manager.asking import forecast
 from qlm_core.manager.events import (
     AgentJoined,
@@ -155,6 +156,7 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
         self._at: dict[str, GatewayId] = {}
         self._rejections = rejections
         self._bytes_max = _bytes_max(limits)
+        self._wondering = asyncio.Lock()
 
     async def GatewaySession(
         self,
@@ -295,6 +297,22 @@ class GatewaySessions(gateway_grpc.GatewaySessionServiceServicer):
                 grpc.StatusCode.NOT_FOUND, f"model: no connected agent serves {answer!r}"
             )
         return wire.batch_forecast_to_wire(answer)
+
+    async def WhatIf(
+        self,
+        request: gateway_pb.WhatIfRequest,
+        context: grpc.aio.ServicerContext[gateway_pb.WhatIfRequest, gateway_pb.WhatIfResponse],
+    ) -> gateway_pb.WhatIfResponse:
+        """What would change with more or fewer instances."""
+        # One after the other, and beside everything else: planning twice takes its time.
+        async with self._wondering:
+            now_s = self._driver.now_s()
+            try:
+                asked = whatif.question(self._driver.manager, request.changes, now_s=now_s)
+            except InvalidRequest as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            answer = await asyncio.to_thread(asked.answer)
+        return gateway_pb.WhatIfResponse(answer_json=msgspec.json.encode(answer))
 
 
 class AgentSessions(agent_grpc.AgentSessionServiceServicer):

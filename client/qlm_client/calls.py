@@ -128,6 +128,16 @@ def explain(id: str) -> Call[Json]:
     )
 
 
+def what_if(changes: Mapping[str, int]) -> Call[Json]:
+    """What would change with so many instances more or fewer, by GPU."""
+    return Call(
+        method="AskWhatIf",
+        request=pb.AskWhatIfRequest(changes=changes),
+        reply=pb.AskWhatIfResponse,
+        read=lambda reply: _object(reply.answer_json),
+    )
+
+
 # --------------------------------------------------------------------------- errors
 
 # gRPC's own words for a message that is too large, and for an answer in HTTP/1.

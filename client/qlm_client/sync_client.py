@@ -128,6 +128,10 @@ class Client:
         """Why a request stands where it stands, or how it ended."""
         return self._call(calls.explain(id))
 
+    def what_if(self, changes: Mapping[str, int]) -> Json:
+        """What would change with so many instances more (fewer, if negative) by GPU; for operators."""
+        return self._call(calls.what_if(changes))
+
     def _call(self, call: Call[Answer]) -> Answer:
         method = self._channel.unary_unary(
             call.path,

@@ -392,6 +392,16 @@ PLANNER = Dashboard(
             "Capacity",
             (
                 Panel(
+                    "Instances: there, busy, needed",
+                    (
+                        ("max by (gpu) (qlm_instances)", "{{gpu}} there"),
+                        ("max by (gpu) (qlm_instances_busy)", "{{gpu}} busy"),
+                        ("max by (gpu) (qlm_instances_needed)", "{{gpu}} needed"),
+                    ),
+                    text="How many keep the targets, the other GPUs as they are.",
+                    width=12,
+                ),
+                Panel(
                     "Late requests that one more instance would save",
                     (("max by (gpu) (qlm_capacity_late_weight)", "{{gpu}}"),),
                     text="At most, weighted, by the prices of the last bound.",

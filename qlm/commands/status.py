@@ -23,7 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("status", help="show queues, agents and attainment")
     parser.add_argument("--json", action="store_true", help="print the view as JSON")
     parser.add_argument(
-        "--capacity", action="store_true", help="show what one more instance of each GPU would save"
+        "--capacity",
+        action="store_true",
+        help="show how many instances each GPU needs, and what one more would save",
     )
     parser.add_argument("--watch", action="store_true", help="show it again every second")
     options.add_http(parser)
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = look.console()
     if args.capacity:
-        console.print(_capacity(_view(args).get("plan")))
+        view = _view(args)
+        console.print(_needed(view.get("advice", [])), _capacity(view.get("plan")))
         return 0
     if not args.watch:
         console.print(_picture(_view(args)))
@@ -130,6 +133,17 @@ def _picture(view: dict[str, Any]) -> RenderableType:
         if text:
             summary.add_row(name, Text(text))
     return Group(*parts, summary)
+
+
+def _needed(advice: list[dict[str, Any]]) -> RenderableType:
+    table = look.table(
+        "gpu",
+        right=("instances", "busy", "needed"),
+        title="Instances that keep targets, the other GPUs as they are",
+    )
+    for one in advice:
+        table.add_row(one["gpu"], str(one["instances"]), f"{one['busy']:.1f}", str(one["needed"]))
+    return table
 
 
 def _capacity(plan: dict[str, Any] | None) -> RenderableType:

@@ -40,12 +40,14 @@ class CapacityValue:
         instances: how many there are.
         saves_cost: by how much it would lower the objective, at most.
         saves_late_weight: the same in weighted late requests.
+        more: how many more keep the targets of what waits (fewer, if negative); None where that is not known.
     """
 
     gpu: str
     instances: int
     saves_cost: float
     saves_late_weight: float
+    more: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,8 +268,17 @@ class Planner:
         assert noted is not None
         if noted.objective > unhindered(snapshot.problem) + 1e-6 * max(1.0, noted.objective):
             return False
+        # Nothing waits for anything: more instances save nothing, and what is busy says how many are needed.
+        idle = tuple(
+            replace(one, saves_cost=0.0, saves_late_weight=0.0, more=None) for one in noted.capacity
+        )
         self.in_force = replace(
-            noted, termination="optimal", lower_bound=noted.objective, gap=0.0, bound_at_s=now_s
+            noted,
+            termination="optimal",
+            lower_bound=noted.objective,
+            gap=0.0,
+            bound_at_s=now_s,
+            capacity=idle,
         )
         return True
 
@@ -297,7 +308,7 @@ class Planner:
             return
         if len(result.duals) == len(self._solving.groups):
             self._prices = dict(zip(self._solving.groups, result.duals, strict=True))
-        capacity = self._capacity(self._solving, result.capacity_values, agents)
+        capacity = self._capacity(self._solving, result, agents)
         bounded = result.lower_bound is not None
         self.in_force = replace(
             self.in_force,
@@ -311,20 +322,24 @@ class Planner:
             self.history[-1] = self.in_force
 
     def _capacity(
-        self, snapshot: Snapshot, values: Sequence[float], agents: Sequence[Agent]
+        self, snapshot: Snapshot, result: PlanResult, agents: Sequence[Agent]
     ) -> tuple[CapacityValue, ...]:
         """The best value of each GPU's queue classes; none if the solve priced nothing."""
+        values = result.capacity_values
         if len(values) != snapshot.problem.classes:
             return ()
+        needed = result.needed or (None,) * len(values)
         gpu_of = {agent.id: agent.gpu for agent in agents}
         counts: dict[str, int] = {}
         worth: dict[str, float] = {}
+        more: dict[str, dict[int, int | None]] = {}
         numbers = snapshot.problem.queue_class.tolist()
         for agent, number in zip(snapshot.agents, numbers, strict=True):
             gpu = gpu_of.get(agent)
             if gpu is not None:
                 counts[gpu] = counts.get(gpu, 0) + 1
                 worth[gpu] = max(worth.get(gpu, 0.0), values[number])
+                more.setdefault(gpu, {})[number] = needed[number]
         late = self._config.objective.late
         return tuple(
             CapacityValue(
@@ -332,9 +347,21 @@ class Planner:
                 instances=counts[gpu],
                 saves_cost=value,
                 saves_late_weight=value / late if late else 0.0,
+                more=_of_gpu(list(more[gpu].values())),
             )
             for gpu, value in worth.items()
         )
+
+
+def _of_gpu(needed: Sequence[int | None]) -> int | None:
+    """How many more of a GPU, given how many more of each of its queue classes would do alone.
+
+    Of the classes that help, the one of which fewest are needed; fewer are said of one class alone, since only the others as
+    they are were looked at.
+    """
+    known = [one for one in needed if one is not None]
+    helping = [one for one in known if one > 0]
+    return min(helping or known, default=None)
 
 
 def _queues(view: View) -> dict[AgentId, Sequence[GroupId]]:

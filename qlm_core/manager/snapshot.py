@@ -126,6 +126,7 @@ def take_snapshot(
         eps=objective.completion,
         home=np.array(homes, np.int64),
         move_cost=_move_costs(groups, sheet.counted, objective),
+        empty_s=shift_s - _empty_room_s(classes, estimators, now_s=now_s),
     )
     return Snapshot(
         problem, tuple(group.id for group in groups), tuple(agent.id for agent in agents), shift_s
@@ -201,6 +202,15 @@ def _ready_in_s(agents: Sequence[Agent], estimators: Estimators, *, now_s: float
 def _absorbed_s(places: float, place_s: float) -> float:
     """What free room is worth: the seconds in which so many requests would start at the pace of a full batch."""
     return max(0.0, places) * place_s
+
+
+def _empty_room_s(classes: Classes, estimators: Estimators, *, now_s: float) -> Floats:
+    """[C] what the room of an empty instance of each class is worth, whatever it serves."""
+    found = []
+    for profiles in classes.values():
+        rooms = [room(one, estimators, now_s=now_s) for one in profiles.values()]
+        found.append(min((_absorbed_s(*one) for one in rooms), default=0.0))
+    return np.array(found)
 
 
 def room(profile: EngineProfile, estimators: Estimators, *, now_s: float) -> Room:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qlm_core.grouping import RequestGroup
 from qlm_core.manager import batch_views
+from qlm_core.manager.advice import advice
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.machine import Manager
 from qlm_core.manager.planner import PlanInForce
@@ -55,6 +56,15 @@ def view(manager: Manager, *, now_s: float, groups_max: int = 0) -> dict[str, An
         "unplaced": [_group(group, None, now_s) for group in unplaced[:shown_max]],
         "batches": batch_views.batches(manager, now_s=now_s),
         "plan": _plan(manager.planner.in_force, now_s),
+        "advice": [
+            {
+                "gpu": one.gpu,
+                "instances": one.instances,
+                "needed": one.needed,
+                "busy": round(one.busy, 2),
+            }
+            for one in advice(manager, now_s=now_s)
+        ],
         "plans": [_plan(plan, now_s) for plan in manager.planner.history],
         "planner": {
             "solves": manager.planner.solves,
@@ -284,6 +294,7 @@ def _plan(plan: PlanInForce | None, now_s: float) -> dict[str, Any] | None:
                 "instances": value.instances,
                 "saves_cost": round(value.saves_cost, 3),
                 "saves_late_weight": round(value.saves_late_weight, 3),
+                "more": value.more,
             }
             for value in plan.capacity
         ],

@@ -18,6 +18,7 @@ import numpy as np
 from qlm_core.planning.bound import Ascent, Priced, Pricing, ascend, reach_of, removal_prices
 from qlm_core.planning.columns import Column, PartitionSolver, all_routes, partition_of
 from qlm_core.planning.explain import capacity_values
+from qlm_core.planning.needs import instances_needed
 from qlm_core.planning.pins import Folded, fold_pins
 from qlm_core.planning.problem import Floats, Problem
 from qlm_core.planning.result import Limits, PlanResult, Termination
@@ -47,6 +48,9 @@ _ROUTES_SHARE = 0.15
 
 _FEW_COLUMNS = 600
 """A choice among so few columns is worth all the time that is left."""
+
+_NEEDS_SHARE = 0.15
+"""The sizes of fleets that would do are looked for in this share of the time, on top of it."""
 
 _CHOOSE_GROUPS = 128
 """Up to so many groups, columns of the search and the bound are worth recombining."""
@@ -80,7 +84,8 @@ def solve_exact(
     duals: Sequence[float] = (),
 ) -> PlanResult:
     """The best plan and the best bound within the limit; `duals` start the bound where another
-    ended (NaN for groups that it did not know).
+    ended (NaN for groups that it did not know). Who gives some plans for a fleet again and again, and is told how many
+    instances it needs.
 
     Needs a limit on wall time: the ascent of the bound is paced by the clock.
     """
@@ -100,6 +105,7 @@ class _Exact:
         self.best: PlanResult | None = None
 
     def go(self, start: Plan | None, duals: Sequence[float]) -> PlanResult:
+        self.asked_again = bool(len(duals))
         wall_s = self.limits.wall_s
         hurried = wall_s < self._time_to_bound_s()
         found = self._search(wall_s if hurried else self._search_share() * wall_s, start)
@@ -278,11 +284,14 @@ class _Exact:
         duals: tuple[float, ...] = ()
         values: tuple[float, ...] = ()
         capacity: tuple[float, ...] = ()
+        needed: tuple[int | None, ...] = ()
         if ascent is not None:
             spread = np.zeros(self.problem.groups)
             spread[self.folded.numbers] = ascent.prices
             duals, values = tuple(spread.tolist()), tuple(ascent.queue_values.tolist())
             capacity = capacity_values(self.problem, duals, self.tools.pricing)
+            if self.asked_again:
+                needed = self._needed(found.plan, capacity)
         bound = -math.inf if bound is None else min(bound, found.objective)
         closed = found.objective - bound <= 1e-7 * max(1.0, abs(found.objective))
         return replace(
@@ -294,6 +303,21 @@ class _Exact:
             duals=duals,
             queue_values=values,
             capacity_values=capacity,
+            needed=needed,
+        )
+
+    def _needed(self, plan: Plan | None, capacity: Sequence[float]) -> tuple[int | None, ...]:
+        """How many instances it takes, looked for in some time beyond that of the plan and its bound."""
+        if plan is None:
+            return ()
+        until_s = self.tools.clock() + _NEEDS_SHARE * self.limits.wall_s
+        return instances_needed(
+            self.problem,
+            plan,
+            capacity,
+            clock=self.tools.clock,
+            until_s=until_s,
+            compiled=self.tools.kernels,
         )
 
 

@@ -116,6 +116,9 @@ class Problem:
     """[N] cost of planning the group on a queue that is not its home."""
     pinned: Bools = field(default_factory=_empty_bools)
     """[N] groups that stay on their home, ahead of all that are not pinned, in order of number."""
+    empty_s: Floats = field(default_factory=_empty_floats)
+    """[C] what `busy_s` of one more queue of each class would be, empty and up; negative if it has more room than any there is.
+    """
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ def _normalise(problem: Problem) -> None:
         "home": np.full(groups, -1, np.int64),
         "move_cost": np.zeros(groups),
         "pinned": np.zeros(groups, np.bool_),
+        "empty_s": np.zeros(np.shape(problem.swap_s)[0] if np.ndim(problem.swap_s) else 0),
     }
     for item in fields(problem):
         value = getattr(problem, item.name)
@@ -215,6 +219,7 @@ def _validate(problem: Problem) -> None:
         "home": (groups,),
         "move_cost": (groups,),
         "pinned": (groups,),
+        "empty_s": (classes,),
     }
     for name, shape in shapes.items():
         actual = getattr(problem, name).shape
@@ -241,10 +246,20 @@ def _validate_values(problem: Problem, models: int, queues: int, classes: int) -
                 raise InvalidProblem(
                     f"{name}[{at}]: must be in {low} .. {high - 1}, is {values[at]}"
                 )
-    for name in ("group_weight", "due_s", "busy_s", "swap_s", "tail_s", "ramp_s", "move_cost"):
+    times = (
+        "group_weight",
+        "due_s",
+        "busy_s",
+        "swap_s",
+        "tail_s",
+        "ramp_s",
+        "move_cost",
+        "empty_s",
+    )
+    for name in times:
         values = getattr(problem, name)
         _require(bool(np.isfinite(values).all()), name, "must be finite everywhere")
-        if name not in ("due_s", "tail_s"):
+        if name not in ("due_s", "tail_s", "empty_s"):
             _require(values.size == 0 or values.min() >= 0, name, "must not be negative")
     durations = problem.duration_s
     _require(

@@ -66,6 +66,8 @@ class PlanResult:
     """[G] what each queue is worth under the bound (its reduced cost, <= 0)."""
     capacity_values: tuple[float, ...] = ()
     """[C] what one more instance of each class would save, by the duals."""
+    needed: tuple[int | None, ...] = ()
+    """[C] how many instances of each class more (fewer, if negative) keep targets; None where that is not known."""
     detail: str = ""
     step_downs: tuple[StepDown, ...] = field(default=())
 

@@ -90,6 +90,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     duals: tuple[float, ...]
     queue_values: tuple[float, ...]
     capacity_values: tuple[float, ...]
+    needed: tuple[int | None, ...]
     detail: str
     step_downs: tuple[tuple[str, str, str], ...]
 
@@ -157,6 +158,7 @@ def done_of(number: int, result: PlanResult) -> Done:
         duals=result.duals,
         queue_values=result.queue_values,
         capacity_values=result.capacity_values,
+        needed=result.needed,
         detail=result.detail,
         step_downs=tuple(
             (step.backend, step.termination.value, step.reason) for step in result.step_downs
@@ -180,6 +182,7 @@ def result_of(done: Done) -> PlanResult:
         duals=done.duals,
         queue_values=done.queue_values,
         capacity_values=done.capacity_values,
+        needed=done.needed,
         detail=done.detail,
         step_downs=tuple(
             StepDown(backend=name, termination=Termination(how), reason=why)

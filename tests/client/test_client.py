@@ -73,6 +73,7 @@ async def test_a_request_is_left_found_explained_and_cancelled() -> None:
             assert (standing.phase, standing.slo_class) == (Phase.WAITING, "batch-2")
             assert (await client.explain(left.id))["state"] == "waiting"
             assert await client.queues() == {"queues": []}
+            assert await client.what_if({"a100": 2}) == {"changes": {"a100": 2}}
             estimate, feasible = await client.estimate("tiny", slo_class="interactive")
             assert (estimate.p90_s, feasible) == (2.0, True)
         assert await blocking(it, lambda client: client.cancel(left.id)) is Phase.CANCELLED
@@ -151,6 +152,7 @@ def test_every_call_of_the_service_is_made() -> None:
         calls.estimate("tiny", {}).path,
         calls.open_requests("").path,
         calls.queues().path,
+        calls.what_if({"a100": 1}).path,
         *(call("x").path for call in (calls.watch, calls.get, calls.cancel, calls.explain)),
     }
     served = {name for name in vars(ClientServicer) if name[0].isupper()}

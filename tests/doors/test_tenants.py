@@ -157,6 +157,16 @@ async def test_the_view_of_a_tenant_tells_of_nobody_else(
     assert (whole["group"], whole["groups_ahead"]) == (group, [group])
 
 
+async def test_what_more_instances_would_change_is_for_operators(it: Fleet) -> None:
+    asked = pb.AskWhatIfRequest(changes={"a100": 1})
+    async with Client(it.addresses.grpc) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.AskWhatIf(asked, metadata=bearing(ALICE))
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        told = await stub.AskWhatIf(asked, metadata=bearing(ADMIN))
+    assert json.loads(told.answer_json) == {"changes": {"a100": 1}}
+
+
 async def test_a_tenant_has_so_many_open_requests_and_no_more(it: Fleet) -> None:
     ids = [await enqueued(it, ALICE) for _ in range(3)]
     status, body, headers = await ask(it, "POST", "/v1/chat/completions", ALICE, BODY)

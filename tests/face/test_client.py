@@ -22,6 +22,7 @@ CALLS = [
     calls.open_requests(""),
     calls.queues(),
     calls.explain("id"),
+    calls.what_if({"a100": 1}),
 ]
 
 

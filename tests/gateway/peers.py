@@ -103,6 +103,12 @@ class Solver(session_grpc.GatewaySessionServiceServicer):
         body = json.dumps({"id": request.id, "why": "test"}).encode()
         return session_pb.ExplainResponse(explanation_json=body)
 
+    async def WhatIf(self, request: Any, context: Any) -> session_pb.WhatIfResponse:
+        changes = dict(request.changes)
+        if "nope" in changes:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "changes: no such GPU. Use a100.")
+        return session_pb.WhatIfResponse(answer_json=json.dumps({"changes": changes}).encode())
+
     async def Estimate(self, request: Any, context: Any) -> session_pb.EstimateResponse:
         self.asked.append(request)
         given = types_pb2.WaitEstimate(mean_s=1, p50_s=1, p90_s=2, p99_s=3)

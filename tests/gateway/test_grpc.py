@@ -183,6 +183,13 @@ async def test_questions_go_to_the_solver() -> None:
         await stub.EstimateWait(pb.EstimateWaitRequest(model="tiny", max_output_tokens=7))
         assert [one.request.max_output_tokens for one in it.solver.asked] == [1000, 1000, 7]
         assert (await stub.ViewQueues(pb.ViewQueuesRequest())).view_json == b'{"queues": []}'
+        asked = pb.AskWhatIfRequest(changes={"a100": 2, "a10": -1})
+        told = json.loads((await stub.AskWhatIf(asked)).answer_json)
+        assert told == {"changes": {"a100": 2, "a10": -1}}
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.AskWhatIf(pb.AskWhatIfRequest(changes={"nope": 1}))
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert raised.value.details() == "changes: no such GPU. Use a100."
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ CHART = Path(__file__).resolve().parents[2] / "deploy/helm/qlm"
 HELM = shutil.which("helm")
 needs_helm = pytest.mark.skipif(HELM is None, reason="helm is not installed")
 VALUES = {"defaults": None, "simulated": "ci/simulated.yaml", "everything": "ci/everything.yaml"}
-# Kinds of the Prometheus operator, which Kubernetes does not know.
-_OPERATORS = ("ServiceMonitor", "PrometheusRule")
+# Kinds of the Prometheus operator and of KEDA, which Kubernetes does not know.
+_OPERATORS = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
 KUBERNETES = "1.31"
 Json = dict[str, Any]
 
@@ -70,7 +70,7 @@ def container(workload: Json) -> Json:
 
 def pod_names(workload: Json) -> list[str]:
     name = workload["metadata"]["name"]
-    return [f"{name}-{number}" for number in range(workload["spec"]["replicas"])]
+    return [f"{name}-{number}" for number in range(workload["spec"].get("replicas", 1))]
 
 
 def chosen(documents: list[Json], labels: Json) -> list[Json]:
@@ -302,6 +302,30 @@ def test_monitors_find_every_part() -> None:
 
 
 @needs_helm
+def test_autoscalers_go_by_what_the_solver_says() -> None:
+    documents = rendered("everything")
+    [scaled] = of_kind(documents, "ScaledObject")
+    target = named(documents, "StatefulSet", scaled["spec"]["scaleTargetRef"]["name"])
+    # Whoever scales it says how many there are, at an upgrade too.
+    assert "replicas" not in target["spec"]
+    assert "replicas" in named(documents, "StatefulSet", "prod-qlm-a10")["spec"]
+    config = configuration(documents, target)
+    mine = [one for one in config.agents if one.name.startswith(target["metadata"]["name"])]
+    assert scaled["spec"]["minReplicaCount"] == 2
+    assert scaled["spec"]["maxReplicaCount"] == len(mine) == 4
+    [trigger] = scaled["spec"]["triggers"]
+    [(metric, gpu)] = re.findall(r'(qlm_\w+)\{gpu="(\w+)"\}', trigger["metadata"]["query"])
+    assert metric == "qlm_instances_needed"
+    assert {one.gpu for one in mine} == {gpu}
+    # A count for each unit of the threshold: the metric is the number of pods.
+    assert (trigger["metricType"], trigger["metadata"]["threshold"]) == ("AverageValue", "1")
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+    assert trigger["metadata"]["serverAddress"] == "http://prometheus-operated.monitoring:9090"
+    behaviour = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behaviour["scaleDown"]["stabilizationWindowSeconds"] == 900
+
+
+@needs_helm
 @pytest.mark.parametrize(
     ("setting", "blamed"),
     [
@@ -314,3 +338,10 @@ def test_what_makes_no_sense_is_refused(setting: str, blamed: str) -> None:
     ran = helm("template", ".", "--set", setting)
     assert ran.returncode != 0
     assert blamed in ran.stderr
+
+
+@needs_helm
+def test_scaling_needs_somewhere_to_ask() -> None:
+    ran = helm("template", ".", "--values=ci/everything.yaml", "--set=autoscaling.prometheus=")
+    assert ran.returncode != 0
+    assert "autoscaling.prometheus is missing" in ran.stderr

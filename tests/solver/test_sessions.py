@@ -208,6 +208,30 @@ async def test_view_explain_and_estimate_answer(solver: grpc.aio.Channel) -> Non
     gateway.cancel()
 
 
+async def test_what_other_instances_would_change_is_answered(solver: grpc.aio.Channel) -> None:
+    stub = gateway_grpc.GatewaySessionServiceStub(solver)
+    agent = agent_grpc.AgentSessionServiceStub(solver).AgentSession()
+    await agent.write(hello())
+    await asyncio.wait_for(agent.read(), 5.0)
+    gateway = stub.GatewaySession()
+    await gateway.write(facts(GatewayHello(GatewayId("g"), "127.0.0.1:9"), AnnounceDone()))
+    await gateway.write(facts(Arrived(request("r1"))))
+    await _until_known(stub, "r1")
+    asked = gateway_pb.WhatIfRequest(changes={"test": 2})
+    # At once and side by side: one waits for the other.
+    replies = await asyncio.gather(*(stub.WhatIf(asked) for _ in range(3)))
+    answers = [msgspec.json.decode(reply.answer_json) for reply in replies]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0]["before"]["instances"] == {"test": 1}
+    assert answers[0]["after"]["instances"] == {"test": 3}
+    assert answers[0]["before"]["classes"]["interactive"]["waiting"] == 1
+    with pytest.raises(grpc.aio.AioRpcError, match="Use one of test") as refused:
+        await stub.WhatIf(gateway_pb.WhatIfRequest(changes={"h9000": 1}))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    agent.cancel()
+    gateway.cancel()
+
+
 async def test_a_batch_is_told_when_it_will_be_done_and_asked_about(
     solver: grpc.aio.Channel,
 ) -> None:

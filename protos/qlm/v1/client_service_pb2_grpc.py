@@ -83,6 +83,11 @@ class ClientServiceStub(object):
                 request_serializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestRequest.SerializeToString,
                 response_deserializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestResponse.FromString,
                 _registered_method=True)
+        self.AskWhatIf = channel.unary_unary(
+                '/qlm.v1.ClientService/AskWhatIf',
+                request_serializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfRequest.SerializeToString,
+                response_deserializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfResponse.FromString,
+                _registered_method=True)
 
 
 class ClientServiceServicer(object):
@@ -164,6 +169,14 @@ class ClientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AskWhatIf(self, request, context):
+        """Says what would change with more or fewer instances. Read only, for operators: PERMISSION_DENIED for others.
+        INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than there are. UNAVAILABLE while no solver is connected.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +224,11 @@ def add_ClientServiceServicer_to_server(servicer, server):
                     servicer.ExplainRequest,
                     request_deserializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestRequest.FromString,
                     response_serializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestResponse.SerializeToString,
+            ),
+            'AskWhatIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskWhatIf,
+                    request_deserializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfRequest.FromString,
+                    response_serializer=protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -460,6 +478,33 @@ class ClientService(object):
             '/qlm.v1.ClientService/ExplainRequest',
             protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestRequest.SerializeToString,
             protos_dot_qlm_dot_v1_dot_client__service__pb2.ExplainRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskWhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qlm.v1.ClientService/AskWhatIf',
+            protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfRequest.SerializeToString,
+            protos_dot_qlm_dot_v1_dot_client__service__pb2.AskWhatIfResponse.FromString,
             options,
             channel_credentials,
             insecure,

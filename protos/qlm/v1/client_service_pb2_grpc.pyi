@@ -68,6 +68,10 @@ class ClientServiceStub:
     """Shows the virtual queues as the solver sees them. Read only. UNAVAILABLE while no solver is connected."""
     ExplainRequest: _grpc.UnaryUnaryMultiCallable[_client_service_pb2.ExplainRequestRequest, _client_service_pb2.ExplainRequestResponse]
     """Explains why a request stands where it stands. Read only. NOT_FOUND for an unknown id."""
+    AskWhatIf: _grpc.UnaryUnaryMultiCallable[_client_service_pb2.AskWhatIfRequest, _client_service_pb2.AskWhatIfResponse]
+    """Says what would change with more or fewer instances. Read only, for operators: PERMISSION_DENIED for others.
+    INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than there are. UNAVAILABLE while no solver is connected.
+    """
 
 @_typing.type_check_only
 class ClientServiceAsyncStub(ClientServiceStub):
@@ -109,6 +113,10 @@ class ClientServiceAsyncStub(ClientServiceStub):
     """Shows the virtual queues as the solver sees them. Read only. UNAVAILABLE while no solver is connected."""
     ExplainRequest: _aio.UnaryUnaryMultiCallable[_client_service_pb2.ExplainRequestRequest, _client_service_pb2.ExplainRequestResponse]  # type: ignore[assignment]
     """Explains why a request stands where it stands. Read only. NOT_FOUND for an unknown id."""
+    AskWhatIf: _aio.UnaryUnaryMultiCallable[_client_service_pb2.AskWhatIfRequest, _client_service_pb2.AskWhatIfResponse]  # type: ignore[assignment]
+    """Says what would change with more or fewer instances. Read only, for operators: PERMISSION_DENIED for others.
+    INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than there are. UNAVAILABLE while no solver is connected.
+    """
 
 class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
     """Submits requests and follows them.
@@ -201,5 +209,15 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_client_service_pb2.ExplainRequestResponse, _abc.Awaitable[_client_service_pb2.ExplainRequestResponse]]:
         """Explains why a request stands where it stands. Read only. NOT_FOUND for an unknown id."""
+
+    @_abc_1.abstractmethod
+    def AskWhatIf(
+        self,
+        request: _client_service_pb2.AskWhatIfRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_client_service_pb2.AskWhatIfResponse, _abc.Awaitable[_client_service_pb2.AskWhatIfResponse]]:
+        """Says what would change with more or fewer instances. Read only, for operators: PERMISSION_DENIED for others.
+        INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than there are. UNAVAILABLE while no solver is connected.
+        """
 
 def add_ClientServiceServicer_to_server(servicer: ClientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,6 +60,11 @@ class GatewaySessionServiceStub(object):
                 request_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.SerializeToString,
                 response_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.FromString,
                 _registered_method=True)
+        self.WhatIf = channel.unary_unary(
+                '/qlm.v1.GatewaySessionService/WhatIf',
+                request_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfResponse.FromString,
+                _registered_method=True)
 
 
 class GatewaySessionServiceServicer(object):
@@ -106,6 +111,14 @@ class GatewaySessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhatIf(self, request, context):
+        """Says what would change with more or fewer instances. INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than
+        there are. Read only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewaySessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +146,11 @@ def add_GatewaySessionServiceServicer_to_server(servicer, server):
                     servicer.EstimateBatch,
                     request_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.FromString,
                     response_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.SerializeToString,
+            ),
+            'WhatIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhatIf,
+                    request_deserializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfRequest.FromString,
+                    response_serializer=protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -271,6 +289,33 @@ class GatewaySessionService(object):
             '/qlm.v1.GatewaySessionService/EstimateBatch',
             protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchRequest.SerializeToString,
             protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.EstimateBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qlm.v1.GatewaySessionService/WhatIf',
+            protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfRequest.SerializeToString,
+            protos_dot_qlm_dot_v1_dot_gateway__session__service__pb2.WhatIfResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class GatewaySessionServiceStub:
     """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
     models; INVALID_ARGUMENT names the field. Read only.
     """
+    WhatIf: _grpc.UnaryUnaryMultiCallable[_gateway_session_service_pb2.WhatIfRequest, _gateway_session_service_pb2.WhatIfResponse]
+    """Says what would change with more or fewer instances. INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than
+    there are. Read only.
+    """
 
 @_typing.type_check_only
 class GatewaySessionServiceAsyncStub(GatewaySessionServiceStub):
@@ -72,6 +76,10 @@ class GatewaySessionServiceAsyncStub(GatewaySessionServiceStub):
     EstimateBatch: _aio.UnaryUnaryMultiCallable[_gateway_session_service_pb2.EstimateBatchRequest, _gateway_session_service_pb2.EstimateBatchResponse]  # type: ignore[assignment]
     """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
     models; INVALID_ARGUMENT names the field. Read only.
+    """
+    WhatIf: _aio.UnaryUnaryMultiCallable[_gateway_session_service_pb2.WhatIfRequest, _gateway_session_service_pb2.WhatIfResponse]  # type: ignore[assignment]
+    """Says what would change with more or fewer instances. INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than
+    there are. Read only.
     """
 
 class GatewaySessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,6 +130,16 @@ class GatewaySessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_session_service_pb2.EstimateBatchResponse, _abc.Awaitable[_gateway_session_service_pb2.EstimateBatchResponse]]:
         """Estimates when a batch would be done that is not submitted, or one request. NOT_FOUND where nobody serves one of its
         models; INVALID_ARGUMENT names the field. Read only.
+        """
+
+    @_abc_1.abstractmethod
+    def WhatIf(
+        self,
+        request: _gateway_session_service_pb2.WhatIfRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_session_service_pb2.WhatIfResponse, _abc.Awaitable[_gateway_session_service_pb2.WhatIfResponse]]:
+        """Says what would change with more or fewer instances. INVALID_ARGUMENT for a GPU that nobody has, or for more taken away than
+        there are. Read only.
         """
 
 def add_GatewaySessionServiceServicer_to_server(servicer: GatewaySessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
