@@ -399,12 +399,15 @@ class Executor:
         What is on its way keeps its place before laxer ones, so that they do not take what was freed for it.
         """
         batch, reserve = self.batch, self._reserve
-        everybody_fits = min(batch.room(inf)) >= 0 and batch.reading.takes(inf)
+        everybody_fits = min(batch.room(inf)) >= 0 and batch.reading.takes_all(
+            batch.line.before(inf)[1]
+        )
         on_their_way: list[InFlight] = []
+        head = self._head()
         for item in list(batch.held.values()) if everybody_fits else batch.in_line(self._now_s):
             if item.job is None:
                 on_their_way.append(item)
-            elif not self._models.starts(item.model):
+            elif not self._models.starts(item.model) or self._attempts.yields(item, head):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
             elif not self._attempts.admits(len(batch.running)) or not batch.reading.takes(
                 self._attempts.place_s(item)

@@ -107,6 +107,10 @@ class Reading:
         before = [one.tokens for one in self._unread.values() if one.place_s <= place_s]
         return not before or sum(before) - max(before) < self._chunk_tokens
 
+    def takes_all(self, tokens: int) -> bool:
+        """Whether requests of so many tokens would all be read soon, in whatever order they are handed over."""
+        return not self._chunk_tokens or self.unread_tokens + tokens <= self._chunk_tokens
+
     def in_time(self, ref: RequestRef, now_s: float) -> bool:
         """Whether a request handed over now has its first token in time; one that has begun is never late."""
         if ref.produced_tokens:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qlm_core.executor.reading import Reading
+from qlm_core.messages import ReturnReason
 from qlm_core.model import Slo, SloClass
 from tests.executor.world import World, group, profile, ref, world
 
@@ -92,6 +93,32 @@ def test_who_turned_late_while_waiting_here_starts_after_who_did_not() -> None:
     w.produce("1-0", 1)
     w.at(21.0)
     w.finish("1-0")
+    assert w.running == ["1-2"]
+
+
+def test_the_large_one_that_cannot_be_in_time_is_read_after_the_small_ones_that_can() -> None:
+    w = start(pull_ahead=4)
+    w.at(18.0)
+    small = tuple(ref(f"1-{i}", 1, due_s=SOON_S, prompt=400) for i in range(8))
+    large = ref("1-large", 1, due_s=SOON_S, prompt=16_000)
+    w.queue(group(1, slo_class="chat"), add=(*small[:4], large, *small[4:]))
+    w.grant()
+    for id in ("1-0", "1-1", "1-2", "1-3"):
+        w.produce(id, 1)
+        w.grant()
+    assert w.submitted[:8] == [one.id for one in small]
+
+
+def test_who_turned_late_while_waiting_here_goes_back_for_those_who_still_wait_there() -> None:
+    w = start(slots=1, pull_ahead=1, eviction=False)
+    chats(w, SOON_S, SOON_S, LATER_S)
+    w.grant()
+    w.grant()
+    w.produce("1-0", 1)
+    w.at(21.0)
+    w.finish("1-0")
+    assert w.reasons == {"1-1": ReturnReason.EVICTED}
+    w.grant()
     assert w.running == ["1-2"]
 
 

@@ -107,9 +107,10 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_meets_targets_that_ours_misses(seed: int) -> None:
-    best, ours = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "qlm"))
-    assert ours["slo_attainment"] < 0.85 < best["slo_attainment"]
+def test_it_meets_targets_that_rules_miss(seed: int) -> None:
+    """Ours comes near it since executors start those first who can be in time."""
+    best, rule = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "edf-evict"))
+    assert rule["slo_attainment"] < 0.85 < best["slo_attainment"]
     assert best["finished"] == best["requests"]
 
 
