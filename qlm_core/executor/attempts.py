@@ -86,24 +86,12 @@ class Attempts:
     def next(self, head: QueuedGroup) -> tuple[QueuedGroup, RequestRef]:
         """The request to pull, and its group, when it is the turn of `head`: of its class who can be in time first."""
         group, ref = self.window.next(head, self.pauses_until_s(head.slo_class))
-        if not self.batch.reading.in_time(ref, self.now_s):
-            return self._in_time(head) or (group, ref)
+        reading = self.batch.reading
+        if not reading.in_time(ref, self.now_s):
+            for other, one in islice(self.window.alike(head), LOOKAHEAD):
+                if not one.produced_tokens and reading.in_time(one, self.now_s):
+                    return other, one
         return group, ref
-
-    def yields(self, item: InFlight, head: QueuedGroup | None) -> bool:
-        """Whether a held request that is late makes way: others of its class, from that group on, can be in time."""
-        if head is None or head.slo_class != item.slo_class:
-            return False
-        if self.batch.reading.in_time(item.ref, self.now_s):
-            return False
-        return self._in_time(head) is not None
-
-    def _in_time(self, head: QueuedGroup) -> tuple[QueuedGroup, RequestRef] | None:
-        """The first of a group's class that waits for its first token and can be in time."""
-        for group, ref in islice(self.window.alike(head), LOOKAHEAD):
-            if not ref.produced_tokens and self.batch.reading.in_time(ref, self.now_s):
-                return group, ref
-        return None
 
     def ask(self, ref: RequestRef, model: ModelName, slo_class: str = "") -> InFlight:
         """The payload of a request is asked for."""

@@ -403,11 +403,10 @@ class Executor:
             batch.line.before(inf)[1]
         )
         on_their_way: list[InFlight] = []
-        head = self._head()
         for item in list(batch.held.values()) if everybody_fits else batch.in_line(self._now_s):
             if item.job is None:
                 on_their_way.append(item)
-            elif not self._models.starts(item.model) or self._attempts.yields(item, head):
+            elif not self._models.starts(item.model):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
             elif not self._attempts.admits(len(batch.running)) or not batch.reading.takes(
                 self._attempts.place_s(item)

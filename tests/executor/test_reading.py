@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from qlm_core.executor.reading import Reading
-from qlm_core.messages import ReturnReason
 from qlm_core.model import Slo, SloClass
 from tests.executor.world import World, group, profile, ref, world
 
@@ -107,19 +106,6 @@ def test_the_large_one_that_cannot_be_in_time_is_read_after_the_small_ones_that_
         w.produce(id, 1)
         w.grant()
     assert w.submitted[:8] == [one.id for one in small]
-
-
-def test_who_turned_late_while_waiting_here_goes_back_for_those_who_still_wait_there() -> None:
-    w = start(slots=1, pull_ahead=1, eviction=False)
-    chats(w, SOON_S, SOON_S, LATER_S)
-    w.grant()
-    w.grant()
-    w.produce("1-0", 1)
-    w.at(21.0)
-    w.finish("1-0")
-    assert w.reasons == {"1-1": ReturnReason.EVICTED}
-    w.grant()
-    assert w.running == ["1-2"]
 
 
 def test_the_engine_reads_who_is_late_as_if_he_had_just_come() -> None:
