@@ -73,6 +73,11 @@ async def require_gateway(url: str, ca: str = "") -> None:
         raise calls.speaks_grpc(url) from None
     except aiohttp.ServerDisconnectedError:
         raise calls.hung_up(url) from None
+    except aiohttp.ClientConnectorError:
+        raise calls.no_gateway(url) from None
+    except aiohttp.ClientOSError:
+        # A gRPC server closes such a connection, sometimes before its own words have been read.
+        raise calls.speaks_grpc(url) from None
     except (aiohttp.ClientError, TimeoutError):
         raise calls.no_gateway(url) from None
 
