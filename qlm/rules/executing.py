@@ -228,11 +228,18 @@ EXECUTOR = (
         without=lambda reading, ref, now_s: True,
     ),
     Rule(
+        name="first-tokens-with-caution",
+        part="executor",
+        reason="Allows a first token a quarter more than the profile says, since engines decode besides.",
+        where=f"{_READING}:CAUTION",
+        without=1.0,
+    ),
+    Rule(
         name="engines-go-by-due-time",
         part="executor",
         reason="Tells engines to compute first and preempt last whoever is due first.",
         where=f"{_ATTEMPTS}:engine_priority",
-        without=lambda ref: 0,
+        without=lambda place_s: 0,
     ),
     Rule(
         name="strictest-starts-first",

@@ -119,9 +119,7 @@ class Attempts:
         """A held request goes onto the engine."""
         place_s = self.place_s(item)
         priority = engine_priority(place_s)
-        job = self.batch.start(
-            item, now_s=self.now_s, place_s=place_s, resume_share=self.pace.resume_share
-        )
+        job = self.batch.start(item, place_s=place_s, resume_share=self.pace.resume_share)
         self.effects.append(Submit(item.ref.gateway, job, priority))
         self.pace.resize(len(self.batch.running), self.now_s)
 
@@ -133,7 +131,7 @@ class Attempts:
         """
         if not item.produced and (tokens or whole):
             item.begun_s = self.now_s
-            self.batch.reading.begun(item.ref.id, self.now_s)
+            self.batch.reading.end(item.ref.id)
             self.pace.read(item.resident_tokens, resumed=item.begun)
             self.fullness.worked()
         self.batch.grow(item, tokens)

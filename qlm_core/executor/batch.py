@@ -255,9 +255,7 @@ class Batch:
         item.job, item.attempt = job, job.attempt
         self.held[item.ref.id] = item
 
-    def start(
-        self, item: InFlight, *, now_s: float, place_s: float, resume_share: float = 1.0
-    ) -> Payload:
+    def start(self, item: InFlight, *, place_s: float, resume_share: float = 1.0) -> Payload:
         """It goes onto the engine.
 
         Args:
@@ -272,7 +270,7 @@ class Batch:
         self.resident_tokens += item.resident_tokens
         self.running[item.ref.id] = item
         share = resume_share if item.begun else 1.0
-        self.reading.begin(item.ref, int(share * item.resident_tokens), place_s, now_s)
+        self.reading.begin(item.ref, int(share * item.resident_tokens), place_s)
         job, item.job = item.job, None
         assert job is not None
         return job

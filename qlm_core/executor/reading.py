@@ -14,10 +14,7 @@ from qlm_core.model import RequestId, RequestRef
 from qlm_core.profile import EngineProfile
 
 CAUTION = 1.25
-"""So much longer than foreseen a first token may take and still be in time: iterations vary."""
-
-_LEARNED_S = 5.0
-"""Seconds of waiting for first tokens by which the running means forget."""
+"""So much longer than the profile says a first token may take and still be in time: engines decode besides."""
 
 _CACHED_WEIGHT = 0.1
 """Weight of the newest prompt in the running mean of what engines compute of prompts: prefixes are cached."""
@@ -26,8 +23,6 @@ _CACHED_WEIGHT = 0.1
 class _Unread(NamedTuple):
     place_s: float
     tokens: int
-    given_s: float
-    foreseen_s: float
 
 
 class Reading:
@@ -38,55 +33,32 @@ class Reading:
         unread_tokens: what is to be computed of all of them.
     """
 
-    __slots__ = (
-        "_chunk_tokens",
-        "_foreseen_s",
-        "_share",
-        "_taken_s",
-        "_unread",
-        "token_s",
-        "unread_tokens",
-    )
+    __slots__ = ("_chunk_tokens", "_share", "_unread", "token_s", "unread_tokens")
 
     def __init__(self) -> None:
         self._chunk_tokens = 0
         self._unread: dict[RequestId, _Unread] = {}
-        self.unread_tokens = 0
-        self._foreseen_s = self._taken_s = _LEARNED_S
         self._share = 1.0
         self.token_s = 0.0
+        self.unread_tokens = 0
 
     def engine(self, profile: EngineProfile) -> None:
         """Count by this profile from now on."""
         self._chunk_tokens = profile.max_num_batched_tokens
         self.token_s = profile.prefill_s(self._chunk_tokens) / self._chunk_tokens
-        self._foreseen_s = self._taken_s = _LEARNED_S
         self._share = 1.0
 
-    @property
-    def slowness(self) -> float:
-        """How much longer first tokens take than the profile says, since engines decode besides."""
-        return max(1.0, self._taken_s / self._foreseen_s)
+    def begin(self, ref: RequestRef, tokens: int, place_s: float) -> None:
+        """The engine has been given a request.
 
-    def begin(self, ref: RequestRef, tokens: int, place_s: float, now_s: float) -> None:
-        """The engine has been given a request of which so many tokens are to be computed, as far as it has them in no cache."""
-        id = ref.id
+        Args:
+            tokens: of it to be computed, if nothing is in a cache.
+            place_s: what the engine goes by, lower first.
+        """
         if not ref.produced_tokens:
             tokens = int(self._share * tokens)
-        foreseen_s = self._first_token_s(self._before(place_s), tokens)
-        self._unread[id] = _Unread(place_s, tokens, now_s, foreseen_s)
+        self._unread[ref.id] = _Unread(place_s, tokens)
         self.unread_tokens += tokens
-
-    def begun(self, id: RequestId, now_s: float) -> None:
-        """Its first token is out."""
-        found = self._unread.get(id)
-        if found is None:
-            return
-        self.end(id)
-        taken_s = now_s - found.given_s
-        kept = _LEARNED_S / (_LEARNED_S + taken_s)
-        self._taken_s = kept * (self._taken_s + taken_s)
-        self._foreseen_s = kept * (self._foreseen_s + found.foreseen_s)
 
     def cached(self, tokens: int, cached_tokens: int | None) -> None:
         """A prompt of so many tokens that was new here has been computed; so many of them were in a cache, None if unknown."""
@@ -95,7 +67,7 @@ class Reading:
             self._share += _CACHED_WEIGHT * (share - self._share)
 
     def end(self, id: RequestId) -> None:
-        """The engine is rid of a request, if it was still to be read."""
+        """Its first token is out, or the engine is rid of it; nothing where that is known already."""
         found = self._unread.pop(id, None)
         if found is not None:
             self.unread_tokens -= found.tokens
@@ -116,7 +88,9 @@ class Reading:
         if ref.produced_tokens:
             return True
         own = int(self._share * ref.prompt_tokens)
-        first_s = self.slowness * self._first_token_s(self._before(ref.due_s), own)
+        # Half of the iteration that is under way comes before it.
+        under_way = min(self.unread_tokens, self._chunk_tokens) // 2
+        first_s = (self._before(ref.due_s) + under_way + own) * self.token_s
         return now_s + CAUTION * first_s <= ref.due_s
 
     def place_s(self, ref: RequestRef, laxity_s: float, now_s: float) -> float:
@@ -125,11 +99,6 @@ class Reading:
 
     def _before(self, place_s: float) -> int:
         return sum(one.tokens for one in self._unread.values() if one.place_s <= place_s)
-
-    def _first_token_s(self, before: int, own: int) -> float:
-        """By the profile, with half of the iteration that is under way."""
-        under_way = min(self.unread_tokens, self._chunk_tokens) / 2
-        return (before + own + under_way) * self.token_s
 
     def check(self, running: Container[RequestId]) -> bool:
         """Whether the sums hold and nothing is waited for that does not run. O(n); for tests."""

@@ -6,8 +6,8 @@ blindly:
 * A group that has started is gone on with until the next one's requests would be late (`Turns.head`).
 * A model is not left while that costs more requests in time than it saves (`_pays`): targets shorter than the way there and
   back can be kept only while their model is awake.
-* Once somebody can still be in time on the next model, outputs that may pause are cut for it at once. Others run on, for
-  `drain_s_max` at most (`Turns.cut`).
+* Once somebody who is due within minutes can be in time on the next model, outputs that may pause are cut for it at once. Others
+  run on, for `drain_s_max` at most (`Turns.cut`).
 * Outputs that were cut wait again, and most plans put them first. The turn goes to the other model all the same (`Turns.next`).
 """
 

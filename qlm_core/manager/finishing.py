@@ -13,7 +13,7 @@ from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.fleet import Agent
 from qlm_core.manager.reckoning import Outlook, Reckoning, Scene, Work
 from qlm_core.manager.timeline import Timeline
-from qlm_core.model import AgentId, GroupId
+from qlm_core.model import AgentId, GroupId, ModelName
 from qlm_core.profile import EngineProfile
 from qlm_core.rwt.finish import Server, coarse
 
@@ -144,5 +144,5 @@ class Forecaster:
             and group.key == work.key
         ]
 
-    def _profile(self, agent: Agent, model: str) -> EngineProfile:
-        return self._estimators.profile(agent.profiles[model])  # type: ignore[index]
+    def _profile(self, agent: Agent, model: ModelName) -> EngineProfile:
+        return self._estimators.profile(agent.profiles[model])

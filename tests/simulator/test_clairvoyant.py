@@ -110,7 +110,8 @@ def test_of_those_there_at_the_start_as_few_as_can_be_are_given_up(
 def test_it_meets_targets_that_rules_miss(seed: int) -> None:
     """Ours comes near it since executors start those first who can be in time."""
     best, rule = (figures(OVERLOADED, name, seed=seed) for name in ("clairvoyant", "edf-evict"))
-    assert rule["slo_attainment"] < 0.85 < best["slo_attainment"]
+    assert rule["slo_attainment"] < 0.5
+    assert best["slo_attainment"] > 0.8
     assert best["finished"] == best["requests"]
 
 
