@@ -10,7 +10,9 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from protos.speaking import speaks
 from qlm import calls, load, progress, scrape, trust
 from qlm.load_grpc import GrpcTransport
 from qlm.load_http import HttpTransport
@@ -71,15 +73,17 @@ async def require_gateway(url: str, ca: str = "") -> None:
         raise calls.untrusted(url) from None
     except aiohttp.ClientResponseError:
         raise calls.speaks_grpc(url) from None
-    except aiohttp.ServerDisconnectedError:
-        raise calls.hung_up(url) from None
-    except aiohttp.ClientConnectorError:
-        raise calls.no_gateway(url) from None
-    except aiohttp.ClientOSError:
-        # A gRPC server closes such a connection, sometimes before its own words have been read.
-        raise calls.speaks_grpc(url) from None
     except (aiohttp.ClientError, TimeoutError):
-        raise calls.no_gateway(url) from None
+        raise await _instead_of_a_gateway(url) from None
+
+
+async def _instead_of_a_gateway(url: str) -> QlmError:
+    """What answers there, by its first words: how a call breaks depends on who was faster."""
+    place = urlsplit(url)
+    spoken = await speaks(place.netloc) if place.port else ""
+    if spoken == "grpc":
+        return calls.speaks_grpc(url)
+    return calls.hung_up(url) if spoken in ("http", "tls") else calls.no_gateway(url)
 
 
 @contextlib.contextmanager
