@@ -39,6 +39,27 @@ EXECUTOR = (
         without=lambda turns, head: True,
     ),
     Rule(
+        name="prompts-let-paces-be",
+        part="executor",
+        reason="Keeps prompts back that can wait, where they would slow outputs down below a promised pace.",
+        where="qlm_core.executor.machine:disturbs",
+        without=lambda ref, batch, may_pause_s, *, now_s: False,
+    ),
+    Rule(
+        name="turns-before-paces",
+        part="executor",
+        reason="Keeps no prompt back while another model waits for its turn, since the turn would be lost.",
+        where=f"{_TURNS}:Turns.others_wait",
+        without=lambda turns: False,
+    ),
+    Rule(
+        name="due-now-before-paces",
+        part="executor",
+        reason="Keeps no prompt back whose first token is due within two seconds.",
+        where="qlm_core.executor.disturbance:WAITS_S",
+        without=0.0,
+    ),
+    Rule(
         name="patience",
         part="executor",
         reason="Leaves a model in any case once somebody is late by a whole target, as nobody knows what is awake elsewhere.",

@@ -26,6 +26,7 @@ from qlm_core.config import ExecutorConfig
 from qlm_core.executor import events as e
 from qlm_core.executor.attempts import Attempts
 from qlm_core.executor.batch import InFlight, stricter
+from qlm_core.executor.disturbance import disturbs
 from qlm_core.executor.models import Models, cheapest_to_leave
 from qlm_core.executor.relief import Relief
 from qlm_core.executor.reserve import Reserve
@@ -45,6 +46,7 @@ from qlm_core.model import (
     InstanceState,
     QueuedGroup,
     RequestId,
+    RequestRef,
     SloClass,
 )
 from qlm_core.profile import EngineProfile
@@ -377,7 +379,7 @@ class Executor:
             fits = batch.has_room_for(
                 batch.charge(ref), laxity_s, self._reserve.spare(ref, laxity_s)
             )
-            fits &= batch.reading.takes(batch.reading.place_s(ref, laxity_s, self._now_s))
+            fits &= self._takes(ref, batch.reading.place_s(ref, laxity_s, self._now_s))
             if not fits and batch.line.before(laxity_s)[0] >= self._config.pull_ahead:
                 self._starved = True
                 break
@@ -393,14 +395,24 @@ class Executor:
         for gateway, ids in wanted.items():
             self._effects.append(e.Send(gateway, Pull(tuple(ids))))
 
+    def _takes(self, ref: RequestRef, place_s: float) -> bool:
+        """Whether the engine is to have a prompt now: it reads it soon, and nobody loses a promised pace for it without need."""
+        batch, attempts = self.batch, self._attempts
+        return batch.reading.takes(place_s) and (
+            self._turns.others_wait()
+            or not disturbs(ref, batch, attempts.may_pause_s, now_s=self._now_s)
+        )
+
     def _start_held(self) -> None:
         """Put held requests onto the engine, as long as they fit: the strictest class first, and in it who is due first.
 
         What is on its way keeps its place before laxer ones, so that they do not take what was freed for it.
         """
         batch, reserve = self.batch, self._reserve
-        everybody_fits = min(batch.room(inf)) >= 0 and batch.reading.takes_all(
-            batch.line.before(inf)[1]
+        everybody_fits = (
+            min(batch.room(inf)) >= 0
+            and batch.reading.takes_all(batch.line.before(inf)[1])
+            and not batch.tempo.promises
         )
         on_their_way: list[InFlight] = []
         for item in list(batch.held.values()) if everybody_fits else batch.in_line(self._now_s):
@@ -408,8 +420,8 @@ class Executor:
                 on_their_way.append(item)
             elif not self._models.starts(item.model):
                 self._attempts.give_back(item, ReturnReason.EVICTED)
-            elif not self._attempts.admits(len(batch.running)) or not batch.reading.takes(
-                self._attempts.place_s(item)
+            elif not self._attempts.admits(len(batch.running)) or not self._takes(
+                item.ref, self._attempts.place_s(item)
             ):
                 break
             elif batch.can_start(

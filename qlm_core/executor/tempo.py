@@ -44,6 +44,21 @@ class Tempo:
         else:
             del self._paces[pace_s]
 
+    @property
+    def promises(self) -> bool:
+        """Whether anybody in flight was promised a pace."""
+        return bool(self._paces)
+
+    def prompt_tokens(self, running: int, resident_tokens: int) -> float:
+        """Prompt tokens that an iteration beside so many outputs may compute at the strictest pace; infinite where none is."""
+        profile = self._profile
+        if not self._paces or profile is None:
+            return inf
+        decode_s = profile.iteration_s(decode_batch=running, context_tokens=resident_tokens)
+        chunk = profile.max_num_batched_tokens
+        token_s = profile.prefill_s(chunk) / chunk
+        return (PACE_AIM * min(self._paces) - decode_s) / token_s if token_s else inf
+
     def slots(self, charged_tokens: int) -> float:
         """Requests that may run together, at least 1; infinite where no pace is promised.
 

@@ -114,6 +114,14 @@ class Turns:
         self.hold_s = latest_s
         return started
 
+    def others_wait(self) -> bool:
+        """Whether another model is to have its turn here: what is left undone now waits for the next turn of this one."""
+        window, models = self._attempts.window, self._models
+        return any(
+            not models.serves(group.model) and window.group(group.id) is not None
+            for group in islice(window.order, LOOKAHEAD)
+        )
+
     def next(self, *, emptying: bool) -> QueuedGroup | None:
         """The next group of the model for which outputs were cut; None if none were, or nobody waits for it any more."""
         if not emptying or self._cut_for is None:
