@@ -20,6 +20,7 @@ from qlm_core.executor import Event, Granted
 from qlm_core.ledger import (
     AgentConnected,
     CancelAsked,
+    ChunkCame,
     EndRequest,
     EstimateCame,
     Grant,
@@ -61,6 +62,7 @@ from qlm_core.sim.agenda import Agenda
 from qlm_core.sim.batches import BatchDesk
 from qlm_core.sim.host import Host, Surroundings
 from qlm_core.sim.instance import Instance
+from qlm_core.sim.pauses import Pauses
 from qlm_core.sim.policies import Brain, Context, Foreseen, Policy
 from qlm_core.sim.record import RunRecord
 from qlm_core.sim.scenario import Scenario, instances, room_tokens
@@ -108,6 +110,7 @@ class World:
         self._numbers = {name: number for number, name in enumerate(self._classes)}
         self._requests: dict[RequestId, WorkloadRequest] = {}
         self.record = RunRecord(tuple(self._classes))
+        self._pauses = Pauses()
         around = self._surroundings()
         specs = instances(scenario.fleet, scenario.profiles, scenario.adapters)
         limits = model_len or {}
@@ -262,6 +265,8 @@ class World:
     def tell_ledger(self, *events: LedgerEvent) -> None:
         """Give the ledger events that arrive together."""
         for event in events:
+            if isinstance(event, ChunkCame):
+                self._pauses.came(event.chunk.id, event.chunk.tokens, self._agenda.now_s)
             for effect in self._ledger.handle(event, now_s=self._agenda.now_s):
                 match effect:
                     case Tell(fact):
@@ -280,6 +285,9 @@ class World:
                         self._send(agent, Revoked(id, attempt))
                     case EndRequest(id, record, _):
                         self._note("end", id, record.phase.value, record.output_tokens)
+                        pause_s = self._pauses.end(id)
+                        if record.pause_s is not None:
+                            record = replace(record, pause_s=pause_s)
                         self.record.end(int(id[1:]), record, self._agenda.now_s)
                         # One that was cancelled may be on its way to an agent.
                         if record.phase is not Phase.CANCELLED:
