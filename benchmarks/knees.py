@@ -158,7 +158,12 @@ def _w_a(model: str, span_s: float) -> Mapping:
 
 
 def _bed(fleet: list[Mapping], workload: Mapping) -> Bed:
-    data = {"name": "knee", "fleet": fleet, "workload": workload}
+    data = {
+        "name": "knee",
+        "slo_classes": published.CLASSES,
+        "fleet": fleet,
+        "workload": workload,
+    }
     return Bed(scenario=scenario_from_mapping(data, "knee"))
 
 

@@ -243,7 +243,9 @@ def _tasks(wanted: tuple[Experiment, ...], seeds: int) -> Iterator[tuple[Key, Ma
 
 
 def _run(key: Key, bed: Mapping) -> Run:
-    scenario = scenario_from_mapping({"name": key.experiment} | bed, key.experiment)
+    scenario = scenario_from_mapping(
+        {"name": key.experiment, "slo_classes": published.CLASSES} | bed, key.experiment
+    )
     return run_one(
         Bed(scenario=scenario), key.policy, key.seed, (key.without,) if key.without else ()
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import paper_published as published
 from benchmarks.paper_milp import impossible, lateness_s, paper_milp, waits_s
 from qlm.simulations import read_scenario
 from qlm_core.manager.events import Effect, Event, PlanFinished, StartSolve
@@ -56,7 +57,9 @@ def beds() -> tuple[Scenario, ...]:
         {"name": "W_B, 2 x 4 A100", "fleet": [big], "workload": w_b},
         {"name": "A10 and A100", "fleet": two, "workload": mixed},
     )
-    scenarios = [scenario_from_mapping(one, one["name"]) for one in made]
+    scenarios = [
+        scenario_from_mapping({"slo_classes": published.CLASSES} | one, one["name"]) for one in made
+    ]
     return (*scenarios, read_scenario(SCENARIOS / "real-time.yaml"))
 
 

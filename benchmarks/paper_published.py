@@ -7,6 +7,13 @@ for comparison of shapes, not of digits.
 
 from __future__ import annotations
 
+CLASSES = {
+    "interactive": {"ttft_s": 20, "weight": 4},
+    "batch-1": {"ttft_s": 60, "weight": 2},
+    "batch-2": {"ttft_s": 3600, "weight": 1},
+}
+"""What it promises (§8): first tokens, and no pace. Weights are ours."""
+
 Points = dict[float, float]
 Curves = dict[str, Points]
 

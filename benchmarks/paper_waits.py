@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import paper_published as published
 from qlm_core.model import RequestId
 from qlm_core.sim.policies import policy_named
 from qlm_core.sim.policies.ours import manager
@@ -63,7 +64,9 @@ def watch(bed: dict[str, Any], seed: int, *, profiled: int = 0) -> list[Waits]:
 
     The paper's estimator knows the mean lengths of the first `profiled` requests; with 0, of their distribution.
     """
-    scenario = scenario_from_mapping({"name": "waits"} | bed, "waits")
+    scenario = scenario_from_mapping(
+        {"name": "waits", "slo_classes": published.CLASSES} | bed, "waits"
+    )
     arriving = list(requests(scenario, seed=seed))
     lengths = _mean_lengths(arriving[:profiled]) if profiled else SHAREGPT
     waits: dict[RequestId, Waits] = {}

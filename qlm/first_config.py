@@ -154,9 +154,10 @@ port_base: 7400               # OpenAI-compatible HTTP; gRPC is at 7402
 """
 
 _TAIL = """
-# What requests are promised, in seconds to the first token; `service_tier` of OpenAI's API selects a class.
+# What requests are promised, in seconds: the first token, and in the mean each one after it. `service_tier` of OpenAI's
+# API selects a class.
 slo_classes:
-  interactive: {ttft_s: 20.0, weight: 4.0, service_tiers: [auto, default, scale, priority, fast]}
+  interactive: {ttft_s: 20.0, tpot_s: 0.2, weight: 4.0, service_tiers: [auto, default, scale, priority, fast]}
   batch-1: {ttft_s: 60.0, weight: 2.0, service_tiers: [flex]}
   batch-2: {ttft_s: 3600.0, weight: 1.0, service_tiers: [background]}
 

@@ -79,7 +79,7 @@ workload:
 
 # As in config.yaml.
 slo_classes:
-  interactive: {ttft_s: 20, weight: 4}
+  interactive: {ttft_s: 20, tpot_s: 0.2, weight: 4}
   batch-1: {ttft_s: 60, weight: 2}
   batch-2: {ttft_s: 3600, weight: 1}
 solver: {}
