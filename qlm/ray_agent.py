@@ -24,7 +24,7 @@ from qlm.service import ORPHAN_GRACE_S
 from qlm.supervisor import Supervisor
 
 # An actor whose agent cannot be started ends after this long, so that Ray places it anew, and no sooner.
-RETRY_S = 30.0
+RETRY_S = 15.0
 _PREFIX = "qlm-ray-"
 # A folder that is younger may belong to an actor that is about to lock it.
 _STALE_S = 60.0

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,10 +198,10 @@ def bring_up(fleet: RayFleet, wanted: Sequence[Placement], *, say: Say) -> None:
     todo = changes({one.name: one.fingerprint for one in wanted}, prints)
     leaving = [found[name] for name in (*todo.remove, *todo.replace)]
     for words, names in (
-        ("kept as they are", todo.keep),
-        ("drained and removed", todo.remove),
-        ("drained and placed anew", todo.replace),
-        ("placed", todo.add),
+        ("keeps", todo.keep),
+        ("drains and removes", todo.remove),
+        ("drains and places anew", todo.replace),
+        ("places", todo.add),
     ):
         if names:
             say(f"{words}: {', '.join(names)}")
@@ -224,6 +225,8 @@ def until_joined(fleet: RayFleet, wanted: Collection[str], wait_s: float) -> dic
 def connected(address: str, namespace: str) -> Iterator[RayFleet]:
     """The agents in a namespace of the cluster at an address: HOST:PORT, ray://HOST:PORT, or `auto` for this machine's.
 
+    Meanwhile standard output is standard error: Ray tells there of nodes and workers, which is no part of any answer.
+
     Raises:
         QlmError: Ray is not installed, or too old.
         Unavailable: no cluster is there.
@@ -242,6 +245,15 @@ def connected(address: str, namespace: str) -> Iterator[RayFleet]:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or address
     _require_reachable(address)
+    with contextlib.redirect_stdout(sys.stderr):
+        _join(ray, address, namespace)
+        try:
+            yield RayFleet(ray)
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str, namespace: str) -> None:
     try:
         ray.init(
             address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR
@@ -251,10 +263,6 @@ def connected(address: str, namespace: str) -> Iterator[RayFleet]:
         raise Unavailable(
             f"no Ray cluster at {address}: {''.join(why)} Start one by `ray start --head`, or say by --address where it is."
         ) from None
-    try:
-        yield RayFleet(ray)
-    finally:
-        ray.shutdown()
 
 
 def _require_reachable(address: str) -> None:

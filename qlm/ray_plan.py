@@ -21,7 +21,7 @@ from qlm_core.fleet_template import ports_of
 
 ACCELERATOR = "ray.io/accelerator-type"
 # How Ray calls the GPUs that configurations name, by the names that their driver gives.
-_ACCELERATORS = {
+ACCELERATORS = {
     "a10": "in(A10,A10G)",
     "a40": "A40",
     "a100": "A100",
@@ -37,20 +37,23 @@ _ACCELERATORS = {
 }
 # What an agent reads of a configuration beside its own section.
 _SECTIONS = ("slo_classes", "default_slo_class", "auth", "tls", "insecure", "log")
-_CPUS = 1
+# An agent takes little of a CPU; a server that it starts, one and more.
+_AGENT_CPUS = 0.1
+_SERVER_CPUS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """What an agent takes of the node that it is placed on, and the labels that the node has to have."""
 
+    cpus: float = _AGENT_CPUS
     gpus: int = 0
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """The same as options of an actor."""
-        asked: dict[str, Any] = {"num_cpus": _CPUS, "num_gpus": self.gpus}
+        asked: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.resources:
             asked["resources"] = dict(self.resources)
         if self.labels:
@@ -58,7 +61,7 @@ class Ask:
         return asked
 
     def __str__(self) -> str:
-        amounts = {"CPU": float(_CPUS), "GPU": float(self.gpus), **self.resources}
+        amounts = {"CPU": self.cpus, "GPU": float(self.gpus), **self.resources}
         parts = [f"{name} {amount:g}" for name, amount in amounts.items() if amount]
         return ", ".join(parts + [f"{label} {value}" for label, value in self.labels.items()])
 
@@ -125,26 +128,29 @@ def placements(config: Config) -> list[Placement]:
 
 
 def ask_of(config: Config, agent: AgentConfig) -> Ask:
-    """What an agent asks for: GPUs if it starts an engine on some, and what `ray.gpus` says, or else Ray's name of the GPU.
+    """What an agent asks for: what its engine needs, and what `ray.gpus` says, or else Ray's name of the GPU.
 
     Raises ConfigError where neither is known.
     """
-    started = agent.engine.kind == "vllm" and agent.gpu != "cpu"
-    gpus = agent.tensor_parallel if started else 0
+    starts = agent.engine.kind == "vllm"
+    gpus = agent.tensor_parallel if starts and agent.gpu != "cpu" else 0
+    cpus = _SERVER_CPUS if starts else _AGENT_CPUS
     said = config.ray.gpus.get(agent.gpu)
     if said is not None:
-        return Ask(gpus=gpus, resources=said.resources, labels=said.label_selector)
+        own = dict(said.resources)
+        cpus = own.pop("CPU", cpus)
+        return Ask(cpus=cpus, gpus=gpus, resources=own, labels=said.label_selector)
     if not gpus:
         # A simulated GPU, or one that somebody else uses, may be anywhere.
-        return Ask()
-    accelerator = _ACCELERATORS.get(agent.gpu)
+        return Ask(cpus=cpus)
+    accelerator = ACCELERATORS.get(agent.gpu)
     if accelerator is None:
-        known = ", ".join(_ACCELERATORS)
+        known = ", ".join(ACCELERATORS)
         raise ConfigError(
             f"agents.{agent.name}.gpu: how Ray calls {agent.gpu!r} is not known; known are {known}. Say what its nodes "
             f"have, for example `ray: {{gpus: {{{agent.gpu}: {{label_selector: {{{ACCELERATOR}: NAME}}}}}}}}`."
         )
-    return Ask(gpus=gpus, labels={ACCELERATOR: accelerator})
+    return Ask(cpus=cpus, gpus=gpus, labels={ACCELERATOR: accelerator})
 
 
 def text_of(config: Config, agent: AgentConfig) -> str:

@@ -6,14 +6,14 @@ from qlm_core.config_section import Section
 from qlm_core.errors import ConfigError
 
 # What Ray counts itself, and agents ask for by their engines.
-_COUNTED = ("CPU", "GPU", "memory", "object_store_memory")
+_COUNTED = ("GPU", "memory", "object_store_memory")
 
 
 class RayGpuConfig(Section, frozen=True, kw_only=True):
     """What a node has to have for an agent of one GPU.
 
     label_selector: labels of the node, in Ray's words: a value, `!value`, `in(a,b)` or `!in(a,b)`.
-    resources: of each custom resource so much; an agent takes it for as long as it is there.
+    resources: of each custom resource, and of CPU, so much; an agent takes it for as long as it is there.
     """
 
     label_selector: dict[str, str] = {}
@@ -42,7 +42,7 @@ def check_ray(section: RayConfig) -> None:
             if name in _COUNTED or not name.strip():
                 raise ConfigError(
                     f"{where}.resources: {name!r} is no custom resource. Give the name that the node was "
-                    "started with; an agent asks for CPU and GPUs by itself."
+                    "started with; an agent asks for GPUs by itself."
                 )
             if not amount or (amount > 1 and amount != int(amount)):
                 raise ConfigError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from qlm.commands import options
 
@@ -62,35 +62,48 @@ def run(args: argparse.Namespace) -> int:
     """Carry it out."""
     from qlm import ray_fleet
 
+    # While Ray is there, standard output is its own.
+    out = sys.stdout
     if args.action == "up":
-        return _up(args)
+        return _up(args, out)
     with ray_fleet.connected(args.address, args.namespace) as fleet:
         if args.action == "down":
-            return _down(fleet, args.agent)
-        _show(list(fleet.standings().values()), as_json=args.json)
+            return _down(fleet, args.agent, out)
+        _show(list(fleet.standings().values()), out, as_json=args.json)
     return 0
 
 
-def _up(args: argparse.Namespace) -> int:
+def _up(args: argparse.Namespace, out: TextIO) -> int:
+    from math import inf
+
     from qlm import config_file, ray_fleet, ray_plan
     from qlm.fleet import ready_timeout_s
+    from qlm_core.errors import QlmError
 
     config = config_file.unexpanded(args.file or args.config, args.overrides)
     wanted = ray_plan.placements(config)
     elsewhere = [agent.name for agent in config.agents if agent.host]
     wait_s = ready_timeout_s(config) if args.wait is None else args.wait
+    if not 0 <= wait_s < inf:
+        raise QlmError("--wait: give seconds, 0 or more.")
+
+    def say(line: str) -> None:
+        print(line, file=out, flush=True)
+
     with ray_fleet.connected(args.address, args.namespace) as fleet:
         ray_plan.check_reach(config, [node.address for node in fleet.nodes()])
         if elsewhere:
-            _say(f"left to `qlm agent --host`: {', '.join(elsewhere)}")
-        ray_fleet.bring_up(fleet, wanted, say=_say)
+            say(f"left to `qlm agent --host`: {', '.join(elsewhere)}")
+        ray_fleet.bring_up(fleet, wanted, say=say)
         found = ray_fleet.until_joined(fleet, [one.name for one in wanted], wait_s)
-        _show([_named(found, one) for one in wanted], as_json=False)
-        late = [one for one in wanted if _named(found, one).state != "joined"]
-        for one in late:
-            _say(_reason(one, _named(found, one)))
-        if any(_named(found, one).state == "waiting" for one in late):
-            _say_nodes(fleet)
+        pairs = [(one, _named(found, one)) for one in wanted]
+        _show([stands for _, stands in pairs], out, as_json=False)
+        late = [(one, stands) for one, stands in pairs if stands.state != "joined"]
+        for one, stands in late:
+            say(_reason(one, stands))
+        if any(stands.state == "waiting" for _, stands in late):
+            for line in _has(fleet):
+                say(line)
     return 1 if late else 0
 
 
@@ -116,16 +129,17 @@ def _reason(wanted: Placement, standing: Standing) -> str:
     return f"{wanted.name} is {standing.state} on {standing.address}"
 
 
-def _say_nodes(fleet: RayFleet) -> None:
+def _has(fleet: RayFleet) -> Iterator[str]:
+    """What the cluster has."""
     nodes = fleet.nodes()
     for node in nodes[:NODES_SHOWN_MAX]:
-        _say(f"the cluster has {node}")
+        yield f"the cluster has {node}"
     if len(nodes) > NODES_SHOWN_MAX:
-        _say(f"and {len(nodes) - NODES_SHOWN_MAX} nodes more")
-    _say(f"of that is free: {fleet.free()}")
+        yield f"and {len(nodes) - NODES_SHOWN_MAX} nodes more"
+    yield f"of that is free: {fleet.free()}"
 
 
-def _down(fleet: RayFleet, names: Sequence[str]) -> int:
+def _down(fleet: RayFleet, names: Sequence[str], out: TextIO) -> int:
     from qlm.ray_fleet import PATIENCE_S
     from qlm_core.errors import QlmError
     from qlm_core.nearest import did_you_mean
@@ -139,28 +153,23 @@ def _down(fleet: RayFleet, names: Sequence[str]) -> int:
             )
     leaving = [one for name, one in found.items() if not names or name in names]
     if not leaving:
-        _say("no agents are there")
+        print("no agents are there", file=out)
         return 0
-    _say(f"drained and removed: {', '.join(one.agent for one in leaving)}")
+    print(f"drains and removes: {', '.join(one.agent for one in leaving)}", file=out, flush=True)
     fleet.remove(leaving)
     return 0
 
 
-def _show(standings: Collection[Standing], *, as_json: bool) -> None:
+def _show(standings: Collection[Standing], out: TextIO, *, as_json: bool) -> None:
     import json
+    from dataclasses import asdict
 
     from qlm import look
 
     if as_json:
-        print(json.dumps([_plain(one) for one in standings], indent=2))
+        print(json.dumps([asdict(one) for one in standings], indent=2), file=out)
     else:
-        look.console().print(_table(standings))
-
-
-def _plain(standing: Standing) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(standing)
+        look.console(out).print(_table(standings))
 
 
 def _table(standings: Collection[Standing]) -> RenderableType:
@@ -171,7 +180,3 @@ def _table(standings: Collection[Standing]) -> RenderableType:
         node = f"{one.address} ({one.node_id[:8]})" if one.address else "-"
         table.add_row(one.agent, one.gpu or "-", node, one.state, str(one.restarts))
     return table
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)

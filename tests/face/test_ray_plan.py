@@ -54,11 +54,11 @@ def test_an_engine_on_gpus_asks_for_them_by_rays_name() -> None:
 
 def test_a_simulated_gpu_may_be_anywhere_unless_its_class_is_said() -> None:
     entry = "name: a, gpu: a10"
-    assert asked(agents(entry)) == {"a": "CPU 1"}
+    assert asked(agents(entry)) == {"a": "CPU 0.1"}
     said = agents(entry, more="ray: {gpus: {a10: {resources: {a10: 0.5}}}}")
-    assert asked(said) == {"a": "CPU 1, a10 0.5"}
+    assert asked(said) == {"a": "CPU 0.1, a10 0.5"}
     (placement,) = ray_plan.placements(said)
-    assert placement.ask.options() == {"num_cpus": 1, "num_gpus": 0, "resources": {"a10": 0.5}}
+    assert placement.ask.options() == {"num_cpus": 0.1, "num_gpus": 0, "resources": {"a10": 0.5}}
 
 
 def test_what_is_said_of_a_gpu_takes_the_place_of_what_is_known() -> None:
@@ -67,6 +67,14 @@ def test_what_is_said_of_a_gpu_takes_the_place_of_what_is_known() -> None:
         more="ray: {gpus: {a100: {label_selector: {zone: '!east'}}}}",
     )
     assert asked(config) == {"a": "CPU 1, GPU 1, zone !east"}
+
+
+def test_so_many_cpus_are_asked_for_as_are_said() -> None:
+    config = agents(
+        "name: a, gpu: cpu, engine: {kind: vllm}", more="ray: {gpus: {cpu: {resources: {CPU: 8}}}}"
+    )
+    (placement,) = ray_plan.placements(config)
+    assert placement.ask.options() == {"num_cpus": 8, "num_gpus": 0}
 
 
 def test_a_gpu_that_nobody_knows_is_refused_with_the_remedy() -> None:

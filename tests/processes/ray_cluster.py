@@ -18,11 +18,12 @@ STORE_BYTES = 80_000_000
 
 
 def arguments(name: str) -> dict[str, object]:
-    """A node with room for two agents of a class, and a GPU that nobody looks at."""
+    """A node with room for two agents of a class, and of class a10 a GPU that nobody looks at."""
     return {
         "num_cpus": 4,
         "num_gpus": 1 if name == "a10" else 0,
         "resources": {name: 2},
+        "labels": {"class": name},
         "object_store_memory": STORE_BYTES,
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qlm import fleet
+from qlm import fleet, ray_plan
 from qlm_core.config import Config
 from tests.processes.test_up import alive, children, wait_until_gone
 
@@ -38,7 +39,7 @@ AGENTS = [
     "{name: big, instances: 2, gpu: a100, models: [mistral-7b]}",
     "{name: small, gpu: a10, models: [mistral-7b], metrics_listen: auto}",
 ]
-ASKED = "{a100: {resources: {a100: 1}}, a10: {resources: {a10: 1}}}"
+ASKED = "{a100: {label_selector: {class: 'in(a100,h100)'}}, a10: {resources: {a10: 1}}}"
 
 pytestmark = pytest.mark.skipif(
     not PYTHON, reason="Ray is not here: QLM_RAY names no Python that has qlm-serving[ray]"
@@ -225,7 +226,7 @@ def test_agents_run_where_their_gpu_is_and_only_what_changes_is_placed_anew(
     bed: Bed, cluster: Cluster
 ) -> None:
     said = bed.qlm("up", bed.file(*AGENTS))
-    assert said.splitlines()[0] == "placed: big-0, big-1, small"
+    assert said.splitlines()[0] == "places: big-0, big-1, small"
     found = bed.agents()
     assert {name: (one["node_id"], one["state"]) for name, one in found.items()} == {
         "big-0": (cluster.nodes["a100"], "joined"),
@@ -237,14 +238,14 @@ def test_agents_run_where_their_gpu_is_and_only_what_changes_is_placed_anew(
     assert sorted(before) == ["big-0", "big-1", "small"]
 
     said = bed.qlm("up", bed.file(*AGENTS))
-    assert said.splitlines()[0] == "kept as they are: big-0, big-1, small"
+    assert said.splitlines()[0] == "keeps: big-0, big-1, small"
     assert cluster.agents() == before
 
     small = "{name: small, gpu: a10, models: [mistral-7b], executor: {pull_ahead: 3}}"
     said = bed.qlm("up", bed.file(AGENTS[0], small))
     assert said.splitlines()[:2] == [
-        "kept as they are: big-0, big-1",
-        "drained and placed anew: small",
+        "keeps: big-0, big-1",
+        "drains and places anew: small",
     ]
     after = cluster.agents()
     assert [name for name in before if after[name] != before[name]] == ["small"]
@@ -253,15 +254,15 @@ def test_agents_run_where_their_gpu_is_and_only_what_changes_is_placed_anew(
     said = bed.qlm("up", bed.file(AGENTS[0], far))
     assert said.splitlines()[:3] == [
         "left to `qlm agent --host`: far",
-        "kept as they are: big-0, big-1",
-        "drained and removed: small",
+        "keeps: big-0, big-1",
+        "drains and removes: small",
     ]
     assert sorted(cluster.agents()) == ["big-0", "big-1"]
     assert "Did you mean 'big-1'?" in bed.qlm("down", "--agent", "bigg-1", status=2)
     bed.qlm("down", "--agent", "big-1")
     assert cluster.agents() == {"big-0": before["big-0"]}
     assert bed.answers()
-    assert bed.qlm("down") == "drained and removed: big-0\n"
+    assert bed.qlm("down") == "drains and removes: big-0\n"
     assert (cluster.agents(), bed.agents()) == ({}, {})
     assert bed.qlm("down") == "no agents are there\n"
 
@@ -305,7 +306,7 @@ def test_who_finds_no_place_is_told_with_what_there_is(bed: Bed, cluster: Cluste
     said = bed.qlm("up", bed.file(many), "--wait", "8", status=1)
     late = [name for name, one in bed.agents().items() if one["state"] == "waiting"]
     assert len(late) == 1
-    assert f"{late[0]} waits for a place: it asks for CPU 1, a10 1" in said
+    assert f"{late[0]} waits for a place: it asks for CPU 0.1, a10 1" in said
     assert "CPU 4, GPU 1, a10 2" in said
     assert "a10 0" in said.splitlines()[-1]
 
@@ -316,6 +317,8 @@ def test_what_keeps_an_agent_from_starting_is_told(bed: Bed) -> None:
     said = bed.qlm("up", str(file), status=1)
     assert "small has failed on 127.0.0.1" in said
     assert "auth.secret: the environment variable NOBODY_HAS_SET_THIS is not set" in said
+    # Ray tries again, maybe elsewhere.
+    bed.until(lambda found: found["small"]["restarts"] == 1 and found["small"]["state"] == "failed")
 
 
 def test_an_engine_sees_the_gpus_that_ray_hands_out(bed: Bed, cluster: Cluster) -> None:
@@ -329,3 +332,33 @@ def test_an_engine_sees_the_gpus_that_ray_hands_out(bed: Bed, cluster: Cluster) 
     assert "real is starting on 127.0.0.1" in said
     assert told.read_text() == "0\n"
     assert bed.agents()["real"]["node_id"] == cluster.nodes["a10"]
+
+
+DRIVER_NAMES = {
+    "a10": ("NVIDIA A10", "NVIDIA A10G"),
+    "a40": ("NVIDIA A40",),
+    "a100": ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
+    "h100": ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"),
+    "rtx4090": ("NVIDIA GeForce RTX 4090",),
+    "rtxpro6000": ("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
+}
+
+
+def test_gpus_that_have_profiles_are_called_as_ray_calls_them() -> None:
+    program = (
+        "import json, sys; from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus; "
+        "print(json.dumps({n: Gpus._gpu_name_to_accelerator_type(n) for n in json.load(sys.stdin)}))"
+    )
+    names = [name for all_of_one in DRIVER_NAMES.values() for name in all_of_one]
+    done = subprocess.run(
+        [PYTHON, "-c", program],
+        input=json.dumps(names),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    called = json.loads(done.stdout)
+    for gpu, driver_names in DRIVER_NAMES.items():
+        allowed = re.split(r"[(),]", ray_plan.ACCELERATORS[gpu])
+        assert [name for name in driver_names if called[name] not in allowed] == []
