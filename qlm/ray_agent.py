@@ -48,6 +48,7 @@ class AgentActor:
         self._supervisor: Supervisor | None = None
         self._stopping = False
         self._why = ""
+        self._stop_s_max = 0.0
         self._placed = _times_placed_again()
         self._life = asyncio.get_running_loop().create_task(self._live())
 
@@ -67,7 +68,7 @@ class AgentActor:
             "restarts": self._placed + restarts,
             "why": self._why,
             "fingerprint": self._fingerprint,
-            "stop_s_max": self._stop_s_max(),
+            "stop_s_max": self._stop_s_max,
         }
 
     async def stop(self) -> None:
@@ -83,9 +84,6 @@ class AgentActor:
         if self._why:
             return "failed"
         return "starting" if self._supervisor is None else self._supervisor.stage(self._name)
-
-    def _stop_s_max(self) -> float:
-        return fleet.stop_grace_s(config_file.parse(self._text, environ=None))
 
     async def _live(self) -> None:
         if self._placed:
@@ -105,6 +103,7 @@ class AgentActor:
     async def _serve(self, file: Path) -> None:
         """Keep the agent running until it fails for good. Raises what made it fail."""
         config = config_file.parse(self._text, environ=None)
+        self._stop_s_max = fleet.stop_grace_s(config)
         arguments = ["--config", str(file)]
         specs = fleet.agent_children([self._name], arguments)
         self._supervisor = fleet.supervisor(config, arguments, log=_log, specs=specs)

@@ -132,13 +132,20 @@ class RayFleet:
         return found
 
     def place(self, wanted: Sequence[Placement]) -> None:
-        """Have Ray place these agents, and again whenever one loses its place."""
+        """Have Ray place these agents, and again whenever one loses its place. Raises Unavailable where one is there already."""
         actor = self._ray.remote(AgentActor)
         for one in wanted:
             options = one.ask.options()
-            self._made[one.name] = actor.options(
+            named = actor.options(
                 name=PREFIX + one.name, lifetime="detached", max_restarts=-1, **options
-            ).remote(one.name, one.gpu, one.text, one.fingerprint)
+            )
+            try:
+                made = named.remote(one.name, one.gpu, one.text, one.fingerprint)
+            except ValueError:
+                raise Unavailable(
+                    f"{one.name}: somebody else has placed it meanwhile. Run `qlm ray up` again, one at a time."
+                ) from None
+            self._made[one.name] = made
 
     def remove(self, standings: Collection[Standing]) -> None:
         """Let these agents drain, all at once, and remove them. Raises Unavailable where Ray does not let go of one."""
