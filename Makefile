@@ -8,7 +8,7 @@ TESTS_AT_ONCE ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vllm test test-pythons test-vllm fidelity check format page docs protos bench bench-vllm chaos clean
+.PHONY: help run demo-vllm test test-pythons test-vllm test-ray fidelity check format page docs protos bench bench-vllm chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -28,6 +28,9 @@ test-pythons: $(VENV)/.dev ## run the tests without processes, and the client's,
 test-vllm: $(VENV)/.dev ## run the tests that need a real vLLM, on the CPU (2 GB of disk)
 	$(BIN)/python deploy/vllm-cpu/prepare.py
 	$(BIN)/pytest -m vllm
+
+test-ray: $(VENV)/.dev $(VENV)-ray/.installed ## run the tests of agents on a real Ray, on this machine (800 MB of disk)
+	QLM_RAY=$(VENV)-ray/bin/python $(BIN)/pytest tests/processes/test_ray.py
 
 fidelity: $(VENV)/.dev ## compare a real vLLM's answers with the same through QLM, field by field
 	$(BIN)/python deploy/vllm-cpu/prepare.py
@@ -82,9 +85,14 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m solver.backends.warm_up
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)-ray/.installed: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@touch $@
+
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	$(PIP) '.[docs]'
 	@touch $@
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-ray build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

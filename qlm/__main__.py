@@ -30,6 +30,7 @@ COMMANDS = {
     "solver": "run the solver",
     "gateway": "run a gateway",
     "agent": "run one agent",
+    "ray": "place agents on a Ray cluster by GPU class, and keep them running there",
     "submit": "send one request and print its answer",
     "batch": "submit, watch, fetch and cancel batches",
     "replay": "send the requests of a trace and report how they fared",

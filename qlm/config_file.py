@@ -72,8 +72,13 @@ def find(option: str | None, *, environ: Mapping[str, str], directory: Path) -> 
     return default if default.is_file() else None
 
 
-def load(source: Source, *, environ: Mapping[str, str]) -> Config:
-    """Read, expand, override and check. Raises ConfigError as `FILE: path: problem. remedy`."""
+def load(source: Source, *, environ: Mapping[str, str] | None) -> Config:
+    """Read, expand, override and check. Raises ConfigError as `FILE: path: problem. remedy`.
+
+    Args:
+        environ: where `${NAME}` is taken from; None leaves it as it stands, for an agent's machine to expand. There are no
+            webhooks then: they are gateways' alone, and a name has not the form that their secrets must have.
+    """
     if source.path is None:
         config = Config()
     else:
@@ -84,12 +89,15 @@ def load(source: Source, *, environ: Mapping[str, str]) -> Config:
     return _labelled("--set", lambda: override(config, source.overrides))
 
 
-def parse(text: str, *, environ: Mapping[str, str]) -> Config:
-    """Build the tree from YAML text. Raises ConfigError without a file name."""
+def parse(text: str, *, environ: Mapping[str, str] | None) -> Config:
+    """Build the tree from YAML text, `environ` as for `load`. Raises ConfigError without a file name."""
     data = strict_yaml(text)
     if data is not None and not isinstance(data, dict):
         raise ConfigError("the file must be a mapping of sections. Start from `qlm config show`.")
-    return Config.from_mapping(_expand(data, (), environ))
+    data = _expand(data, (), environ)
+    if environ is None and isinstance(data, dict) and isinstance(data.get("gateway"), dict):
+        data["gateway"].pop("webhooks", None)
+    return Config.from_mapping(data)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -117,15 +125,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def to_yaml(config: Config, *, redact: bool = True) -> str:
     """The whole tree as YAML, every agent in full, secrets masked unless `redact` is False."""
-    return _dumped(config.to_mapping(redact=redact))
+    return dumped(config.to_mapping(redact=redact))
 
 
 def to_short_yaml(config: Config) -> str:
     """The same without what follows from other keys (`qlm_core.fleet_template`), secrets masked."""
-    return _dumped(fleet_template.described(config))
+    return dumped(fleet_template.described(config))
 
 
-def _dumped(data: object) -> str:
+def dumped(data: object) -> str:
+    """Plain data as YAML."""
     text: str = yaml.safe_dump(_plain(data), sort_keys=False, width=100)
     return text
 
@@ -201,7 +210,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     return f"{place}not valid YAML: {problem}. Correct this line."
 
 
-def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str]) -> object:
+def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str] | None) -> object:
     """Replace `${NAME}` in secrets; anywhere else it is an error, since nothing would expand it."""
     if isinstance(value, dict):
         return {key: _expand(item, (*path, str(key)), environ) for key, item in value.items()}
@@ -215,6 +224,8 @@ def _expand(value: object, path: tuple[str, ...], environ: Mapping[str, str]) ->
             f"{where}: ${{NAME}} is only replaced in secrets ({', '.join(SECRETS)}). "
             "Write the value itself."
         )
+    if environ is None:
+        return value
 
     def named(match: re.Match[str]) -> str:
         name = match[1]
@@ -286,6 +297,12 @@ def current(option: str | None, overrides: Sequence[str]) -> Config:
     """The configuration of this process, from its options, environment and directory."""
     path = find(option, environ=os.environ, directory=Path.cwd())
     return load(Source(path=path, overrides=tuple(overrides)), environ=os.environ)
+
+
+def unexpanded(option: str | None, overrides: Sequence[str]) -> Config:
+    """The same for agents on other machines: each `${NAME}` still stands, to be taken from the environment there."""
+    path = find(option, environ=os.environ, directory=Path.cwd())
+    return load(Source(path=path, overrides=tuple(overrides)), environ=None)
 
 
 def said(option: str | None, overrides: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,12 +29,12 @@ def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
     return made
 
 
-def console() -> Console:
-    """Where tables go: as wide as the terminal, and where there is none so wide that no row is broken."""
+def console(file: TextIO | None = None) -> Console:
+    """Where tables go, standard output unless said: as wide as the terminal, and without one so wide that no row is broken."""
     from rich.console import Console
 
-    made = Console()
-    return made if made.is_terminal else Console(width=WIDTH)
+    made = Console(file=file)
+    return made if made.is_terminal else Console(file=file, width=WIDTH)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

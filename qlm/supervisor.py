@@ -14,7 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import failpoints
 from qlm.service import JOINED, READY
@@ -33,6 +33,8 @@ SUPERVISED = ("--supervised",)
 LINE_BYTES_MAX = 65_536
 
 Log = Callable[[str, str], None]
+# Started or about to be; serving; and, of an agent, with somebody who gives it requests.
+Stage = Literal["starting", "ready", "joined"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,15 @@ class Supervisor:
     def restarts(self, name: str) -> int:
         """How often the child was started again."""
         return self._children[name].restarts
+
+    def stage(self, name: str) -> Stage:
+        """How far the child has come since it was last started."""
+        child = self._children[name]
+        if child.joined.is_set():
+            return "joined"
+        if child.ready.is_set():
+            return "ready"
+        return "starting"
 
     async def until_ready(self, name: str) -> None:
         """Wait until the child serves."""

@@ -30,6 +30,7 @@ from qlm_core.config_batches import BatchesConfig
 from qlm_core.config_doors import check_doors
 from qlm_core.config_files import FilesConfig
 from qlm_core.config_messages import readable
+from qlm_core.config_ray import RayConfig, RayGpuConfig, check_ray
 from qlm_core.config_rules import check
 from qlm_core.config_section import Section, read_secret
 from qlm_core.config_tracing import TracingConfig, check_tracing
@@ -58,6 +59,8 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OpenAIEngineConfig",
+    "RayConfig",
+    "RayGpuConfig",
     "ReplanConfig",
     "RwtConfig",
     "SimEngineConfig",
@@ -324,6 +327,7 @@ class Config(Section, frozen=True, kw_only=True):
     gateway: GatewayConfig = GatewayConfig()
     agent_defaults: AgentDefaults = AgentDefaults()
     agents: tuple[AgentConfig, ...] = msgspec.field(default_factory=_default_agents)
+    ray: RayConfig = RayConfig()
     auth: AuthConfig = AuthConfig()
     tls: TlsConfig = TlsConfig()
     insecure: bool = False
@@ -369,6 +373,7 @@ class Config(Section, frozen=True, kw_only=True):
         check_doors(config)
         check_webhooks(config.gateway.webhooks)
         check_tracing(config.gateway.tracing)
+        check_ray(config.ray)
         return config
 
     def to_mapping(self, *, redact: bool = True) -> dict[str, Any]:

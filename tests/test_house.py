@@ -135,7 +135,7 @@ def test_documented_commands_exist(page: Path) -> None:
         if words[0] == "COMMAND":
             continue
         assert words[0] in face.COMMANDS, f"qlm {' '.join(words)}"
-        asked = words[: 2 if words[0] == "batch" else 1]
+        asked = words[: 2 if words[0] in ("batch", "ray") else 1]
         shown = subprocess.run(
             [sys.executable, "-m", "qlm", *asked, "--help"], capture_output=True, text=True
         ).stdout

@@ -21,9 +21,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     from qlm.service import add_supervised
 
     parser = subparsers.add_parser("up", help="start solver, gateway and agents on this machine")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--host",
         help="what agents call this machine: start those, and those without a host (default: all)",
+    )
+    which.add_argument(
+        "--no-agents",
+        action="store_true",
+        help="start solver and gateway alone: agents run elsewhere, for example by `qlm ray up`",
     )
     options.add_config(parser)
     add_supervised(parser)
@@ -34,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from qlm import fleet, ports, service
 
     config = options.config_of(args)
-    names = fleet.agents_here(config, args.host)
+    names = [] if args.no_agents else fleet.agents_here(config, args.host)
     wanted = ports.listeners(config)
     left_out = {agent.name for agent in config.agents}.difference(names)
     for name in left_out:
@@ -79,7 +85,8 @@ async def _announce(config: Config, names: Sequence[str], supervisor: Supervisor
             print(f"no agent has joined yet: waiting for {', '.join(names)}", flush=True)
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             joined = [name for wait, name in waits.items() if wait.done()]
-        print(_banner(config, joined), flush=True)
+        served = f"serves {_served(config, joined)}" if names else "waits for agents elsewhere"
+        print(_banner(config, served), flush=True)
         late = {wait: name for wait, name in waits.items() if name not in joined}
         if late:
             print(f"  waiting for        {', '.join(late.values())}", flush=True)
@@ -92,10 +99,10 @@ async def _announce(config: Config, names: Sequence[str], supervisor: Supervisor
             wait.cancel()
 
 
-def _banner(config: Config, joined: Sequence[str]) -> str:
+def _banner(config: Config, served: str) -> str:
     scheme = "https" if config.gateway.tls.cert else "http"
     return (
-        f"QLM serves {_served(config, joined)}\n"
+        f"QLM {served}\n"
         f"  OpenAI-compatible  {scheme}://{config.gateway.http_listen}/v1\n"
         f"  gRPC               {config.gateway.grpc_listen}\n"
         "  stop with Ctrl-C"
