@@ -113,7 +113,7 @@ class Batches:
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            Drafter(config, intake, responses),
+            Drafter(intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,
