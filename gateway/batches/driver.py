@@ -107,6 +107,7 @@ class Batches:
         self._bulk = Bulk(solver.tell, self._book.waiting, time_s)
         limits = Limits(
             lines_max=self._limits.lines_max,
+            inputs_max=self._limits.embedding_inputs_max,
             line_bytes_max=config.gateway.limits.body_bytes_max + LINE_REST_BYTES,
             faults_max=self._limits.faults_max,
         )

@@ -87,6 +87,26 @@ async def test_embeddings_are_batched_as_well() -> None:
         assert {(one.prompt_tokens, one.max_output_tokens) for one in arrived} == {(10, 0), (4, 0)}
 
 
+async def test_a_batch_of_more_inputs_to_embed_than_it_may_have_fails_at_once() -> None:
+    async with bed(batches={"embedding_inputs_max": 3}) as one:
+        lines = [
+            {
+                "custom_id": id,
+                "method": "POST",
+                "url": EMBED,
+                "body": {"model": "tiny", "input": ["x", "y"]},
+            }
+            for id in "ab"
+        ]
+        batch = await one.until(await one.create(lines, endpoint=EMBED))
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        [fault] = batch.errors.data or []
+        assert (fault.code, fault.param, fault.line) == ("too_many_tasks", "input_file_id", None)
+        assert "more than 3 inputs" in str(fault.message)
+        assert not one.agent.payloads
+
+
 async def test_an_answer_is_one_line_whatever_is_in_it_and_however_an_engine_writes() -> None:
     async with bed() as one:
         written = b'{\r\n  "object": "list",\n  "data": [{"embedding": [0.10]}],\n "usage": {"prompt_tokens": 5}\n}'
