@@ -271,7 +271,7 @@ def with_limits(body: bytes, fields: Json, endpoint: Endpoint) -> tuple[bytes, i
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise InvalidRequest(
                 name,
-                f"must be a whole number of at least {least}, not {value!r:.40}",
+                f"must be a whole number of at least {least} and below 2^63, not {value!r:.40}",
                 "Correct it.",
             )
         said[name] = value

@@ -315,13 +315,23 @@ class Connection(HttpToolsProtocol):
         self._watch_writing()
 
     def _refuse(self, problem: Problem) -> None:
-        """The head cannot be read. Nothing else is on this connection."""
+        """What came cannot be read. Nothing else is on this connection."""
         self._refused = True
-        self.end(None if self._unanswered else problem)
+        if len(self._unanswered) == 1 and _waits_for_body(self._unanswered[0]):
+            # It is the body of this one, so the refusal is its answer.
+            self._unanswered[0].disconnected = True
+            self._unanswered[0].message_event.set()
+            self.end(problem)
+        else:
+            self.end(None if self._unanswered else problem)
 
     def _watch_writing(self) -> None:
         if self.unread_bytes:
             self._doorway.writes(self)
+
+
+def _waits_for_body(cycle: RequestResponseCycle) -> bool:
+    return cycle.more_body and not cycle.response_started
 
 
 def _response(problem: Problem) -> bytes:

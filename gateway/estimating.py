@@ -1,7 +1,8 @@
 """POST /v1/estimate: when a batch or a request would be done that is not submitted (docs/api.md, "Estimates").
 
 What is asked is checked here and put to the solver, which answers as it would for a batch that has just come. A request is
-described by the body that it would have, at the path that it would go to, or by its size.
+described by the body that it would have, at the path that it would go to, or by its size; a batch also by the body that would
+create it, whose file is then read as if it did.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import msgspec
+
 from gateway import body as bd
 from gateway import headers as hd
 from gateway import openai
 from gateway.asgi import JSON, answer
+from gateway.batches import asking
 from gateway.batches.asking import lax_class, window_s
+from gateway.batches.foreseeing import FaultyInput
+from gateway.batches.index import listed
+from gateway.batches.stored import Forecast
 from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.desk import Desk
+from gateway.problems import problem_of
+from gateway.refusing import refuse
 from gateway.uploads import Uploads
 from qlm_core.endpoint import Endpoint
-from qlm_core.errors import InvalidRequest, UnknownModel
+from qlm_core.errors import InvalidRequest, Unavailable, UnknownModel
 from qlm_core.messages import BatchForecast, BatchQuestion, BulkShape
 from qlm_core.model import ModelName, Slo
 
@@ -29,6 +38,9 @@ LINES_MAX = 10_000_000
 MODELS_MAX = 100
 PROMPT_TOKENS_MAX = 10_000_000
 _NAME_CHARS_MAX = 128
+# The field by which the body of a batch is known, and those that say the same as it.
+_OF_BATCHES = "input_file_id"
+_OF_OTHERS = ("body", "url", "model", "models", "lines", "prompt_tokens_mean", "max_output_tokens")
 
 
 class EstimateDoor:
@@ -42,13 +54,34 @@ class EstimateDoor:
         """As `Resource.answer`."""
         body = await self._bodies.read(call.headers, call.receive)
         fields = bd.parse(body)
-        if fields.get("body") is None:
-            question = self._question(fields, call)
-        else:
-            question = self._question_of_body(fields, call)
+        try:
+            if fields.get(_OF_BATCHES) is not None:
+                question = await self._question_of_file(fields, body, call)
+            elif fields.get("body") is not None:
+                question = self._question_of_body(fields, call)
+            else:
+                question = self._question(fields, call)
+        except FaultyInput as error:
+            problem = msgspec.structs.replace(problem_of(error), errors=listed(error.faults))
+            await refuse(self._desk.metrics, problem, call.send, call.headers)
+            return
         found = await self._desk.solver.estimate_batch(question)
-        said = openai.encode(_shown(question, found, time.time()))
-        await answer(call.send, 200, said, [JSON, *hd.echoed(call.headers)])
+        told = _shown(question, found, time.time())
+        if fields.get(_OF_BATCHES) is not None:
+            told["qlm"] = {name: told[name] for name in Forecast.__struct_fields__}
+        await answer(call.send, 200, openai.encode(told), [JSON, *hd.echoed(call.headers)])
+
+    async def _question_of_file(self, fields: Json, body: bytes, call: Call) -> BatchQuestion:
+        """What is asked by the body that would create a batch. Raises as creating one does, and FaultyInput."""
+        for name in _OF_OTHERS:
+            if fields.get(name) is not None:
+                raise InvalidRequest(
+                    name, f"given together with {_OF_BATCHES}", "Give one of the two."
+                )
+        asked = asking.read(body, self._desk.config.gateway.batches)
+        if not self._desk.solver.connected:
+            raise Unavailable("no solver is connected; try again later")
+        return await self._desk.batches.question(asked, call.caller)
 
     def _question_of_body(self, fields: Json, call: Call) -> BatchQuestion:
         """What is asked by a body as it would be sent. Raises InvalidRequest, UnknownModel, Forbidden."""

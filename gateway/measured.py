@@ -49,7 +49,9 @@ class MeasuredAnswer:
         service_tier: str,  # noqa: ARG002
         record: EndRecord,  # noqa: ARG002
     ) -> bytes:
-        """The answer as a client gets it."""
+        """The answer as a client gets it; b"" where the request ended without one."""
+        if not self._data:
+            return b""
         return MeasuredFramer(id=id, created=created, model=model).frame(self.finish(""))
 
 

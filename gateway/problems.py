@@ -6,6 +6,7 @@ One function for what a request is refused with, one for what it ends with. Ever
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -41,6 +42,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         should_retry: what OpenAI's clients are told to do, where their own rule for the status would be wrong.
         dropped: the reason in the header of the dropped.
         allow: the methods that there are, with a 405.
+        errors: all that is wrong with a file, of which the error object tells the first.
     """
 
     status: int
@@ -52,6 +54,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     should_retry: bool | None = None
     dropped: str = ""
     allow: str = ""
+    errors: dict[str, Any] | None = None
 
     def body(self) -> bytes:
         """OpenAI's error body."""
@@ -61,7 +64,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             "param": self.param,
             "code": self.code or None,
         }
-        return _encode({"error": error})
+        more = {"errors": self.errors} if self.errors else {}
+        return _encode({"error": error} | more)
 
 
 UNAUTHORIZED = Problem(

@@ -2,7 +2,8 @@
 
 OpenAI's tiers are all known. The configuration says which class each selects; one that it does not name selects the
 default class, and the answer says so, as OpenAI's does where a tier is not to be had. `fast` is another word for
-`priority`, and is answered as that.
+`priority`, and is answered as that. Answers have no word but OpenAI's, whatever selected the class: clients may hold
+them against its types.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ KNOWN = ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
 _MEANT = {"fast": "priority"}
 # Which one is used is then the gateway's to say.
 _OPEN = "auto"
+_DEFAULT = "default"
 # Responses alone have it.
 _OF_RESPONSES = "ultrafast"
 _SHOWN_CHARS = 256
 
 
-def known_tier(tiers: Sequence[str]) -> str:
-    """The first of some tiers that OpenAI's answers have as well; else `default`, which is what its batches say."""
-    told = (_MEANT.get(tier, tier) for tier in tiers if tier in KNOWN)
-    return next((tier for tier in told if tier not in (_OPEN, _OF_RESPONSES)), "default")
+def told_tier(tiers: Sequence[str]) -> str:
+    """What answers say of a class with such tiers: `default` if it has that or none that may be said, else the first of these."""
+    told = [_MEANT.get(tier, tier) for tier in tiers if tier in KNOWN]
+    told = [tier for tier in told if tier not in (_OPEN, _OF_RESPONSES)]
+    return told[0] if told and _DEFAULT not in told else _DEFAULT
 
 
 class Tiers:
@@ -64,14 +67,10 @@ class Tiers:
                 field, code = ("service_tier", "unknown_service_tier")
                 problem = f"{(tier or '')[:_SHOWN_CHARS]!r} selects no SLO class"
             raise InvalidRequest(field, problem, self._known(), code=code)
-        if (
-            tier
-            and not asked
-            and tier != _OPEN
-            and (tier in self._class_of or tier in self._classes)
-        ):
+        selects = tier in self._class_of or tier in self._classes
+        if tier in KNOWN and selects and tier != _OPEN and not asked:
             return name, _MEANT.get(tier, tier)
-        return name, self._tier_of(name)
+        return name, told_tier(self._classes[name].service_tiers)
 
     def _find(self, word: str, caller: Caller) -> str | None:
         if word in self._classes:
@@ -82,12 +81,6 @@ class Tiers:
             return None
         theirs = [name for name in caller.classes if name in self._classes]
         return self._default if self._default in theirs or not theirs else theirs[0]
-
-    def _tier_of(self, slo_class: str) -> str:
-        tiers = self._classes[slo_class].service_tiers
-        if "default" in tiers:
-            return "default"
-        return _MEANT.get(tiers[0], tiers[0]) if tiers else slo_class
 
     def _known(self) -> str:
         tiers = ", ".join(dict.fromkeys((*self._class_of, *KNOWN)))

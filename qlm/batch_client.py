@@ -76,13 +76,16 @@ class BatchClient:
         metadata: Mapping[str, str],
     ) -> Json:
         """Create a batch of an input file."""
-        asked = {
-            "input_file_id": file_id,
-            "endpoint": endpoint,
-            "completion_window": window,
-            "metadata": dict(metadata) or None,
-        }
+        asked = _batch(file_id, endpoint, window) | {"metadata": dict(metadata) or None}
         return await self._ask("POST", "/batches", json=asked)
+
+    async def estimate(self, file_id: str, *, endpoint: str, window: str) -> Json:
+        """When a batch of an input file would be done."""
+        return await self._ask("POST", "/estimate", json=_batch(file_id, endpoint, window))
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file."""
+        await self._ask("DELETE", f"/files/{file_id}")
 
     async def get(self, id: str) -> Json:
         """A batch."""
@@ -155,6 +158,10 @@ class BatchClient:
                 return Unavailable(f"{self._url}: no answer within {TIMEOUT_S:g} s. Try again.")
             case _:
                 return Unavailable(f"{self._url}: the connection broke ({error}). Try again.")
+
+
+def _batch(file_id: str, endpoint: str, window: str) -> Json:
+    return {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window}
 
 
 def _refused(status: int, data: bytes) -> QlmError:

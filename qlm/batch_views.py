@@ -82,6 +82,17 @@ def table(batch: Json, now_s: float) -> str:
     return look.facts(rows)
 
 
+def foreseen(said: Json, now_s: float) -> str:
+    """When a batch that is not submitted would be done, one fact a line."""
+    rows = [
+        ("lines", str(said["lines"])),
+        ("class", said["slo_class"]),
+        ("finish", finish(said, now_s)),
+        ("why", said["explanation"]),
+    ]
+    return look.facts(rows)
+
+
 async def watch(batch: Json, again: Callable[[str], Awaitable[Json]]) -> Json:
     """Show a batch until it is over; returns what it is then. A bar on a terminal, a line every few seconds elsewhere."""
     return await (_bar if sys.stderr.isatty() else _lines)(batch, again)

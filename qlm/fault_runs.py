@@ -95,7 +95,7 @@ def _run_traced(schedule: Schedule, keep: str | None) -> int:
 
 def _explain(schedule: Schedule, failure: Failure, keep: str | None) -> None:
     """Make a failure short, and show what it takes or write it down."""
-    events = len(schedule.faults) + len(schedule.asks)
+    events = len(schedule.faults) + len(schedule.asks) + len(schedule.batches)
     _say(f"{failure.checker}: making seed {schedule.seed} short, which has {events} events")
     short, outcome = shrink(schedule, failure.checker)
     text = to_text(short)
@@ -114,7 +114,8 @@ def _explain(schedule: Schedule, failure: Failure, keep: str | None) -> None:
 def _sum_up(short: Schedule, outcome: Outcome) -> str:
     failure = outcome.failure
     assert failure is not None
-    counts = f"{len(short.faults)} faults and {len(short.asks)} requests"
+    batches = f", {len(short.batches)} batches" if short.batches else ""
+    counts = f"{len(short.faults)} faults{batches} and {len(short.asks)} requests"
     return f"it takes {counts}: {failure.checker}: {failure.words}"
 
 

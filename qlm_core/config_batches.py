@@ -10,7 +10,7 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
 
     slo_class: of the lines; empty: of the classes that a tenant may use the one with the longest ttft_s.
     window_s_min, window_s_max: of a completion window.
-    lines_max: of one batch. faults_max: so many faults of a file are told.
+    lines_max, embedding_inputs_max: of one batch, in all its lines. faults_max: so many faults of a file are told.
     open_batches_max, tenant_open_batches_max: batches that are not over, of all tenants and of one.
     tenant_tokens_max: estimated prompt tokens of a model in a tenant's batches, of lines that are no requests yet; 0: any number.
     waiting_lines_max: of one model so many lines wait for an engine at a time, as requests; the others wait in their files.
@@ -23,6 +23,7 @@ class BatchesConfig(Section, frozen=True, kw_only=True):
     window_s_min: float = 60.0
     window_s_max: float = 1_209_600.0
     lines_max: int = 50_000
+    embedding_inputs_max: int = 50_000
     faults_max: int = 100
     open_batches_max: int = 1_000
     tenant_open_batches_max: int = 200

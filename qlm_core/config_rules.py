@@ -40,6 +40,7 @@ _ABOVE_0 = (
     "connections_per_address_max",
     "delta",
     "e2e_s",
+    "embedding_inputs_max",
     "faults_max",
     "file_bytes_max",
     "gateway_lease_s",

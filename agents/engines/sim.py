@@ -292,7 +292,8 @@ class SimEngine:
             elif outcome.kind is OutcomeKind.FINISHED:
                 self._emit(choice, outcome.output_tokens)
                 del self._choices[choice.name]
-                if all(each.over for each in choice.job.choices):
+                # Not when all are over: one whose last token is out may still be in the batch.
+                if not any(each.name in self._choices for each in choice.job.choices):
                     self._finish(choice.job)
 
     def _tell(self, event: JobOutput | JobDone | JobRefused | EngineReady) -> None:

@@ -1,4 +1,4 @@
-"""What clients may ask of batches: create, look, list, cancel.
+"""What clients may ask of batches: create, foresee, look, list, cancel.
 
 Another tenant's batch is looked for in vain, with the same answer as one that never was.
 """
@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +20,19 @@ import failpoints
 from gateway.batches import rows
 from gateway.batches.asking import Asked, InvalidBatch, lax_class
 from gateway.batches.driver import Batches
+from gateway.batches.endpoints import ENDPOINTS
+from gateway.batches.foreseeing import FaultyInput, shapes
+from gateway.batches.index import Index
 from gateway.batches.restoring import remove
 from gateway.batches.rows import Numbered
 from gateway.batches.stored import BATCH_PREFIX, Forecast, StoredBatch, is_id, shown
+from gateway.batches.validating import FAILED
 from gateway.files import BATCH, StoredFile
 from gateway.keys import Caller
 from qlm_core.batches import BatchStatus
 from qlm_core.errors import Conflict, KeyReused, NotFound, QueueFull, Unavailable
-from qlm_core.model import BatchId
+from qlm_core.messages import BatchQuestion
+from qlm_core.model import BatchId, Slo
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +63,37 @@ class BatchDesk:
         Raises InvalidBatch (the file is of another purpose), QueueFull, Unavailable (the store failed), KeyReused (the key names
         other content).
         """
-        owner = caller.tenant
-        self._require_room(owner)
-        self._creating[owner] = self._creating.get(owner, 0) + 1
-        try:
+        with self._counted(caller.tenant):
             # Not to be torn by a client that leaves: what is stored must begin.
             made = await asyncio.shield(asyncio.create_task(self._create(asked, caller, key)))
-        finally:
-            self._creating[owner] -= 1
-            if not self._creating[owner]:
-                del self._creating[owner]
         batch = self._batches.get(made.id)
         if batch is not None and batch.stored.status is BatchStatus.VALIDATING:
             await self._batches.foretold(batch)
             made = batch.stored
         return self._shown(made)
+
+    async def question(self, asked: Asked, caller: Caller) -> BatchQuestion:
+        """What the solver is to be asked of a batch that is not created; while its file is read it counts as an open one.
+
+        Raises what `create` does without a key, InvalidRequest for too many models, and FaultyInput for what would fail it.
+        """
+        owner, id = caller.tenant, asked.input_file_id
+        with self._counted(owner):
+            file = await self._input(id, caller)
+            # Where there is no file, nothing can be read at a path that was never one.
+            path = self._batches.folder / "none" if file is None else self._batches.files.path(file)
+            scan = await self._batches.read(path, asked.endpoint, file_id=id, owner=owner)
+        index, models = Index.unpack(scan.index), [model.name for model in scan.models]
+        faults = scan.faults or self._batches.too_much(index, models, owner)
+        if faults and faults[0].code == FAILED:
+            raise Unavailable(faults[0].message)
+        if faults:
+            raise FaultyInput(faults)
+        parts = shapes(
+            index, models, self._batches.lengths(models, owner), ENDPOINTS[asked.endpoint]
+        )
+        slo = Slo(ttft_s=asked.window_s, e2e_s=asked.window_s)
+        return BatchQuestion(parts, lax_class(self._batches.config, caller), slo)
 
     async def get(self, id: str, caller: Caller) -> Json:
         """A batch. Raises NotFound, Unavailable."""
@@ -102,6 +125,18 @@ class BatchDesk:
         return Page([self._shown(one.batch) for one in found[:limit]], len(found) > limit)
 
     # ---------------------------------------------------------------- parts
+
+    @contextmanager
+    def _counted(self, owner: str) -> Iterator[None]:
+        """Count one more batch of a tenant for a while. Raises QueueFull."""
+        self._require_room(owner)
+        self._creating[owner] = self._creating.get(owner, 0) + 1
+        try:
+            yield
+        finally:
+            self._creating[owner] -= 1
+            if not self._creating[owner]:
+                del self._creating[owner]
 
     def _require_room(self, owner: str) -> None:
         mine = sum(batch.stored.owner == owner for batch in self._batches)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gateway.batches.opened import OpenBatch
 from gateway.batches.results import InputLine
 from gateway.intake import Draft, Intake, Wish
@@ -12,8 +10,6 @@ from gateway.problems import Problem, problem_of_end
 from gateway.responses.drafting import ResponseIntake
 from gateway.responses.ended import ended_body, in_our_words
 from gateway.store import StoredEnd, StoredRequest
-from gateway.tiers import known_tier
-from qlm_core.config import Config
 from qlm_core.errors import InvalidRequest
 from qlm_core.ledger import EndRecord
 
@@ -21,8 +17,7 @@ from qlm_core.ledger import EndRecord
 class Drafter:
     """Makes drafts of the lines of one gateway's batches."""
 
-    def __init__(self, config: Config, intake: Intake, responses: ResponseIntake) -> None:
-        self._config = config
+    def __init__(self, intake: Intake, responses: ResponseIntake) -> None:
         self._intake = intake
         self._responses = responses
 
@@ -38,9 +33,7 @@ class Drafter:
             draft = self._intake.draft(body, batch.endpoint.asks, wish=wish, caller=caller)
         if draft.stream:
             raise InvalidRequest("stream", "a line of a batch cannot be streamed", "Leave it out.")
-        # Many clients check what batches answer against OpenAI's types, which know no tier of ours.
-        tiers = self._config.slo_classes[draft.slo_class].service_tiers
-        return replace(draft, service_tier=known_tier(tiers))
+        return draft
 
 
 def answer_of(request: StoredRequest, end: StoredEnd) -> bytes:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,7 +30,7 @@ from gateway.batches.releasing import Releaser
 from gateway.batches.rows import Numbered, Result
 from gateway.batches.scan import Limits
 from gateway.batches.stored import Forecast, Moment, StoredBatch, Totals
-from gateway.batches.validating import ScanFailedError, Validator
+from gateway.batches.validating import Validator
 from gateway.batches.writing import Writer
 from gateway.driver import Driver
 from gateway.files import FileStore
@@ -107,13 +107,14 @@ class Batches:
         self._bulk = Bulk(solver.tell, self._book.waiting, time_s)
         limits = Limits(
             lines_max=self._limits.lines_max,
+            inputs_max=self._limits.embedding_inputs_max,
             line_bytes_max=config.gateway.limits.body_bytes_max + LINE_REST_BYTES,
             faults_max=self._limits.faults_max,
         )
         self._validator = Validator(limits, lambda: solver.connected and bool(solver.models()))
         self._releaser = Releaser(
             driver,
-            Drafter(config, intake, responses),
+            Drafter(intake, responses),
             keep=self._keep,
             handle=self.handle,
             released=self._bulk.changed,
@@ -248,6 +249,21 @@ class Batches:
                 async with asyncio.timeout(self._limits.finish_wait_s_max):
                     await batch.foretold.wait()
 
+    async def read(self, path: Path, endpoint: str, *, file_id: str, owner: str) -> Scan:
+        """What is in an input file that was uploaded under an id, or all that is wrong with it and its models."""
+        served = partial(self._served, owner)
+        return await self._validator.read(path, endpoint, file_id=file_id, served=served)
+
+    def too_much(self, index: Index, models: Sequence[str], owner: str) -> tuple[Fault, ...]:
+        """What is wrong with such lines beside those of the tenant's batches that are not over."""
+        theirs = [batch for batch in self if batch.stored.owner == owner]
+        return too_much(index, models, theirs, tokens_max=self._limits.tenant_tokens_max)
+
+    def lengths(self, models: Sequence[str], owner: str) -> list[int]:
+        """Tokens of the longest sequence of each of a tenant's models."""
+        known, unknown = self._served(owner), ModelConfig().max_model_len
+        return [known.get(model, unknown) for model in models]
+
     def announce(self) -> None:
         """A solver has come, which knows nothing yet."""
         self._bulk.announce(self._open.values())
@@ -359,12 +375,13 @@ class Batches:
             batch.validating.cancel()
 
     async def _validate(self, batch: OpenBatch) -> None:
-        id = batch.stored.id
-        scan = await self._scan(batch)
-        faults = scan.faults or await self._validator.unserved(scan, partial(self._served, batch))
+        id, stored = batch.stored.id, batch.stored
+        scan = await self.read(
+            batch.input, stored.endpoint, file_id=stored.input_file_id, owner=stored.owner
+        )
         failpoints.at("gateway.batches.validated")
-        if faults:
-            batch.stored = replace(batch.stored, faults=faults)
+        if scan.faults:
+            batch.stored = replace(batch.stored, faults=scan.faults)
             self.handle(bt.Refused(id))
             return
         await self._stored(partial(rows.keep_index, number=batch.number, lines=scan.index))
@@ -374,8 +391,7 @@ class Batches:
             Index.unpack(scan.index),
         )
         # From here on nothing else happens until the batch counts itself.
-        theirs = [other for other in self if other.stored.owner == batch.stored.owner]
-        if faults := too_much(index, models, theirs, tokens_max=self._limits.tenant_tokens_max):
+        if faults := self.too_much(index, models, batch.stored.owner):
             batch.stored = replace(batch.stored, faults=faults)
             self.handle(bt.Refused(id))
             return
@@ -383,26 +399,8 @@ class Batches:
         self._know(batch, index)
         self.handle(bt.Accepted(id, models, batch.index.model_of))
 
-    async def _scan(self, batch: OpenBatch) -> Scan:
-        file_id = batch.stored.input_file_id
-        try:
-            return await self._validator.scan(batch.input, batch.stored.endpoint)
-        except FileNotFoundError:
-            message = (
-                f"Cannot find file {file_id[:64]}, or organization does not have access to it."
-            )
-            fault = Fault(code="invalid_request", message=message, param="file_id")
-        except ScanFailedError as error:
-            fault = Fault(code="server_error", message=str(error), param="input_file_id")
-        return Scan(faults=(fault,))
-
-    def _served(self, batch: OpenBatch) -> Mapping[str, int]:
-        return self._intake.models(self.keys.tenant(batch.stored.owner))
-
     def _know(self, batch: OpenBatch, index: Index) -> None:
-        lengths = self._served(batch)
-        unknown = ModelConfig().max_model_len
-        batch.know(index, [lengths.get(model, unknown) for model in batch.stored.models])
+        batch.know(index, self.lengths(batch.stored.models, batch.stored.owner))
 
     # ---------------------------------------------------------------- the end
 
@@ -465,6 +463,9 @@ class Batches:
             await asyncio.sleep(0.1 if swept else _SWEEP_PERIOD_S)
 
     # ---------------------------------------------------------------- parts
+
+    def _served(self, owner: str) -> Mapping[str, int]:
+        return self._intake.models(self.keys.tenant(owner))
 
     def _enter(self, number: int, stored: StoredBatch) -> OpenBatch:
         batch = OpenBatch(number, stored, self._folder / f"{stored.id}.jsonl", Forecast())

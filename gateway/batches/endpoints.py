@@ -24,6 +24,7 @@ class BatchEndpoint:
         required: of each group of fields a body has at least one; the first is the one that is asked for.
         prompt_tokens: an estimate of a body's.
         output_limit: the body's own limit on output tokens, if it has one.
+        inputs: how many texts a body has embedded; 0 where it is no matter of that.
         responds: whether its requests are responses, which are translated to what they ask, and their answers back.
     """
 
@@ -33,6 +34,7 @@ class BatchEndpoint:
     required: tuple[tuple[str, ...], ...]
     prompt_tokens: Callable[[Body], int]
     output_limit: Callable[[Body], int | None]
+    inputs: Callable[[Body], int] = lambda body: 0  # noqa: ARG005
     responds: bool = False
 
 
@@ -51,6 +53,11 @@ def _response_tokens(body: Body) -> int:
 
 def _response_limit(body: Body) -> int | None:
     return tokens.output_limit({"max_tokens": body.get("max_output_tokens")}, chat=True)
+
+
+def _embedded(body: Body) -> int:
+    # Messages are one text together.
+    return 1 if body.get("input") is None else len(tokens.completion_prompts(body["input"]))
 
 
 _ALL = (
@@ -77,6 +84,7 @@ _ALL = (
         required=(("input", "messages"),),
         prompt_tokens=lambda body: sum(tokens.measured_tokens(body, Endpoint.EMBEDDINGS)),
         output_limit=lambda body: 0,  # noqa: ARG005
+        inputs=_embedded,
     ),
     BatchEndpoint(
         path="/v1/responses",

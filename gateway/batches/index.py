@@ -6,6 +6,7 @@ Bodies stay in the file. A line takes 24 bytes here, and as many in the store.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     param: str | None = None
     line: int | None = None
+
+
+def listed(faults: tuple[Fault, ...]) -> dict[str, Any] | None:
+    """Faults as OpenAI lists them; None for none."""
+    return {"object": "list", "data": msgspec.to_builtins(faults)} if faults else None
 
 
 class AskedModel(msgspec.Struct, frozen=True, kw_only=True):

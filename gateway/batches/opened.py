@@ -57,20 +57,8 @@ class OpenBatch:
         Args:
             lengths: of each model the tokens of its longest sequence, the limit of lines that name none.
         """
-        if self.endpoint.asks.generates and 0 in index.output_limits:
-            for line, limit in enumerate(index.output_limits):
-                if not limit:
-                    index.output_limits[line] = lengths[index.model_of[line]]
         self.index = index
-        if len(lengths) == 1:
-            self.left = [Left(sum(index.prompt_tokens), sum(index.output_limits))]
-            return
-        self.left = [Left() for _ in lengths]
-        for place, tokens, limit in zip(
-            index.model_of, index.prompt_tokens, index.output_limits, strict=True
-        ):
-            self.left[place].prompt_tokens += tokens
-            self.left[place].output_limits += limit
+        self.left = in_all(index, lengths, generates=self.endpoint.asks.generates)
 
     def count(self, line: int, sign: int) -> None:
         """A line is a request from now on or has ended (-1), or is none any more (1)."""
@@ -78,3 +66,25 @@ class OpenBatch:
         left = self.left[index.model_of[line]]
         left.prompt_tokens += sign * index.prompt_tokens[line]
         left.output_limits += sign * index.output_limits[line]
+
+
+def in_all(index: Index, lengths: Sequence[int], *, generates: bool) -> list[Left]:
+    """What all lines come to, by the place of their model; lines that name no limit get one in the index.
+
+    Args:
+        lengths: of each model the tokens of its longest sequence, which is that limit.
+        generates: whether the endpoint has outputs.
+    """
+    if generates and 0 in index.output_limits:
+        for line, limit in enumerate(index.output_limits):
+            if not limit:
+                index.output_limits[line] = lengths[index.model_of[line]]
+    if len(lengths) == 1:
+        return [Left(sum(index.prompt_tokens), sum(index.output_limits))]
+    left = [Left() for _ in lengths]
+    for place, tokens, limit in zip(
+        index.model_of, index.prompt_tokens, index.output_limits, strict=True
+    ):
+        left[place].prompt_tokens += tokens
+        left[place].output_limits += limit
+    return left

@@ -50,9 +50,10 @@ _decode_well_formed = msgspec.json.Decoder(_WellFormed).decode
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many lines a file may have, how long one may be, and how many faults are told."""
+    """How many lines a file may have and inputs to embed in all, how long a line may be, and how many faults are told."""
 
     lines_max: int
+    inputs_max: int
     line_bytes_max: int
     faults_max: int
 
@@ -69,6 +70,7 @@ class _Scanner:
         self._first_fields = tuple(names[0] for names in endpoint.required)
         self._faults: list[Fault] = []
         self._index = Index()
+        self._inputs = 0
         self._models: dict[str, int] = {}
         self._at: list[list[int]] = []
         self._known: dict[bytes | str, None] = {}
@@ -89,6 +91,9 @@ class _Scanner:
                     self._fault("too_many_tasks", self._too_many(), "input_file_id", None)
                     break
                 self._line(line, offset, number)
+                if self._inputs > self._limits.inputs_max:
+                    self._fault("too_many_tasks", self._too_many_inputs(), "input_file_id", None)
+                    break
             offset += size
         if not (self._faults or len(self._index)):
             self._fault("empty_file", _EMPTY, "input_file_id", None)
@@ -103,6 +108,7 @@ class _Scanner:
         body = self._sound_body(data) or self._examined_body(data, number)
         if body is None:
             return
+        self._inputs += self._endpoint.inputs(body)
         limit = self._endpoint.output_limit(body) or 0
         self._index.add(
             offset=offset,
@@ -213,6 +219,12 @@ class _Scanner:
     def _too_many(self) -> str:
         most = self._limits.lines_max
         return f"The input file has more than {most} requests. Please divide it into several."
+
+    def _too_many_inputs(self) -> str:
+        return (
+            f"The lines of the input file have more than {self._limits.inputs_max} inputs to embed together "
+            "(gateway.batches.embedding_inputs_max). Please divide it into several files."
+        )
 
 
 def _key(id: str) -> bytes | str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.batches.endpoints import ENDPOINTS
-from gateway.batches.index import Fault
+from gateway.batches.index import Fault, listed
 from gateway.store import StoreError
 from qlm_core.batches import BatchStatus, Standing, Unrun, Usage
 from qlm_core.model import BatchId, ModelName
@@ -179,7 +179,7 @@ def shown(batch: StoredBatch, standing: Standing | None, forecast: Forecast) -> 
         "object": "batch",
         "endpoint": batch.endpoint,
         "model": batch.models[0] if len(batch.models) == 1 else None,
-        "errors": _errors(batch.faults),
+        "errors": listed(batch.faults),
         "input_file_id": batch.input_file_id,
         "completion_window": batch.completion_window,
         "status": batch.status.value,
@@ -217,7 +217,3 @@ def _foretold(batch: StoredBatch, forecast: Forecast) -> Json:
         reading = batch.status is BatchStatus.VALIDATING
         shown["explanation"] = _READING if reading else _UNSAID
     return shown
-
-
-def _errors(faults: tuple[Fault, ...]) -> Json | None:
-    return {"object": "list", "data": msgspec.to_builtins(faults)} if faults else None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 import failpoints
 from gateway.batches.index import Fault, Scan
@@ -30,6 +31,9 @@ _RETRY_S = 0.5
 # How long a solver may be away before it is assumed that a model is nobody's.
 MODELS_WAIT_S = 30.0
 _MODELS_POLL_S = 0.2
+_SHOWN = 64
+# The code of a fault that is no fault of the file.
+FAILED = "server_error"
 _ROOT = Path(__file__).parents[2]
 
 
@@ -49,6 +53,28 @@ class Validator:
         self._limits = limits
         self._settled = settled
         self._turn = asyncio.Semaphore(1)
+
+    async def read(
+        self, path: Path, endpoint: str, *, file_id: str, served: Callable[[], Collection[str]]
+    ) -> Scan:
+        """What is in a file, or all that is wrong with it and its models.
+
+        Args:
+            file_id: as its tenant knows it.
+            served: the models that there are for the tenant.
+        """
+        try:
+            scan = await self.scan(path, endpoint)
+        except FileNotFoundError:
+            message = (
+                f"Cannot find file {file_id[:_SHOWN]}, or organization does not have access to it."
+            )
+            fault = Fault(code="invalid_request", message=message, param="file_id")
+        except ScanFailedError as error:
+            fault = Fault(code=FAILED, message=str(error), param="input_file_id")
+        else:
+            return scan if scan.faults else replace(scan, faults=await self.unserved(scan, served))
+        return Scan(faults=(fault,))
 
     async def scan(self, path: Path, endpoint: str) -> Scan:
         """What is in a file. Raises ScanFailedError, FileNotFoundError."""

@@ -109,6 +109,12 @@ OPERATIONS = (
 )
 
 _AT = maybe(whole("Unix seconds."))
+FORESEEN: Json = {
+    "feasible": maybe(truth("Whether it will be done within its window.")),
+    "finish_p50_at": _AT,
+    "finish_p90_at": _AT,
+    "explanation": text("A sentence."),
+}
 
 SCHEMAS: dict[str, Json] = {
     "FileForm": record(
@@ -184,17 +190,7 @@ SCHEMAS: dict[str, Json] = {
             "error_file_id": maybe(text("The errors.")),
             "usage": {"type": "object", "description": "Tokens."},
             "metadata": maybe({"type": "object"}),
-            "qlm": maybe(
-                record(
-                    {},
-                    {
-                        "feasible": maybe(truth("Whether it will be done within its window.")),
-                        "finish_p50_at": _AT,
-                        "finish_p90_at": _AT,
-                        "explanation": text("A sentence."),
-                    },
-                )
-            ),
+            "qlm": maybe(record({}, FORESEEN)),
         }
         | {
             f"{moment}_at": _AT

@@ -109,6 +109,9 @@ TIER = maybe(
         "`ultrafast`), another that the configuration lists, or the name of a class."
     )
 )
+TOLD_TIER = text(
+    "The tier that was used.", enum=["default", "flex", "scale", "priority", "ultrafast"]
+)
 _GENERATING: Json = {
     "stream": maybe(truth("Whether the answer comes as server-sent events.")),
     "stream_options": maybe(
@@ -173,7 +176,7 @@ SCHEMAS: dict[str, Json] = {
             ),
             "usage": _USAGE,
         },
-        {"service_tier": text("The tier that was used.")},
+        {"service_tier": TOLD_TIER},
     ),
     "CompletionRequest": record(
         {"model": MODEL},
@@ -199,7 +202,7 @@ SCHEMAS: dict[str, Json] = {
             ),
             "usage": _USAGE,
         },
-        {"service_tier": text("The tier that was used.")},
+        {"service_tier": TOLD_TIER},
     ),
     "EmbeddingsRequest": record(
         {"model": MODEL},

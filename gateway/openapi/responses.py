@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.openapi.models import LATER, MODEL, RUN_ANSWER, RUN_HEADERS, TIER
+from gateway.openapi.models import LATER, MODEL, RUN_ANSWER, RUN_HEADERS, TIER, TOLD_TIER
 from gateway.openapi.operation import (
     EVENTS_TYPE,
     Answer,
@@ -138,7 +138,7 @@ SCHEMAS: dict[str, Json] = {
             "background": truth("As it was asked for."),
             "store": truth("Whether it can be had by its id."),
             "metadata": {"type": "object"},
-            "service_tier": text("The tier that was used."),
+            "service_tier": TOLD_TIER,
         },
     ),
     "LaterResponse": {

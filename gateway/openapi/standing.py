@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.openapi.kept import FORESEEN
 from gateway.openapi.operation import (
     Answer,
     Json,
@@ -162,6 +163,10 @@ SCHEMAS: dict[str, Json] = {
                 "type": "object",
                 "description": "What would be sent there; instead of a model and sizes.",
             },
+            "input_file_id": text(
+                "A file of purpose `batch`, with `endpoint` and `completion_window` as for a batch; instead of a model and sizes."
+            ),
+            "endpoint": text("The path that the lines of the file name."),
             "completion_window": maybe(text("Of a batch, such as `30m`, `8h`, `2d`.")),
             "service_tier": maybe(text("Of a request, where no header names its class.")),
         },
@@ -178,7 +183,8 @@ SCHEMAS: dict[str, Json] = {
             "finish_p50_at": maybe(whole("The same in Unix seconds.")),
             "finish_p90_at": maybe(whole("The same in Unix seconds.")),
             "explanation": text("What it waits behind, what limits it, what would help."),
-        }
+        },
+        {"qlm": record({}, FORESEEN)},
     ),
     "View": record(
         {},

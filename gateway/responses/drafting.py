@@ -74,7 +74,9 @@ class ResponseIntake:
                 encode(chat), Endpoint.CHAT_COMPLETIONS, wish=wish, caller=caller, keyed=keyed
             )
         except InvalidRequest as error:
-            error.field = field_of(error.field)
+            ours = field_of(error.field)
+            error.args = (str(error).replace(f"{error.field}: ", f"{ours}: ", 1),)
+            error.field = ours
             raise
         return replace(
             draft,

@@ -1,4 +1,4 @@
-"""`qlm batch`: submits files of requests as batches, shows how far they are, fetches their results, ends them."""
+"""`qlm batch`: submits files of requests as batches, foresees their ends, shows how far they are, fetches results, ends them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ ENDPOINT = "/v1/chat/completions"
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser("batch", help="submit, watch, fetch and cancel batches")
+    parser = subparsers.add_parser("batch", help="submit, foresee, watch, fetch and cancel batches")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     submit = actions.add_parser("submit", help="upload a file of requests and have them run")
-    submit.add_argument("file", type=Path, metavar="FILE.jsonl", help="one request a line")
-    submit.add_argument(
-        "--window", default="24h", help="by when: 90m, 24h, 7d (default: %(default)s)"
-    )
-    submit.add_argument("--endpoint", help="of its lines (default: the first line's url)")
+    estimate = actions.add_parser("estimate", help="say when a file would be done, and run nothing")
+    for action in (submit, estimate):
+        action.add_argument("file", type=Path, metavar="FILE.jsonl", help="one request a line")
+        action.add_argument(
+            "--window", default="24h", help="by when: 90m, 24h, 7d (default: %(default)s)"
+        )
+        action.add_argument("--endpoint", help="of its lines (default: the first line's url)")
     submit.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be repeated"
     )
@@ -42,14 +44,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action.add_argument(
             "--json", action="store_true", help="print OpenAI's objects, one a line"
         )
-    for action in (submit, status, watch, results, cancel, listed):
+    estimate.add_argument("--json", action="store_true", help="print the gateway's answer")
+    for action in (submit, estimate, status, watch, results, cancel, listed):
         options.add_http(action)
         options.add_access(action)
         options.add_config(action)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; status 1 where a batch that was watched did not complete."""
+    """Carry it out; status 1 where a batch that was watched did not complete, or one that was asked about would be late."""
     import asyncio
 
     return asyncio.run(_run(args))
@@ -60,6 +63,7 @@ async def _run(args: argparse.Namespace) -> int:
 
     if args.action == "submit":
         metadata = _metadata(args.metadata)
+    if args.action in ("submit", "estimate"):
         found = _endpoint_of(args.file)
         endpoint = args.endpoint or found
     url, key, ca = options.url_of(args), options.key_of(args), options.ca_of(args)
@@ -67,6 +71,8 @@ async def _run(args: argparse.Namespace) -> int:
         match args.action:
             case "submit":
                 return await _submit(client, args, endpoint, metadata)
+            case "estimate":
+                return await _estimate(client, args, endpoint)
             case "status":
                 return _show(await client.get(args.id), args)
             case "watch":
@@ -95,6 +101,22 @@ async def _submit(
     )
     print(hint, file=sys.stderr)
     return 0
+
+
+async def _estimate(client: BatchClient, args: argparse.Namespace, endpoint: str) -> int:
+    import json
+    import time
+
+    from qlm import batch_views
+
+    file_id = await client.upload(args.file)
+    try:
+        said = await client.estimate(file_id, endpoint=endpoint, window=args.window)
+    finally:
+        # It was for this question alone.
+        await client.delete(file_id)
+    print(json.dumps(said) if args.json else batch_views.foreseen(said, time.time()))
+    return 0 if said["feasible"] else 1
 
 
 async def _watch(client: BatchClient, batch: dict[str, Any]) -> int:

@@ -73,6 +73,26 @@ async def test_each_of_many_prompts_has_its_choices(zero_delay: bool) -> None:
     assert (said.end.prompt_tokens, said.end.output_tokens) == (5, 20)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (Endpoint.COMPLETIONS, {"prompt": ["hello", "x" * 4000], "n": 3, "max_tokens": 1}),
+        (Endpoint.EMBEDDINGS, {"input": ["x", "y", "z" * 4000, "w"]}),
+    ],
+)
+async def test_a_job_of_choices_that_end_with_their_first_token_ends_once(
+    endpoint: Endpoint, body: dict[str, Any]
+) -> None:
+    async with SimHarness.started() as harness:
+        model, data = ModelName(harness.models[0]), msgspec.json.encode(body)
+        harness.engine.submit(Payload(RequestId("a"), 1, model, endpoint, data))
+        harness.engine.submit(harness.job("b", 5))
+        ends = [await harness.heard.end_of(id) for id in ("a", "b")]
+        assert [type(end) for end in ends] == [JobDone, JobDone]
+        assert sum(isinstance(event, JobDone) for event in harness.heard.of("a")) == 1
+        assert harness.engine.kv_used_tokens() == 0  # type: ignore[attr-defined]
+
+
 async def test_an_abort_takes_every_choice_off() -> None:
     async with SimHarness.started() as harness:
         job = harness.job("a", 1500)

@@ -11,7 +11,7 @@ import pytest
 from qlm_core import messages as m
 from qlm_core.model import RequestId
 from qlm_core.outcome import ShedReason
-from tests.batches.beds import CHAT, EMBED, PLAIN, bed, chat, chats, plain
+from tests.batches.beds import CHAT, EMBED, PLAIN, Json, bed, chat, chats, plain
 from tests.gateway.peers import soon
 
 
@@ -85,6 +85,26 @@ async def test_embeddings_are_batched_as_well() -> None:
         assert text.count("[0.10, 1e-3]") == 2
         arrived = [fact.request for fact in one.fleet.solver.heard(m.Arrived)]
         assert {(one.prompt_tokens, one.max_output_tokens) for one in arrived} == {(10, 0), (4, 0)}
+
+
+async def test_a_batch_of_more_inputs_to_embed_than_it_may_have_fails_at_once() -> None:
+    async with bed(batches={"embedding_inputs_max": 3}) as one:
+        lines = [
+            {
+                "custom_id": id,
+                "method": "POST",
+                "url": EMBED,
+                "body": {"model": "tiny", "input": ["x", "y"]},
+            }
+            for id in "ab"
+        ]
+        batch = await one.until(await one.create(lines, endpoint=EMBED))
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        [fault] = batch.errors.data or []
+        assert (fault.code, fault.param, fault.line) == ("too_many_tasks", "input_file_id", None)
+        assert "more than 3 inputs" in str(fault.message)
+        assert not one.agent.payloads
 
 
 async def test_an_answer_is_one_line_whatever_is_in_it_and_however_an_engine_writes() -> None:
@@ -285,9 +305,20 @@ async def test_lines_beyond_the_budget_of_bytes_wait() -> None:
         await soon(lambda: len(one.agent.payloads) == 10)
 
 
-async def test_a_line_that_is_shed_for_want_of_room_is_tried_again() -> None:
+def embedding(id: str) -> Json:
+    body = {"model": "tiny", "input": "x"}
+    return {"custom_id": id, "method": "POST", "url": EMBED, "body": body}
+
+
+@pytest.mark.parametrize(("endpoint", "line"), [(CHAT, chat("a")), (EMBED, embedding("a"))])
+async def test_a_line_that_is_shed_for_want_of_room_is_tried_again(
+    endpoint: str, line: Json
+) -> None:
     async with bed() as one:
-        one.answer()
+        one.agent.on_payload = lambda payload: one.agent.send(
+            m.Chunk(payload.id, payload.attempt, b'{"choices": []}', 0, plain=False, whole=True),
+            m.AttemptEnded(payload.id, payload.attempt, "stop", 5, 0),
+        )
         solver = one.fleet.solver
         shed: list[str] = []
 
@@ -299,12 +330,23 @@ async def test_a_line_that_is_shed_for_want_of_room_is_tried_again() -> None:
                 solver.orders.put(m.ShedOrder(id, ShedReason.SATURATED))
 
         solver.on_arrival = on_arrival
-        batch = await one.until(await one.create(chats(1)))
+        batch = await one.until(await one.create([line], endpoint=endpoint))
         assert batch.status == "completed"
         output, _ = await one.results(batch)
-        line = output["line-0"]
-        assert line["id"] == shed[0]
-        assert line["response"]["request_id"] != shed[0]
+        answered = output["a"]
+        assert answered["id"] == shed[0]
+        assert answered["response"]["request_id"] != shed[0]
+
+
+async def test_an_input_that_an_engine_refuses_to_embed_is_an_error_line_with_its_words() -> None:
+    async with bed() as one:
+        one.agent.on_payload = lambda payload: one.agent.send(
+            m.AttemptEnded(payload.id, payload.attempt, "error", error="odd!", error_status=422)
+        )
+        batch = await one.until(await one.create([embedding("a")], endpoint=EMBED))
+        _, errors = await one.results(batch)
+        refused = errors["a"]["response"]
+        assert (refused["status_code"], refused["body"]["error"]["message"]) == (422, "odd!")
 
 
 async def test_a_line_that_somebody_ends_alone_is_an_error_line() -> None:

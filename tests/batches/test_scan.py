@@ -20,7 +20,7 @@ from gateway.batches.index import Index, Scan
 from gateway.batches.scan import Limits, scan
 
 CHAT, PLAIN = ENDPOINTS["/v1/chat/completions"], ENDPOINTS["/v1/completions"]
-LIMITS = Limits(lines_max=5, line_bytes_max=600, faults_max=4)
+LIMITS = Limits(lines_max=5, inputs_max=6, line_bytes_max=600, faults_max=4)
 
 
 def line(id: str = "a", **changed: Any) -> dict[str, Any]:
@@ -168,6 +168,45 @@ def test_a_file_of_too_many_requests_is_refused() -> None:
     lines = [line(str(number)) for number in range(6)]
     assert not scanned(*lines[:5]).faults
     assert fault_of(*lines) == ("too_many_tasks", "input_file_id", None)
+
+
+EMBED = ENDPOINTS["/v1/embeddings"]
+
+
+def embedding(*inputs: object, **more: Any) -> bytes:
+    """A file for /v1/embeddings with these inputs, one line each."""
+    lines = [
+        line(str(number), url=EMBED.path, body={"model": "tiny", "input": one} | more)
+        for number, one in enumerate(inputs)
+    ]
+    return b"\n".join(json.dumps(one).encode() for one in lines)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "refused"),
+    [
+        ([["a"] * 6], False),
+        ([["a"] * 7], True),
+        ([["a"] * 3, "b", ["c", "d"]], False),
+        ([["a"] * 3, "b", ["c", "d"], "e"], True),
+        # Token ids are one text together; lists of these are as many texts.
+        ([[1, 2, 3, 4, 5, 6, 7, 8]], False),
+        ([[[1, 2]] * 7], True),
+    ],
+)
+def test_inputs_to_embed_are_counted_over_all_lines(inputs: list[object], refused: bool) -> None:
+    found = scan(io.BytesIO(embedding(*inputs)), EMBED, LIMITS)
+    faults = [(fault.code, fault.param, fault.line) for fault in found.faults]
+    assert faults == ([("too_many_tasks", "input_file_id", None)] if refused else [])
+    if refused:
+        assert "more than 6 inputs to embed" in found.faults[0].message
+        assert not found.index
+
+
+def test_messages_to_embed_are_one_input() -> None:
+    messages = [{"role": "user", "content": "x"}] * 9
+    found = scan(io.BytesIO(embedding(None, messages=messages)), EMBED, LIMITS)
+    assert not found.faults
 
 
 def test_several_faults_are_told_up_to_a_limit() -> None:

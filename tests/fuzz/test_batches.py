@@ -40,7 +40,7 @@ GOOD = {
     "output_expires_after": {"anchor": "created_at", "seconds": 3600},
 }
 WINDOWS = ["0h", "9" * 400 + "h", "24H", "1e9d", "²h", "-1d", "1441m", "999999999d"]
-LIMITS = Limits(lines_max=20, line_bytes_max=100_000, faults_max=7)
+LIMITS = Limits(lines_max=20, inputs_max=30, line_bytes_max=100_000, faults_max=7)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from tests.fuzz.effort import fuzzed
 from tests.fuzz.served import Fleet, serving
 
 GOOD = {"model": MODEL, "lines": 9, "prompt_tokens_mean": 3.5, "completion_window": "8h"}
-NAMES = [*GOOD, "max_output_tokens", "models", "body", "url", "service_tier", ""]
+FILED = {"input_file_id": "file-0", "endpoint": "/v1/completions", "completion_window": "8h"}
+NAMES = [*GOOD, *FILED, "max_output_tokens", "models", "body", "url", "service_tier", ""]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ parts = st.lists(
 )
 asked = st.dictionaries(st.sampled_from(NAMES), values, max_size=3).map(lambda some: GOOD | some)
 several = parts.map(lambda some: {"models": some, "completion_window": "8h"})
-sent = (asked | several).map(lambda some: json.dumps(some).encode("utf-8", "surrogatepass"))
+filed = st.dictionaries(st.sampled_from(NAMES), values, max_size=2).map(lambda some: FILED | some)
+sent = (asked | several | filed).map(lambda some: json.dumps(some).encode("utf-8", "surrogatepass"))
 in_bodies = bodies(Endpoint.CHAT_COMPLETIONS).map(lambda body: b'{"body": ' + body + b"}")
 
 

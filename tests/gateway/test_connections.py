@@ -97,6 +97,29 @@ async def test_what_is_no_http_gets_an_error_like_others() -> None:
         assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_http")
 
 
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/batches", b"/v1/files"])
+async def test_a_body_that_is_not_chunked_as_it_says_gets_an_error(path: bytes) -> None:
+    head = (
+        b"POST "
+        + path
+        + b" HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    )
+    sent = head + b"transfer-encoding: chunked\r\n\r\n3\r\n--x\r\n"
+    async with fleet() as it:
+        async with dialled(it, sent) as peer:
+            await peer.writer.drain()
+            peer.writer.write(b"none\r\n")
+            status, headers, body = await peer.answer()
+            assert (status, headers["connection"]) == (400, "close")
+            assert json.loads(body)["error"]["code"] == "invalid_http"
+            assert await peer.rest() == b""
+        # What was refused in the middle leaves nothing behind.
+        assert json.loads((await get(f"{it.url}/v1/files"))[1])["data"] == []
+        it.agent.answer("x")
+        async with dialled(it, whole()) as peer:
+            assert (await peer.answer())[0] == 200
+
+
 async def test_quiet_connections_give_way() -> None:
     limits = {"connections_max": 20, "connections_per_address_max": 1000}
     async with fleet(limits=limits) as it, contextlib.AsyncExitStack() as stack:

@@ -6,14 +6,17 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from msgspec.structs import replace
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
 
 from gateway.admission import Admission
 from gateway.intake import Intake, Wish
 from gateway.keys import Caller
-from gateway.tiers import KNOWN, Tiers, known_tier
+from gateway.tiers import KNOWN, Tiers, told_tier
 from qlm_core import messages as m
 from qlm_core.config import Config
 from qlm_core.endpoint import Endpoint
@@ -41,7 +44,7 @@ def tiers(**classes: Any) -> Tiers:
 
 @pytest.mark.parametrize("tier", KNOWN)
 def test_every_tier_of_openais_is_known_whatever_the_configuration_names(tier: str) -> None:
-    assert tiers(only=[]).select("", tier, ANYONE) == ("only", "only")
+    assert tiers(only=[]).select("", tier, ANYONE) == ("only", "default")
     assert tiers(a=["default"], b=["x"]).select("", tier, ANYONE) == ("a", "default")
 
 
@@ -54,9 +57,9 @@ def test_every_tier_of_openais_is_known_whatever_the_configuration_names(tier: s
         ("fast", ("first", "priority")),
         ("priority", ("first", "priority")),
         ("flex", ("last", "flex")),
-        ("batch", ("last", "batch")),
+        ("batch", ("last", "flex")),
         ("scale", ("normal", "default")),
-        ("last", ("last", "last")),
+        ("last", ("last", "flex")),
     ],
 )
 def test_a_tier_selects_its_class_and_the_one_used_is_told(
@@ -87,12 +90,14 @@ def test_what_is_said_beside_the_body_goes_first_and_tiers_count_there_too() -> 
         (["background", "flex", "scale"], "flex"),
         (["fast"], "priority"),
         (["ultrafast", "scale"], "scale"),
+        (["scale", "default"], "default"),
     ],
 )
 def test_what_openais_types_are_to_hold_is_told_a_tier_of_openais(
     own: list[str], told: str
 ) -> None:
-    assert known_tier(own) == told
+    assert told_tier(own) == told
+    assert tiers(only=own).select("", "only", ANYONE) == ("only", told)
 
 
 def test_who_may_not_ask_for_the_default_class_gets_one_of_their_own() -> None:
@@ -121,6 +126,31 @@ async def test_the_openai_client_is_told_the_tier_that_was_used() -> None:
             stream = await api.chat.completions.create(**CHAT, service_tier="fast", stream=True)  # type: ignore[call-overload]
             assert {part.service_tier async for part in stream} == {"priority"}
         assert (fast.service_tier, scale.service_tier) == ("priority", "scale")
+
+
+@pytest.mark.parametrize("word", [None, "auto", "fast", "flex", "background", "batch-2"])
+async def test_whatever_selected_the_class_answers_hold_against_openais_types(
+    word: str | None,
+) -> None:
+    async with fleet() as it:
+        it.agent.answer("x")
+        for path, body, kind in (
+            ("chat/completions", CHAT, ChatCompletion),
+            ("responses", {"model": "tiny", "input": "x"}, Response),
+        ):
+            _, told, _ = await post(f"{it.url}/v1/{path}", body | {"service_tier": word})
+            assert told["service_tier"] is not None
+            kind.model_validate(told)
+        streamed = CHAT | {"service_tier": word, "stream": True}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{it.url}/v1/chat/completions", json=streamed) as answer,
+        ):
+            events = (await answer.text()).split("\n\n")
+        chunks = [one.removeprefix("data: ") for one in events if one.startswith("data: {")]
+        assert chunks
+        for chunk in chunks:
+            ChatCompletionChunk.model_validate_json(chunk)
 
 
 # --------------------------------------------------------------------------- targets out of range

@@ -251,6 +251,8 @@ async def keep(call: Caller, it: Fleet) -> None:
         "completion_window": "8h",
         "metadata": {"a": "b"},
     }
+    foreseen = await call("post", "/v1/estimate", body=asked)
+    assert foreseen["qlm"]["feasible"] is True
     batch = await call("post", "/v1/batches", body=asked)
     assert batch["qlm"]["feasible"] is None
     it.solver.orders.put(m.BulkEstimate(BatchId(batch["id"]), True, 60.0, 90.0, "1 line left"))

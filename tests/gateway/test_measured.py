@@ -8,6 +8,7 @@ import json
 import struct
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -205,6 +206,30 @@ async def test_an_end_without_an_answer_is_a_failure() -> None:
         status, told, _ = await post(f"{it.url}/v1/embeddings", {"model": "tiny", "input": "x"})
         assert (status, told["error"]["code"]) == (502, "failed")
         assert "gave no answer" in told["error"]["message"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_what_an_engine_refuses_is_told_in_its_words(durable: bool) -> None:
+    async with fleet() as it:
+        it.agent.on_payload = lambda payload: it.agent.send(
+            m.AttemptEnded(payload.id, payload.attempt, "error", error="odd!", error_status=422)
+        )
+        headers = {"x-qlm-durable": "true"} if durable else {}
+        body = {"model": "tiny", "input": "x"}
+        status, told, _ = await post(f"{it.url}/v1/embeddings", body, headers)
+        assert (status, told["error"]["message"]) == (422, "odd!")
+
+
+async def test_a_stored_one_that_is_cancelled_is_cancelled_and_not_failed() -> None:
+    async with fleet(pulls=False) as it:
+        body, later = {"model": "tiny", "input": "x"}, {"x-qlm-async": "true"}
+        _, told, _ = await post(f"{it.url}/v1/embeddings", body, later)
+        where = f"{it.url}/v1/requests/{told['id']}"
+        async with aiohttp.ClientSession() as session, session.delete(where) as answer:
+            assert (await answer.json())["phase"] == "cancelled"
+        _, text = await get(where)
+        found = json.loads(text)
+        assert (found["phase"], found["response"]) == ("cancelled", None)
 
 
 async def test_an_answer_that_is_too_long_is_refused_by_the_limit() -> None:

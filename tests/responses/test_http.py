@@ -342,6 +342,7 @@ async def test_a_gateway_that_stops_waits_for_no_store(monkeypatch: pytest.Monke
         ({"conversation": "conv_1"}, 400, "conversation", "unsupported_parameter"),
         ({"service_tier": "gold"}, 400, "service_tier", "unknown_service_tier"),
         ({"max_output_tokens": -1}, 400, "max_output_tokens", "invalid_value"),
+        ({"max_output_tokens": 2**70}, 400, "max_output_tokens", "invalid_value"),
     ],
 )
 async def test_what_cannot_be_used_is_refused_by_name(
@@ -350,6 +351,8 @@ async def test_what_cannot_be_used_is_refused_by_name(
     async with fleet() as it:
         got, answer, _ = await post(f"{it.url}/v1/responses", HELLO | fields)
         assert (got, answer["error"]["param"], answer["error"]["code"]) == (status, param, code)
+        # A field of the chat that it becomes is none that its client knows.
+        assert "max_completion_tokens" not in answer["error"]["message"]
         assert len(it.gateway.driver.ledger) == 0
 
 

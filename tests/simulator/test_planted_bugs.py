@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qlm_core import ledger as lg
+from qlm_core.batches.batch import Part
 from qlm_core.executor.machine import Executor
 from qlm_core.executor.window import Window
 from qlm_core.executor.work_log import WorkLog
@@ -23,9 +24,11 @@ from qlm_core.manager.machine import Manager
 from qlm_core.manager.requests import Book
 from qlm_core.messages import Returned
 from qlm_core.model import Phase
+from qlm_core.sim.faults.batch_checks import ONCE
+from qlm_core.sim.faults.batch_part import BatchPart
 from qlm_core.sim.faults.drawing import draw
 from qlm_core.sim.faults.run import run
-from qlm_core.sim.faults.store import Store
+from qlm_core.sim.faults.store import Store, StoredLine
 
 SEEDS = 500
 
@@ -215,6 +218,40 @@ def plant_expired_work_is_urgent(patch: Patch) -> None:
     )
 
 
+# ---------------------------------------------------------------- batches
+
+
+def plant_lines_forgotten_with_their_gateway(patch: Patch) -> None:
+    """What was released and has no record is not released again."""
+    taken_up = Part.taken_up
+
+    def forget(self: Part, begun: int, ended: Any) -> list[int]:
+        taken_up(self, begun, ended)
+        return []
+
+    patch.setattr(Part, "taken_up", forget)
+
+
+def plant_unrun_lines_left_out(patch: Patch) -> None:
+    """Lines that were not run are in no file."""
+    write = BatchPart._write
+    patch.setattr(BatchPart, "_write", lambda self, id, unrun: write(self, id, None))
+
+
+def plant_results_counted_before_they_are_stored(patch: Patch) -> None:
+    """A line has ended for its batch when its result is given to the store."""
+    insist = BatchPart._insist
+
+    def early(self: BatchPart, what: Any, then: Any) -> None:
+        if isinstance(what, StoredLine):
+            self._store.write(what, lambda id: None)
+            then()
+        else:
+            insist(self, what, then)
+
+    patch.setattr(BatchPart, "_insist", early)
+
+
 BUGS = (
     Bug(
         "agents forgotten in silence",
@@ -263,7 +300,7 @@ BUGS = (
         ("nothing acknowledged is lost", "a key is one request"),
         seed=0,
     ),
-    Bug("held counts that stay", plant_held_counts_that_stay, ("counts return to zero",), seed=0),
+    Bug("held counts that stay", plant_held_counts_that_stay, ("counts return to zero",), seed=5),
     Bug("returns untold", plant_returns_untold, ("told is held", "nobody waits for ever"), seed=5),
     Bug("gateways not forgotten", plant_gateways_not_forgotten, ("told is held",), seed=0),
     Bug("no expiry", plant_no_expiry, ("nobody waits for ever",), seed=1),
@@ -272,6 +309,19 @@ BUGS = (
         plant_expired_work_is_urgent,
         ("expired work is never urgent",),
         seed=147,
+    ),
+    Bug(
+        "lines forgotten with their gateway",
+        plant_lines_forgotten_with_their_gateway,
+        ("nobody waits for ever",),
+        seed=43,
+    ),
+    Bug("unrun lines left out", plant_unrun_lines_left_out, (ONCE,), seed=8),
+    Bug(
+        "results counted before they are stored",
+        plant_results_counted_before_they_are_stored,
+        (ONCE,),
+        seed=119,
     ),
 )
 

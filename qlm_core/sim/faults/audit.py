@@ -116,6 +116,7 @@ def _solver_at_rest(solver: SolverPart) -> None:
         "requests in its book": len(manager.book),
         "requests that it counts as waiting": manager.book.waiting,
         "groups": len(manager.groups),
+        "batches": len(manager.bulks),
     }
     for agent in manager.agents.values():
         left[f"requests that {agent.id} is said to hold"] = len(agent.held)

@@ -1,13 +1,13 @@
-"""Draws the schedule of a seed: which fleet, which requests, which faults.
+"""Draws the schedule of a seed: which fleet, which requests and batches, which faults.
 
-Each of the three has random numbers of its own, so a change of how faults are drawn leaves fleet and requests as they were.
+Each of them has random numbers of its own, so a change of how faults are drawn leaves fleet and requests as they were.
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from qlm_core.sim.faults.schedule import Ask, Bed, Fault, FaultKind, Lie, Schedule
+from qlm_core.sim.faults.schedule import Ask, BatchAsk, Bed, Fault, FaultKind, Lie, Schedule
 
 ARRIVALS_S = 16.0
 """Requests come within this time from the start, and faults begin within it."""
@@ -26,6 +26,7 @@ def draw(seed: int) -> Schedule:
         bed=bed,
         asks=_asks(Random(f"{seed}/asks"), bed),
         faults=_faults(Random(f"{seed}/faults"), bed),
+        batches=_batches(Random(f"{seed}/batches"), bed),
     )
 
 
@@ -79,6 +80,30 @@ def _ask(rng: Random, bed: Bed, models: list[str], number: int, at_s: float) -> 
         variant=int(key.startswith("key") and rng.random() < 0.2),
         cancel_after_s=round(rng.uniform(0.01, 4.0), 3) if rng.random() < 0.15 else 0.0,
         leave_after_s=round(rng.uniform(0.01, 4.0), 3) if rng.random() < 0.1 else 0.0,
+    )
+
+
+def _batches(rng: Random, bed: Bed) -> tuple[BatchAsk, ...]:
+    """One or two batches in some runs."""
+    count = rng.choice((0, 0, 0, 1, 2))
+    batches = [_batch(rng, bed, number) for number in range(count)]
+    return tuple(sorted(batches, key=lambda batch: batch.at_s))
+
+
+def _batch(rng: Random, bed: Bed, number: int) -> BatchAsk:
+    models = list(dict.fromkeys(one for served in bed.models.values() for one in served))
+    output = rng.choice((1, 5, 20, 40))
+    return BatchAsk(
+        number=number,
+        at_s=round(rng.uniform(0.0, ARRIVALS_S), 3),
+        gateway=rng.choice(bed.gateways),
+        models=tuple(rng.sample(models, rng.randint(1, len(models)))),
+        lines=rng.choice((1, 3, 10, 25)),
+        window_s=rng.choice((2.0, 8.0, 20.0, 3600.0, 3600.0)),
+        prompt_tokens=rng.choice((10, 50, 200)),
+        output_tokens=output,
+        max_output_tokens=rng.choice((output, 100)),
+        cancel_after_s=round(rng.uniform(0.01, 10.0), 3) if rng.random() < 0.3 else 0.0,
     )
 
 

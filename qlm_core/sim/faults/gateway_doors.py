@@ -18,19 +18,24 @@ from qlm_core.messages import (
     WorkEvent,
     WorkHello,
 )
-from qlm_core.model import AgentId, RequestId
+from qlm_core.model import AgentId, BatchId, RequestId
 from qlm_core.sim.faults.network import End, Network
 from qlm_core.sim.faults.sessions import Backoff, Session
 from qlm_core.sim.faults.solver_part import Facts
 from qlm_core.sim.faults.wishes import (
     Accepted,
+    BatchSeen,
+    BatchTaken,
+    CancelBatch,
     CancelRequest,
     Denied,
+    LookAtBatch,
     Over,
     Refusal,
     Reply,
     Shown,
     SubmitAsk,
+    SubmitBatch,
     WatchOutput,
     Wish,
 )
@@ -77,6 +82,7 @@ class Doors:
         self._session = Session(end, on_message=self._obey, on_end=self._redial)
         self._tell(GatewayHello(self.gateway.id, str(self.gateway.id)))
         self.gateway.handle(lg.SolverConnected())
+        self.gateway.batches.announce()
 
     def _tell(self, fact: GatewayFact) -> None:
         if self._session is not None:
@@ -171,6 +177,19 @@ class _Visit:
                 self._watch(id)
             case CancelRequest(id):
                 self._gateway.handle(lg.CancelAsked(id))
+            case SubmitBatch(asked):
+                self._gateway.batches.create(asked, self._batch_taken)
+            case LookAtBatch(batch):
+                self._show_batch(batch)
+            case CancelBatch(batch):
+                self._gateway.batches.cancel(batch, lambda: self._show_batch(batch))
+
+    def _batch_taken(self, id: BatchId | None) -> None:
+        self._say(Denied(Refusal.UNAVAILABLE) if id is None else BatchTaken(id))
+
+    def _show_batch(self, id: BatchId) -> None:
+        status = self._gateway.batches.status(id)
+        self._say(Denied(Refusal.NOT_FOUND) if status is None else BatchSeen(id, status))
 
     def _kept(self, request: StoredRequest, id: RequestId | None) -> None:
         """The store has settled a submission; a stored request gets into the ledger whether or not its client is there."""

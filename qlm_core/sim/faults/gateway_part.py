@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
+from typing import Protocol
 
 from qlm_core import ledger as lg
 from qlm_core.endpoint import Endpoint
-from qlm_core.messages import Chunk, GatewayFact, Joined, Payload, Refused, Revoked, WorkOrder
-from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, SloClass
+from qlm_core.messages import (
+    Chunk,
+    GatewayFact,
+    Joined,
+    Payload,
+    Pulled,
+    Refused,
+    Revoked,
+    WorkOrder,
+)
+from qlm_core.model import AgentId, GatewayId, ModelName, RequestId, RequestMeta, Slo, SloClass
 from qlm_core.presence import PULSE_S, SleepWatch
 from qlm_core.resume import Resume
+from qlm_core.sim.faults.batch_lines import Line
+from qlm_core.sim.faults.batch_part import BatchPart
 from qlm_core.sim.faults.checkers import Checkers
 from qlm_core.sim.faults.process import Process
 from qlm_core.sim.faults.schedule import Ask
 from qlm_core.sim.faults.sessions import Session
-from qlm_core.sim.faults.store import Store, StoredEnd, StoredRequest
+from qlm_core.sim.faults.store import Store, StoredBatch, StoredEnd, StoredRequest
 from qlm_core.sim.faults.tokens import Span, Text
 from qlm_core.sim.faults.wishes import Over, Reply, Shown
 
@@ -31,12 +43,23 @@ _RESTART_S = 1.0
 Tell = Callable[[Reply], None]
 
 
+class Origin(Protocol):
+    """Who keeps the end of a request in place of the store."""
+
+    def taken(self) -> None:
+        """An agent holds it."""
+
+    def keep_end(self, record: lg.EndRecord, answer: Text, done: Callable[[], None]) -> None:
+        """It has ended; `done` once that is kept, or need not be."""
+
+
 @dataclass(slots=True, eq=False)
 class Live:
     """An open request: its output so far, and who follows it.
 
     Attributes:
         waiters: those who want its end, each once; followers also get the output.
+        origin: who keeps its end; None for the store itself, or for nobody if it is not durable.
     """
 
     request: StoredRequest
@@ -45,6 +68,7 @@ class Live:
     text: Text = field(default_factory=Text)
     followers: dict[int, Tell] = field(default_factory=dict)
     record: lg.EndRecord | None = None
+    origin: Origin | None = None
 
 
 class GatewayPart:
@@ -71,6 +95,7 @@ class GatewayPart:
         self._numbers = 0
         self.tell_solver: Callable[[GatewayFact], None] = lambda _fact: None
         self.on_start: Callable[[], None] = lambda: None
+        self.batches = BatchPart(self)
 
     # ------------------------------------------------------------------ lives
 
@@ -94,6 +119,7 @@ class GatewayPart:
         )
         for request in self.store.open_requests():
             self.enter(request, durable=True, watched=False, restored=True)
+        self.batches.start()
         self.on_start()
         self._beat()
 
@@ -119,10 +145,31 @@ class GatewayPart:
         self, request: StoredRequest, *, durable: bool, watched: bool, restored: bool = False
     ) -> Live:
         """Give a request to the ledger."""
+        now_s, unix_s = self.process.now_s, self.process.unix_s
         live = self.live[request.id] = Live(request, durable)
-        self.checkers.entered(request, durable=durable)
-        ask, now_s, unix_s = request.ask, self.process.now_s, self.process.unix_s
-        meta = RequestMeta(
+        meta = self._meta(request, now_s - max(0.0, unix_s - request.arrived_at))
+        expires_s = now_s + (request.expires_at - unix_s)
+        self._submit(live, meta, expires_s, watched=watched, restored=restored)
+        return live
+
+    def enter_line(self, line: Line, batch: StoredBatch, *, restored: bool) -> None:
+        """Give a line of a batch to the ledger: it has arrived with the batch and is due with it."""
+        ask = batch.ask
+        arrived_at = batch.due_at - ask.window_s
+        request = StoredRequest(
+            id=line.request_id,
+            ask=ask.line(line.number),
+            arrived_at=arrived_at,
+            expires_at=batch.due_at,
+        )
+        live = self.live[request.id] = Live(request, durable=True, origin=line)
+        slo = Slo(ttft_s=ask.window_s, e2e_s=ask.window_s)
+        meta = replace(self._meta(request, arrived_at), slo=slo, batch=batch.id)
+        self._submit(live, meta, batch.due_at, watched=False, restored=restored)
+
+    def _meta(self, request: StoredRequest, arrival_s: float) -> RequestMeta:
+        ask = request.ask
+        return RequestMeta(
             id=request.id,
             gateway=self.id,
             model=ModelName(ask.model),
@@ -130,19 +177,23 @@ class GatewayPart:
             slo=self._classes[ask.slo_class].slo,
             prompt_tokens=ask.prompt_tokens,
             max_output_tokens=ask.max_output_tokens,
-            arrival_s=now_s - max(0.0, unix_s - request.arrived_at),
+            arrival_s=arrival_s,
         )
+
+    def _submit(
+        self, live: Live, meta: RequestMeta, expires_s: float, *, watched: bool, restored: bool
+    ) -> None:
+        self.checkers.entered(live.request, durable=live.durable)
         self.handle(
             lg.Submitted(
                 request=meta,
-                durable=durable,
-                resume=Resume.FROM_TEXT if ask.resumable else Resume.NEVER,
+                durable=live.durable,
+                resume=Resume.FROM_TEXT if live.request.ask.resumable else Resume.NEVER,
                 watched=watched,
-                expires_s=now_s + (request.expires_at - unix_s),
+                expires_s=expires_s,
                 restored=restored,
             )
         )
-        return live
 
     # ------------------------------------------------------------------ the machine
 
@@ -183,6 +234,8 @@ class GatewayPart:
     def _apply(self, effect: lg.Effect) -> None:
         match effect:
             case lg.Tell(fact):
+                if isinstance(fact, Pulled) and (origin := self.live[fact.id].origin) is not None:
+                    origin.taken()
                 self.tell_solver(fact)
             case lg.Grant():
                 self._grant(effect)
@@ -239,14 +292,20 @@ class GatewayPart:
             self._close(live)
 
     def _store_end(self, live: Live, end: StoredEnd) -> None:
-        def told(id: RequestId | None) -> None:
-            if id is None:
-                self.process.after(_STORE_RETRY_S, self._store_end, live, end)
-                return
+        def done() -> None:
             del self.live[end.id]
             self._close(live)
 
-        self.store.write(end, told)
+        def told(id: RequestId | None) -> None:
+            if id is None:
+                self.process.after(_STORE_RETRY_S, self._store_end, live, end)
+            else:
+                done()
+
+        if live.origin is not None:
+            live.origin.keep_end(end.record, end.answer, done)
+        else:
+            self.store.write(end, told)
 
     def _close(self, live: Live) -> None:
         assert live.record is not None

@@ -10,6 +10,8 @@ from qlm_core.model import Slo, SloClass
 from qlm_core.sim.agenda import Agenda
 from qlm_core.sim.faults import audit
 from qlm_core.sim.faults.agent_part import AgentPart
+from qlm_core.sim.faults.batch_checks import BatchChecks
+from qlm_core.sim.faults.batch_clients import BatchClient
 from qlm_core.sim.faults.checkers import Checkers, Violation
 from qlm_core.sim.faults.clients import Client
 from qlm_core.sim.faults.engine_part import EnginePart
@@ -72,6 +74,13 @@ class World:
         self.agents = {name: self._agent(name) for name in schedule.bed.agents}
         home = self._process("clients")
         home.start()
+        self.batch_checks = BatchChecks(self.checkers)
+        self.batch_clients = [
+            BatchClient(
+                ask, home, self.network, self._rng(f"batch/{ask.number}"), self.batch_checks
+            )
+            for ask in schedule.batches
+        ]
         self.clients = [
             Client(ask, home, self.network, self._rng(f"client/{ask.number}"), self.checkers)
             for ask in schedule.asks
@@ -92,7 +101,7 @@ class World:
 
     def _agent(self, name: str) -> AgentPart:
         process, rng = self._process(name), self._rng(name)
-        asks = {ask.number: ask for ask in self.schedule.asks}
+        asks = {ask.number: ask for ask in (*self.schedule.asks, *self.schedule.lines)}
         bed, checkers = self.schedule.bed, self.checkers
         engine = EnginePart(bed, process, asks, self.agenda, rng, checkers)
         return AgentPart(process, self.network, engine, CLASSES, rng, checkers)
@@ -143,16 +152,23 @@ class World:
             elif now_s >= ended_s + _SETTLE_S:
                 break
         audit.at_the_end(self.solver, self.doors.values(), self.agents.values(), self.checkers)
+        for name, door in self.doors.items():
+            self.batch_checks.at_the_end(name, door.gateway.store)
 
     def _all_ended(self) -> bool:
-        return all(client.done for client in self.clients) and all(
-            door.gateway.process.up and not door.gateway.live for door in self.doors.values()
+        gateways = [door.gateway for door in self.doors.values()]
+        return (
+            all(client.done for client in self.clients)
+            and all(client.done for client in self.batch_clients)
+            and all(one.process.up and not one.live and not one.batches.open for one in gateways)
         )
 
     def _complain(self, calm_for_s: float) -> None:
         """Say who still waits."""
-        waiting = [str(id) for door in self.doors.values() for id in door.gateway.live]
+        gateways = [door.gateway for door in self.doors.values()]
+        waiting = [str(id) for one in gateways for id in (*one.live, *one.batches.open)]
         clients = [f"client {client.ask.number}" for client in self.clients if not client.done]
+        clients += [f"batch {one.ask.number}" for one in self.batch_clients if not one.done]
         who = ", ".join((waiting or clients)[:4])
         number = len(waiting or clients)
         raise Violation(

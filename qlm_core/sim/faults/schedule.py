@@ -10,6 +10,7 @@ from enum import Enum
 import msgspec
 
 from qlm_core.errors import ConfigError
+from qlm_core.model import ModelName
 
 
 class FaultKind(Enum):
@@ -119,6 +120,57 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="as
     leave_after_s: float = 0.0
 
 
+LINES_MAX = 1000
+"""Of a batch; the lines of the first have numbers from here on."""
+
+
+class BatchAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="batch"):
+    """What one client has done as a batch. Its lines are alike, but ask for its models in turn.
+
+    Attributes:
+        number: names the client.
+        cancel_after_s: when its client cancels; 0 for never.
+    """
+
+    number: int
+    at_s: float
+    gateway: str
+    models: tuple[str, ...]
+    lines: int
+    window_s: float
+    prompt_tokens: int
+    output_tokens: int
+    max_output_tokens: int
+    slo_class: str = "batch-2"
+    cancel_after_s: float = 0.0
+
+    @property
+    def model_of(self) -> tuple[int, ...]:
+        """For each line the place of its model."""
+        return tuple(line % len(self.models) for line in range(self.lines))
+
+    @property
+    def model_names(self) -> tuple[ModelName, ...]:
+        """The models that its lines ask for."""
+        return tuple(map(ModelName, self.models[: self.lines]))
+
+    def line(self, line: int) -> Ask:
+        """What a line asks for."""
+        return Ask(
+            number=(self.number + 1) * LINES_MAX + line,
+            at_s=self.at_s,
+            gateway=self.gateway,
+            model=self.models[line % len(self.models)],
+            slo_class=self.slo_class,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            max_output_tokens=self.max_output_tokens,
+            ttl_s=self.window_s,
+            durable=True,
+            watched=False,
+        )
+
+
 class Bed(msgspec.Struct, frozen=True, kw_only=True, tag="bed"):
     """The fleet of a run.
 
@@ -152,24 +204,37 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     bed: Bed
     asks: tuple[Ask, ...]
     faults: tuple[Fault, ...]
+    batches: tuple[BatchAsk, ...] = ()
+
+    @property
+    def lines(self) -> list[Ask]:
+        """What all lines of batches ask for."""
+        return [batch.line(line) for batch in self.batches for line in range(batch.lines)]
 
     @property
     def calm_s(self) -> float:
         """When the last fault is over and the last client has come."""
-        instants = [fault.over_s for fault in self.faults] + [ask.at_s for ask in self.asks]
+        instants = [fault.over_s for fault in self.faults]
+        instants += [ask.at_s for ask in self.asks] + [batch.at_s for batch in self.batches]
         return max(instants, default=0.0)
 
     @property
     def work_s(self) -> float:
         """How long one engine alone would take for everything."""
-        tokens = sum(min(ask.output_tokens, ask.max_output_tokens) for ask in self.asks)
+        tokens = sum(
+            min(ask.output_tokens, ask.max_output_tokens) for ask in (*self.asks, *self.lines)
+        )
         return tokens * self.bed.token_s / self.bed.slots
 
 
 def to_text(schedule: Schedule) -> str:
-    """A schedule as lines of JSON: its seed, its bed, then asks and faults in order of time, each on its own line."""
+    """A schedule as lines of JSON: its seed, its bed, then asks, batches and faults in order of time, each on its own line."""
     head = [{"seed": schedule.seed}, schedule.bed]
-    events: list[Ask | Fault] = [*schedule.asks, *schedule.faults]
+    events: list[Ask | BatchAsk | Fault] = [
+        *schedule.asks,
+        *schedule.batches,
+        *schedule.faults,
+    ]
     events.sort(key=lambda one: one.at_s)
     return "".join(msgspec.json.encode(one).decode() + "\n" for one in (*head, *events))
 
@@ -182,9 +247,9 @@ def from_text(text: str, name: str) -> Schedule:
         seed = msgspec.json.decode(lines[0], type=dict[str, int])["seed"]
         number = 1
         bed = msgspec.json.decode(lines[1], type=Bed)
-        events: list[Ask | Fault] = []
+        events: list[Ask | BatchAsk | Fault] = []
         for number in range(2, len(lines)):
-            events.append(msgspec.json.decode(lines[number], type=Ask | Fault))
+            events.append(msgspec.json.decode(lines[number], type=Ask | BatchAsk | Fault))
     except (msgspec.MsgspecError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{name}: line {number + 1}: {error}. Give a file that qlm sim faults wrote."
@@ -194,4 +259,5 @@ def from_text(text: str, name: str) -> Schedule:
         bed=bed,
         asks=tuple(one for one in events if isinstance(one, Ask)),
         faults=tuple(one for one in events if isinstance(one, Fault)),
+        batches=tuple(one for one in events if isinstance(one, BatchAsk)),
     )

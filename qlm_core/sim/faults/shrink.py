@@ -1,22 +1,17 @@
 """Makes a failing schedule short: what can be taken out, one part after another, so that the same checker still complains.
 
-Delta debugging (Zeller and Hildebrandt, 2002) over faults and requests together: faults first, since most failures need few of
+Delta debugging (Zeller and Hildebrandt, 2002) over faults, batches and requests: faults first, since most failures need few of
 them, in ever smaller parts until no single event can be left out, or the runs that may be spent on it are used up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import msgspec
 
 from qlm_core.sim.faults.run import Outcome, run
-from qlm_core.sim.faults.schedule import Ask, Fault, Schedule
+from qlm_core.sim.faults.schedule import Schedule
 
 RUNS_MAX = 400
-
-_Event = TypeVar("_Event", Ask, Fault)
 
 
 def shrink(
@@ -29,9 +24,8 @@ def shrink(
         runs_max: most runs that are tried.
     """
     shrinking = _Shrinking(schedule, checker, runs_max)
-    faults = shrinking.reduce(list(schedule.faults), lambda some: (schedule.asks, tuple(some)))
-    asks = shrinking.reduce(list(schedule.asks), lambda some: (tuple(some), tuple(faults)))
-    shrinking.reduce(faults, lambda some: (tuple(asks), tuple(some)))
+    for kind in ("faults", "batches", "asks", "faults"):
+        shrinking.reduce(kind)
     return shrinking.best
 
 
@@ -43,18 +37,15 @@ class _Shrinking:
         self._left = runs_max
         self.best = schedule, run(schedule)
 
-    def reduce(
-        self,
-        events: list[_Event],
-        complete: Callable[[list[_Event]], tuple[tuple[Ask, ...], tuple[Fault, ...]]],
-    ) -> list[_Event]:
-        """The events that are needed, of those given; `complete` makes a schedule of some of them."""
+    def reduce(self, kind: str) -> None:
+        """Leave out events of a kind, the name of a field of the schedule, that are not needed."""
+        events: tuple[object, ...] = getattr(self.best[0], kind)
         parts = 2
         while events and self._left:
             size = max(1, len(events) // parts)
             for start in range(0, len(events), size):
                 fewer = events[:start] + events[start + size :]
-                if self._fails(complete(fewer)):
+                if self._fails(kind, fewer):
                     events = fewer
                     parts = max(2, parts - 1)
                     break
@@ -62,14 +53,12 @@ class _Shrinking:
                 if size == 1:
                     break
                 parts = min(len(events), 2 * parts)
-        return events
 
-    def _fails(self, events: tuple[tuple[Ask, ...], tuple[Fault, ...]]) -> bool:
+    def _fails(self, kind: str, events: tuple[object, ...]) -> bool:
         if not self._left:
             return False
         self._left -= 1
-        asks, faults = events
-        schedule = msgspec.structs.replace(self.best[0], asks=asks, faults=faults)
+        schedule = msgspec.structs.replace(self.best[0], **{kind: events})
         outcome = run(schedule)
         failed = outcome.failure is not None and outcome.failure.checker == self._checker
         if failed:

@@ -29,6 +29,7 @@ from qlm_core.messages import (
     AgentHello,
     AgentOrder,
     Arrived,
+    BulkWaiting,
     GatewayFact,
     GatewayHello,
 )
@@ -191,6 +192,8 @@ class _Peer:
             # Instants travel as the time that has passed since.
             arrival_s = fact.request.arrival_s + late_s
             fact = Arrived(replace(fact.request, arrival_s=arrival_s))
+        elif isinstance(fact, BulkWaiting):
+            fact = replace(fact, arrival_s=fact.arrival_s + late_s)
         solver.post(GatewaySaid(self._gateway, fact))
 
     def _take_over(self, older: Session | None) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
+from qlm_core.batches import BatchStatus, Unrun
 from qlm_core.ledger import EndRecord
-from qlm_core.model import Phase, RequestId
+from qlm_core.model import BatchId, Phase, RequestId
 from qlm_core.outcome import ShedReason
 from qlm_core.sim.faults.process import Process
-from qlm_core.sim.faults.schedule import Ask
+from qlm_core.sim.faults.schedule import Ask, BatchAsk
 from qlm_core.sim.faults.tokens import Text
 
 COMMIT_S = 0.008
@@ -41,17 +42,70 @@ class StoredEnd:
     answer: Text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A batch: what was asked for, and where it stands.
+
+    Attributes:
+        due_at: by the store's clock, which no jump of the wall clock moves.
+        accepted: whether its lines are known. released: of each model how many were at least.
+        completed, failed: lines in its files, once it is over.
+    """
+
+    id: BatchId
+    ask: BatchAsk
+    due_at: float
+    status: BatchStatus = BatchStatus.VALIDATING
+    accepted: bool = False
+    released: tuple[int, ...] = ()
+    unrun: Unrun | None = None
+    completed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLine:
+    """The result of a line of a batch, by the request that it was; without an answer it failed."""
+
+    batch: BatchId
+    line: int
+    request: RequestId
+    answer: Text | None
+
+    @property
+    def id(self) -> str:
+        """What it is called."""
+        return f"{self.batch}/{self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFiles:
+    """The output and the error file of a batch, by the numbers of their lines."""
+
+    batch: BatchId
+    output: tuple[int, ...]
+    errors: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """What they are called."""
+        return f"{self.batch}/files"
+
+
+Stored = StoredRequest | StoredEnd | StoredBatch | StoredLine | StoredFiles
+
+
 @dataclass(slots=True)
 class _Write:
     """What waits for the next commit, and who is told of it; None for a failure."""
 
-    what: StoredRequest | StoredEnd
+    what: Stored
     told: Callable[[RequestId | None], None]
     life: int
 
 
 class Store:
-    """Requests and ends by id, keys, and how often it was opened.
+    """Requests and ends by id, keys, batches with their results and files, and how often it was opened.
 
     Attributes:
         full, torn, slow: what faults have done to it.
@@ -61,6 +115,9 @@ class Store:
         self.requests: dict[RequestId, StoredRequest] = {}
         self.ends: dict[RequestId, StoredEnd] = {}
         self.keys: dict[str, RequestId] = {}
+        self.batches: dict[BatchId, StoredBatch] = {}
+        self.lines: dict[BatchId, dict[int, StoredLine]] = {}
+        self.files: dict[BatchId, StoredFiles] = {}
         self.full = 0
         self.torn = 0
         self.slow = 1.0
@@ -89,10 +146,8 @@ class Store:
         waiting = [request for id, request in self.requests.items() if id not in self.ends]
         return sorted(waiting, key=lambda request: request.arrived_at)
 
-    def write(
-        self, what: StoredRequest | StoredEnd, told: Callable[[RequestId | None], None]
-    ) -> None:
-        """Keep a request or an end; `told` hears the id that is kept, or None for a failure, once that is settled."""
+    def write(self, what: Stored, told: Callable[[RequestId | None], None]) -> None:
+        """Keep something; `told` hears the id that is kept, or None for a failure, once that is settled."""
         self._waiting.append(_Write(what, told, self._process.life))
         if not self._committing:
             self._committing = True
@@ -105,7 +160,10 @@ class Store:
         for write, id in settled:
             write.told(id)
 
-    def _keep(self, what: StoredRequest | StoredEnd) -> RequestId:
+    def _keep(self, what: Stored) -> RequestId:
+        if isinstance(what, StoredBatch | StoredLine | StoredFiles):
+            self._keep_of_batch(what)
+            return RequestId(what.id)
         if isinstance(what, StoredEnd):
             if what.id in self.requests and what.id not in self.ends:
                 self.ends[what.id] = replace(what)
@@ -118,6 +176,15 @@ class Store:
         if key:
             self.keys[key] = what.id
         return what.id
+
+    def _keep_of_batch(self, what: StoredBatch | StoredLine | StoredFiles) -> None:
+        """A line has one result, and what is a file already stays it."""
+        if isinstance(what, StoredBatch):
+            self.batches[what.id] = what
+        elif isinstance(what, StoredLine):
+            self.lines.setdefault(what.batch, {}).setdefault(what.line, what)
+        else:
+            self.files.setdefault(what.batch, what)
 
     def _free_key(self, end: StoredEnd) -> None:
         key = self.requests[end.id].ask.key

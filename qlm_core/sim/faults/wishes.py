@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from qlm_core.batches import BatchStatus
 from qlm_core.ledger import EndRecord
-from qlm_core.model import RequestId
-from qlm_core.sim.faults.schedule import Ask
+from qlm_core.model import BatchId, RequestId
+from qlm_core.sim.faults.schedule import Ask, BatchAsk
 from qlm_core.sim.faults.tokens import Span, Text
 
 
@@ -32,7 +33,28 @@ class CancelRequest:
     id: RequestId
 
 
-Wish = SubmitAsk | WatchOutput | CancelRequest
+@dataclass(frozen=True, slots=True)
+class SubmitBatch:
+    """Take this batch."""
+
+    ask: BatchAsk
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtBatch:
+    """Say where a batch stands."""
+
+    id: BatchId
+
+
+@dataclass(frozen=True, slots=True)
+class CancelBatch:
+    """Give a batch up."""
+
+    id: BatchId
+
+
+Wish = SubmitAsk | WatchOutput | CancelRequest | SubmitBatch | LookAtBatch | CancelBatch
 
 
 class Refusal(Enum):
@@ -73,4 +95,20 @@ class Over:
     answer: Text
 
 
-Reply = Accepted | Denied | Shown | Over
+@dataclass(frozen=True, slots=True)
+class BatchTaken:
+    """The batch is stored: from now on it is not lost."""
+
+    id: BatchId
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSeen:
+    """Where a batch stands."""
+
+    id: BatchId
+    status: BatchStatus
+
+
+BatchReply = BatchTaken | BatchSeen | Denied
+Reply = Accepted | Denied | Shown | Over | BatchTaken | BatchSeen
