@@ -240,6 +240,9 @@ class QueueUpdate:
 
     `order` replaces the order of groups unless it is None. `add` appends references to their groups,
     in order; `remove` takes references away. A `snapshot` replaces everything.
+
+    Attributes:
+        wake: told with an order, the base to have awake once nothing of it is left to pull; None for whatever is awake then.
     """
 
     epoch: int
@@ -247,6 +250,7 @@ class QueueUpdate:
     order: tuple[QueuedGroup, ...] | None = None
     add: tuple[RequestRef, ...] = ()
     remove: tuple[RequestId, ...] = ()
+    wake: ModelName | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -422,7 +422,7 @@ def parts(order: AgentOrder, refs_max: int) -> list[AgentOrder]:
         for start in range(0, len(order.add), refs_max)
     ]
     first, *rest = [*removals, *additions]
-    return [replace(first, snapshot=order.snapshot, order=order.order), *rest]
+    return [replace(first, snapshot=order.snapshot, order=order.order, wake=order.wake), *rest]
 
 
 def _bytes_max(limits: SolverLimits) -> int:

@@ -157,6 +157,7 @@ def agent_order_to_wire(order: m.AgentOrder, now_s: float) -> agent_pb.AgentSess
         ],
         add=[_ref_to_wire(ref, now_s) for ref in order.add],
         remove=order.remove,
+        wake=order.wake or "",
     )
     return agent_pb.AgentSessionResponse(queue=update)
 
@@ -205,6 +206,7 @@ def _queue_from_wire(update: agent_pb.QueueUpdate, now_s: float) -> m.QueueUpdat
         order=order,
         add=tuple(_ref_from_wire(ref, now_s) for ref in update.add),
         remove=tuple(RequestId(bd.name("queue.remove", id)) for id in update.remove),
+        wake=ModelName(bd.name("queue.wake", update.wake)) if update.wake else None,
     )
 
 

@@ -67,6 +67,20 @@ GROUPING = (
 
 PLANNER = (
     Rule(
+        name="spread-popular-models",
+        part="planner",
+        reason="Has another instance wake a model whose first tokens would be late, before they are.",
+        where="qlm_core.manager.residents:Residents.spread",
+        without=lambda residents, roster, estimators, *, now_s: [],
+    ),
+    Rule(
+        name="no-rate-from-a-burst",
+        part="planner",
+        reason="Counts on no arrivals for that before they have gone on for ten seconds.",
+        where="qlm_core.manager.residents:AGE_S",
+        without=0.0,
+    ),
+    Rule(
         name="first-tokens-press",
         part="planner",
         reason="Plans first tokens apart from outputs where no more is promised and that is due within two minutes.",

@@ -44,6 +44,7 @@ from qlm_core.messages import (
 from qlm_core.model import (
     GatewayId,
     InstanceState,
+    ModelName,
     QueuedGroup,
     RequestId,
     RequestRef,
@@ -172,6 +173,7 @@ class Executor:
         self._relief.soon(self._now_s, self._reserve.arrived(new, self._now_s) / 4)
         self._turns.arrived(new)
         if update.order is not None or update.snapshot:
+            self._models.wanted = update.wake
             self._relief.due_s = 0.0
             self._models.pass_over_unknown(self.window.order)
             self._effects += self._models.hints(self.window.order)
@@ -333,6 +335,12 @@ class Executor:
             self._empty(next_turn)
             return
         head = self._head()
+        turns_to = self._models.turns_to
+        if head is None and turns_to is not None and not len(self.batch):
+            if self.state is _S.SERVING:
+                self._move(Trigger.HEAD_NEEDS_SWAP)
+            self._swap(turns_to)
+            return
         if head is None or self._models.serves(head.model):
             if self.state is _S.EMPTYING:
                 self._move(Trigger.HEAD_FITS)
@@ -467,9 +475,12 @@ class Executor:
             self._attempts.evict(item, counts=not item.produced)
         self._start_held()
         if not len(self.batch):
-            base = self._models.swapping_to = self._models.base(head.model)
-            self._move(Trigger.EMPTIED)
-            self._effects.append(e.SwapModel(base))
+            self._swap(self._models.base(head.model))
+
+    def _swap(self, base: ModelName) -> None:
+        self._models.swapping_to = base
+        self._move(Trigger.EMPTIED)
+        self._effects.append(e.SwapModel(base))
 
     def _leave(self) -> None:
         """Hand back what does not run; at the deadline, everything."""

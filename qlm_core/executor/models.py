@@ -24,6 +24,7 @@ class Models:
         swapping_to: the base that the last swap was for.
         tiers: as the engine said last.
         passed_over: models whose groups wait, and until when.
+        wanted: the base to have awake when nothing waits; None for whatever is.
     """
 
     def __init__(self, profiles: Iterable[EngineProfile]) -> None:
@@ -32,6 +33,7 @@ class Models:
         self.swapping_to: ModelName | None = None
         self.tiers: tuple[tuple[ModelName, ModelTier], ...] = ()
         self.passed_over: dict[ModelName, float] = {}
+        self.wanted: ModelName | None = None
         self._warm: tuple[ModelName, ...] = ()
 
     def base(self, model: ModelName) -> ModelName:
@@ -50,6 +52,14 @@ class Models:
     def starts(self, model: ModelName) -> bool:
         """Whether they should be put onto the engine now."""
         return self.serves(model) and model not in self.passed_over
+
+    @property
+    def turns_to(self) -> ModelName | None:
+        """The base to wake now that nothing waits; None where it is awake, is not here, or cannot be made to serve."""
+        wanted = self.wanted
+        if wanted not in self._profiles or self.serves(wanted) or wanted in self.passed_over:
+            return None
+        return wanted
 
     def swap_s(self, model: ModelName) -> float:
         """Seconds from an empty batch until a model is served."""

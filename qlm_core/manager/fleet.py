@@ -100,7 +100,9 @@ class Agent:
         held_back: groups of its queue of which it has no references for now.
         kind: what it has in common with agents that plan alike; the same object for all of them.
         sent_order: the order of groups it was last sent; None if nothing was sent in this session.
+        sent_wakes: what it was last told of `wakes`.
         swap_started_s: when the swap under way was first reported.
+        wakes: the base that it is to wake as soon as nothing is left to do for the one that is awake; None for none.
     """
 
     __slots__ = (
@@ -115,8 +117,10 @@ class Agent:
         "queue",
         "reported_s",
         "sent_order",
+        "sent_wakes",
         "state",
         "swap_started_s",
+        "wakes",
         "window",
     )
 
@@ -128,6 +132,8 @@ class Agent:
         self.held: dict[RequestId, None] = {}
         self.held_back: dict[GroupId, None] = {}
         self.sent_order: tuple[QueuedGroup, ...] | None = None
+        self.sent_wakes: ModelName | None = None
+        self.wakes: ModelName | None = None
         self.swap_started_s = now_s
         self.rejoin(hello, now_s=now_s)
 
@@ -139,7 +145,7 @@ class Agent:
         }
         self.connected = True
         self.window.clear()
-        self.sent_order = None
+        self.sent_order = self.sent_wakes = self.wakes = None
         self.state = InstanceState(ready=False, awake_model=None)
         self.report(hello.state, now_s=now_s)
 
@@ -150,6 +156,8 @@ class Agent:
             self.swap_started_s = now_s
         self.state = state
         self.reported_s = now_s
+        if self.wakes in (state.awake_model, state.swapping_to):
+            self.wakes = None
         if state.tiers != before.tiers or not before.tiers:
             self.kind = _kind(tuple(self.profiles.values()), state.tiers)
         return (
@@ -171,8 +179,8 @@ class Agent:
 
     @property
     def model(self) -> ModelName | None:
-        """The model that is awake or becoming so. It is no adapter."""
-        return self.state.swapping_to or self.state.awake_model
+        """The model that is awake, or becoming so, or to be woken next. It is no adapter."""
+        return self.wakes or self.state.swapping_to or self.state.awake_model
 
     def base(self, model: ModelName) -> ModelName:
         """What has to be awake here for a model to be served."""

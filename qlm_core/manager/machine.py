@@ -366,9 +366,8 @@ class Manager:
         self.timeline.stale(hello.agent)
         self._publisher.lacks(hello.agent)
         self._unplaced.update(homeless(self.groups, self.agents))
-        self._fleet_changed()
         effects.append(TellAgent(hello.agent, Gateways(tuple(self.gateways.items()))))
-        self._announce_fleet(effects)
+        self._fleet_changed(effects)
 
     def _agent_reported(self, id: AgentId, state: InstanceState, effects: list[Effect]) -> None:
         agent = self.agents.get(id)
@@ -377,8 +376,7 @@ class Manager:
             return
         self._agent_leases.renew(id, self._now_s + self.config.agent_lease_s)
         if agent.report(state, now_s=self._now_s):
-            self._fleet_changed()
-            self._announce_fleet(effects)
+            self._fleet_changed(effects)
             if state.draining:
                 self._empty_queue(agent)
         self.timeline.stale(id)
@@ -415,8 +413,7 @@ class Manager:
             self.bulks.reported(agent.id)
             self.timeline.stale(agent.id)
         if gone:
-            self._fleet_changed()
-            self._announce_fleet(effects)
+            self._fleet_changed(effects)
         for gateway in self._absent.expire(self._now_s):
             self.gateways.pop(gateway, None)
             self._forget_all_of(gateway)
@@ -429,9 +426,13 @@ class Manager:
         """Groups that can be planned and agents that can take them, in stable order."""
         return plannable(self.groups, self.roster)
 
-    def _fleet_changed(self) -> None:
+    def _fleet_changed(self, effects: list[Effect]) -> None:
         self.roster = Roster(self.agents.values())
         self.planner.changed()
+        fleet = offered(self.agents.values())
+        if fleet != self._fleet:
+            self._fleet = fleet
+            effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)
 
     def _place(self) -> None:
         """Give every group without a queue a place."""
@@ -460,7 +461,11 @@ class Manager:
         """Have a better plan looked for if that is due."""
         if self.groups and self.agents and self.planner.due(now_s=self._now_s):
             self._split()
-            order = self.planner.start(self.view(), self.estimators, now_s=self._now_s)
+            known, now_s = self.estimators, self._now_s
+            for agent in self.planner.residents.spread(self.roster, known, now_s=now_s):
+                self.timeline.stale(agent.id)
+                self._publisher.lacks(agent.id)
+            order = self.planner.start(self.view(), known, now_s=now_s)
             if order is not None:
                 effects.append(order)
 
@@ -478,12 +483,6 @@ class Manager:
                 self.groups[group].home = id
             self._publisher.lacks(id)
             self.timeline.stale(id)
-
-    def _announce_fleet(self, effects: list[Effect]) -> None:
-        fleet = offered(self.agents.values())
-        if fleet != self._fleet:
-            self._fleet = fleet
-            effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)
 
     def _group_size(self, key: GroupKey) -> int:
         if key.batch is not None:

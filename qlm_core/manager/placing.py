@@ -82,7 +82,7 @@ def _freest(alike: Sequence[Agent], base: ModelName, home: AgentId | None) -> Ag
     found, fewest = None, inf
     for agent in alike:
         held, state = len(agent.held), agent.state
-        if held >= fewest or agent.queue or state.awake_model != base:
+        if held >= fewest or agent.queue or state.awake_model != base or agent.wakes:
             continue
         if not state.ready or state.swapping_to or home not in (None, agent.id):
             continue

@@ -20,6 +20,7 @@ from qlm_core.manager.estimators import Estimators
 from qlm_core.manager.events import StartSolve
 from qlm_core.manager.fleet import Agent, Roster
 from qlm_core.manager.placing import contenders, free_seat
+from qlm_core.manager.residents import Residents
 from qlm_core.manager.snapshot import Snapshot, take_snapshot
 from qlm_core.model import AgentId, Estimate, GroupId, RequestMeta
 from qlm_core.planning import Plan, PlanResult, Score, evaluate, level, repair
@@ -99,12 +100,14 @@ class Planner:
         "in_force",
         "moved",
         "repairs",
+        "residents",
         "solves",
     )
 
     def __init__(self, config: SolverConfig, weights: dict[str, float]):
         self._config = config
         self._weights = weights
+        self.residents = Residents(weights, config.objective)
         self._estimators: Estimators | None = None
         self._pending = False
         self._solving: Snapshot | None = None
@@ -154,6 +157,7 @@ class Planner:
             groups,
             agents,
             weights=self._weights,
+            leaving_s=self.residents.leaving_s,
             estimators=estimators,
             objective=self._config.objective,
             now_s=now_s,

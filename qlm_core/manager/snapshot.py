@@ -82,6 +82,7 @@ def take_snapshot(
     weights: dict[str, float],
     estimators: Estimators,
     objective: ObjectiveConfig,
+    leaving_s: Mapping[ModelName, float],
     now_s: float,
 ) -> Snapshot:
     """Describe `groups` and `agents` as a planning problem.
@@ -90,6 +91,7 @@ def take_snapshot(
         groups: those with waiting members that at least one of `agents` can serve.
         agents: usable ones, in a stable order.
         weights: weight of one request of each SLO class.
+        leaving_s: what leaving a base costs beyond the swap itself (`qlm_core.manager.residents`).
     """
     classes, queue_class = _classes(agents)
     models = sorted(
@@ -119,7 +121,7 @@ def take_snapshot(
             np.int64,
         ),
         busy_s=np.array(busy) + shift_s,
-        swap_s=_swap_matrix(models, classes, estimators, now_s=now_s),
+        swap_s=_swap_matrix(models, classes, estimators, leaving_s, now_s=now_s),
         alpha=objective.late,
         beta=objective.tardiness,
         kappa=objective.swap,
@@ -188,7 +190,7 @@ def _ready_in_s(agents: Sequence[Agent], estimators: Estimators, *, now_s: float
     for agent in agents:
         state = agent.state
         profile = agent.profiles.get(state.awake_model) if state.awake_model is not None else None
-        if profile is None or state.swapping_to is not None or not state.ready:
+        if profile is None or state.swapping_to is not None or not state.ready or agent.wakes:
             ready.append(ready_in_s(agent, estimators, now_s=now_s))
             continue
         found = rooms.get(id(profile))
@@ -225,6 +227,9 @@ def ready_in_s(agent: Agent, estimators: Estimators, *, now_s: float) -> float:
     Negative while free room absorbs requests at once: by as many of them, at that pace.
     """
     state = agent.state
+    if agent.wakes is not None and agent.wakes in agent.profiles:
+        coming = agent.profiles[agent.wakes]
+        return coming.sleep_s + swap_in_s(coming, agent.tier(agent.wakes))
     if state.swapping_to is not None and state.swapping_to in agent.profiles:
         coming = agent.profiles[state.swapping_to]
         swap_s = swap_in_s(coming, agent.tier(state.swapping_to))
@@ -352,6 +357,7 @@ def _swap_matrix(
     models: Sequence[ModelName],
     classes: Classes,
     estimators: Estimators,
+    leaving_s: Mapping[ModelName, float],
     *,
     now_s: float,
 ) -> Floats:
@@ -367,6 +373,7 @@ def _swap_matrix(
                 continue
             rate = estimators.rate(estimators.profile(profile), None, now_s=now_s)
             leave[index] = profile.sleep_s + rate.residence_s / 2
+            leave[index] += leaving_s.get(ModelName(profile.base), 0.0)
             matrix[number, :, index] = swap_in_s(profile, tiers[model]) + profile.load_s
         matrix[number] += leave[:, None]
         _join_families(matrix[number], [profiles.get(model) for model in models])

@@ -56,16 +56,24 @@ def match_window(
         for id, (request, group) in wanted.items()
         if agent.window.group_of(id) != group
     )
-    if order == agent.sent_order and not remove and not add:
+    known = agent.sent_order == order and agent.sent_wakes == agent.wakes
+    if known and not remove and not add:
         return None
-    snapshot, changed = agent.sent_order is None, order if order != agent.sent_order else None
+    snapshot, changed = agent.sent_order is None, None if known else order
     for id in dropped:
         agent.window.discard(id)
     agent.window.revoked.clear()
     for ref in add:
         agent.window.add(ref.id, ref.group)
-    agent.sent_order = order
-    return QueueUpdate(epoch=epoch, snapshot=snapshot, order=changed, add=add, remove=remove)
+    agent.sent_order, agent.sent_wakes = order, agent.wakes
+    return QueueUpdate(
+        epoch=epoch,
+        snapshot=snapshot,
+        order=changed,
+        add=add,
+        remove=remove,
+        wake=None if known else agent.wakes,
+    )
 
 
 def _front(agent: Agent, groups: Groups, size: int) -> dict[RequestId, tuple[RequestMeta, GroupId]]:

@@ -63,6 +63,28 @@ def three_models() -> dict[str, Any]:
     return data
 
 
+def popular() -> dict[str, Any]:
+    """Two models on three A10, and the one that everybody asks for is awake on one of them."""
+    models = ["mistral-7b-ft1", "mistral-7b-ft2"]
+    tight = {"slo_class": "chat", "lengths": "rag", "max_tokens": 64, "until_s": 80}
+    return {
+        "name": "popular",
+        "fleet": [
+            {"gpu": "a10", "models": models, "awake": "mistral-7b-ft1", "count": 2},
+            {"gpu": "a10", "models": models, "awake": "mistral-7b-ft2"},
+        ],
+        "slo_classes": {"chat": {"ttft_s": 2.0}},
+        "workload": {
+            "kind": "streams",
+            "streams": [
+                tight | {"models": {"mistral-7b-ft1": 1}, "rate_rps": 0.1},
+                tight | {"models": {"mistral-7b-ft2": 1}, "rate_rps": 1.0},
+            ],
+        },
+        "simulation": SIMULATION,
+    }
+
+
 def scenario(data: dict[str, Any]) -> Scenario:
     return scenario_from_mapping(data, "test.yaml")
 

@@ -24,7 +24,7 @@ from qlm_core.sim.beds import draw_bed
 from qlm_core.sim.policies import policy_named
 from qlm_core.sim.scenario import requests
 from qlm_core.sim.world import World
-from tests.simulator.beds import SIMULATION, crowded, one_model, scenario, two_models
+from tests.simulator.beds import SIMULATION, crowded, one_model, popular, scenario, two_models
 
 Told = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +130,7 @@ BEDS = {
     "slots": (slots(), 1),
     "many chats at once": (slots(rate=4, cv=4, batch=200, span_s=40, tools=False), 1),
     "batches": (batches(), 1),
+    "popular": (popular(), 1),
     "batches in turn": (batches_in_turn(), 1),
     **{f"drawn {index}": drawn(index) for index in (2, 8, 9, 17, 50)},
 }
@@ -144,7 +145,9 @@ SHOWN_ON = {
     "cut-drains": "drawn 9",
     "levelling": "drawn 2",
     "longer-than-expected": "drawn 9",
+    "no-rate-from-a-burst": "popular",
     "patience": "drawn 9",
+    "spread-popular-models": "popular",
     "worth-staying": "drawn 9",
     "started-groups-stay": "drawn 17",
     "turn-is-kept": "drawn 50",

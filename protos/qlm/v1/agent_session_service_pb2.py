@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)protos/qlm/v1/agent_session_service.proto\x12\x06qlm.v1\"i\n\x13\x41gentSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.qlm.v1.AgentHelloH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.qlm.v1.AgentReportH\x00\x42\x06\n\x04kind\"\x83\x01\n\nAgentHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03gpu\x18\x02 \x01(\t\x12#\n\x06models\x18\x03 \x03(\x0b\x32\x13.qlm.v1.ServedModel\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\"\n\x05state\x18\x05 \x01(\x0b\x32\x13.qlm.v1.AgentReport\"2\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cprofile_json\x18\x02 \x01(\x0c\"\x9a\x03\n\x0b\x41gentReport\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x13\n\x0b\x61wake_model\x18\x02 \x01(\t\x12\x13\n\x0bswapping_to\x18\x03 \x01(\t\x12-\n\x05tiers\x18\x04 \x03(\x0b\x32\x1e.qlm.v1.AgentReport.TiersEntry\x12\'\n\x07running\x18\x05 \x03(\x0b\x32\x16.qlm.v1.RunningRequest\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x12\n\nmean_batch\x18\x08 \x01(\x01\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x1b\n\x13prompt_tokens_per_s\x18\n \x01(\x01\x12\x1c\n\x14resumed_tokens_per_s\x18\x0b \x01(\x01\x12\x19\n\x0cresume_share\x18\x0c \x01(\x01H\x00\x88\x01\x01\x1a?\n\nTiersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0e\x32\x11.qlm.v1.ModelTier:\x02\x38\x01\x42\x0f\n\r_resume_share\"G\n\x0eRunningRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\x04\x12\x17\n\x0fproduced_tokens\x18\x03 \x01(\r\"j\n\x14\x41gentSessionResponse\x12$\n\x05queue\x18\x01 \x01(\x0b\x32\x13.qlm.v1.QueueUpdateH\x00\x12$\n\x08gateways\x18\x02 \x01(\x0b\x32\x10.qlm.v1.GatewaysH\x00\x42\x06\n\x04kind\"\x9a\x01\n\x0bQueueUpdate\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\"\n\x05order\x18\x03 \x03(\x0b\x32\x13.qlm.v1.QueuedGroup\x12\x15\n\rorder_changed\x18\x04 \x01(\x08\x12\x1f\n\x03\x61\x64\x64\x18\x05 \x03(\x0b\x32\x12.qlm.v1.RequestRef\x12\x0e\n\x06remove\x18\x06 \x03(\t\"A\n\x0bQueuedGroup\x12\x10\n\x08group_id\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tslo_class\x18\x03 \x01(\t\"\xbb\x01\n\nRequestRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x1e\n\x16\x65xpected_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x10\n\x08\x64ue_in_s\x18\x08 \x01(\x01\"4\n\x08Gateways\x12(\n\x08gateways\x18\x01 \x03(\x0b\x32\x16.qlm.v1.GatewayAddress\"5\n\x0eGatewayAddress\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t*i\n\tModelTier\x12\x1a\n\x16MODEL_TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_TIER_AWAKE\x10\x01\x12\x15\n\x11MODEL_TIER_ASLEEP\x10\x02\x12\x13\n\x0fMODEL_TIER_COLD\x10\x03\x32\x64\n\x13\x41gentSessionService\x12M\n\x0c\x41gentSession\x12\x1b.qlm.v1.AgentSessionRequest\x1a\x1c.qlm.v1.AgentSessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)protos/qlm/v1/agent_session_service.proto\x12\x06qlm.v1\"i\n\x13\x41gentSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.qlm.v1.AgentHelloH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.qlm.v1.AgentReportH\x00\x42\x06\n\x04kind\"\x83\x01\n\nAgentHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03gpu\x18\x02 \x01(\t\x12#\n\x06models\x18\x03 \x03(\x0b\x32\x13.qlm.v1.ServedModel\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\"\n\x05state\x18\x05 \x01(\x0b\x32\x13.qlm.v1.AgentReport\"2\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cprofile_json\x18\x02 \x01(\x0c\"\x9a\x03\n\x0b\x41gentReport\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x13\n\x0b\x61wake_model\x18\x02 \x01(\t\x12\x13\n\x0bswapping_to\x18\x03 \x01(\t\x12-\n\x05tiers\x18\x04 \x03(\x0b\x32\x1e.qlm.v1.AgentReport.TiersEntry\x12\'\n\x07running\x18\x05 \x03(\x0b\x32\x16.qlm.v1.RunningRequest\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x12\n\nmean_batch\x18\x08 \x01(\x01\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x1b\n\x13prompt_tokens_per_s\x18\n \x01(\x01\x12\x1c\n\x14resumed_tokens_per_s\x18\x0b \x01(\x01\x12\x19\n\x0cresume_share\x18\x0c \x01(\x01H\x00\x88\x01\x01\x1a?\n\nTiersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0e\x32\x11.qlm.v1.ModelTier:\x02\x38\x01\x42\x0f\n\r_resume_share\"G\n\x0eRunningRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\x04\x12\x17\n\x0fproduced_tokens\x18\x03 \x01(\r\"j\n\x14\x41gentSessionResponse\x12$\n\x05queue\x18\x01 \x01(\x0b\x32\x13.qlm.v1.QueueUpdateH\x00\x12$\n\x08gateways\x18\x02 \x01(\x0b\x32\x10.qlm.v1.GatewaysH\x00\x42\x06\n\x04kind\"\xa8\x01\n\x0bQueueUpdate\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\"\n\x05order\x18\x03 \x03(\x0b\x32\x13.qlm.v1.QueuedGroup\x12\x15\n\rorder_changed\x18\x04 \x01(\x08\x12\x1f\n\x03\x61\x64\x64\x18\x05 \x03(\x0b\x32\x12.qlm.v1.RequestRef\x12\x0e\n\x06remove\x18\x06 \x03(\t\x12\x0c\n\x04wake\x18\x07 \x01(\t\"A\n\x0bQueuedGroup\x12\x10\n\x08group_id\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tslo_class\x18\x03 \x01(\t\"\xbb\x01\n\nRequestRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x1e\n\x16\x65xpected_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fproduced_tokens\x18\x07 \x01(\r\x12\x10\n\x08\x64ue_in_s\x18\x08 \x01(\x01\"4\n\x08Gateways\x12(\n\x08gateways\x18\x01 \x03(\x0b\x32\x16.qlm.v1.GatewayAddress\"5\n\x0eGatewayAddress\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t*i\n\tModelTier\x12\x1a\n\x16MODEL_TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_TIER_AWAKE\x10\x01\x12\x15\n\x11MODEL_TIER_ASLEEP\x10\x02\x12\x13\n\x0fMODEL_TIER_COLD\x10\x03\x32\x64\n\x13\x41gentSessionService\x12M\n\x0c\x41gentSession\x12\x1b.qlm.v1.AgentSessionRequest\x1a\x1c.qlm.v1.AgentSessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENTREPORT_TIERSENTRY']._loaded_options = None
   _globals['_AGENTREPORT_TIERSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELTIER']._serialized_start=1463
-  _globals['_MODELTIER']._serialized_end=1568
+  _globals['_MODELTIER']._serialized_start=1477
+  _globals['_MODELTIER']._serialized_end=1582
   _globals['_AGENTSESSIONREQUEST']._serialized_start=53
   _globals['_AGENTSESSIONREQUEST']._serialized_end=158
   _globals['_AGENTHELLO']._serialized_start=161
@@ -50,15 +50,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSESSIONRESPONSE']._serialized_start=832
   _globals['_AGENTSESSIONRESPONSE']._serialized_end=938
   _globals['_QUEUEUPDATE']._serialized_start=941
-  _globals['_QUEUEUPDATE']._serialized_end=1095
-  _globals['_QUEUEDGROUP']._serialized_start=1097
-  _globals['_QUEUEDGROUP']._serialized_end=1162
-  _globals['_REQUESTREF']._serialized_start=1165
-  _globals['_REQUESTREF']._serialized_end=1352
-  _globals['_GATEWAYS']._serialized_start=1354
-  _globals['_GATEWAYS']._serialized_end=1406
-  _globals['_GATEWAYADDRESS']._serialized_start=1408
-  _globals['_GATEWAYADDRESS']._serialized_end=1461
-  _globals['_AGENTSESSIONSERVICE']._serialized_start=1570
-  _globals['_AGENTSESSIONSERVICE']._serialized_end=1670
+  _globals['_QUEUEUPDATE']._serialized_end=1109
+  _globals['_QUEUEDGROUP']._serialized_start=1111
+  _globals['_QUEUEDGROUP']._serialized_end=1176
+  _globals['_REQUESTREF']._serialized_start=1179
+  _globals['_REQUESTREF']._serialized_end=1366
+  _globals['_GATEWAYS']._serialized_start=1368
+  _globals['_GATEWAYS']._serialized_end=1420
+  _globals['_GATEWAYADDRESS']._serialized_start=1422
+  _globals['_GATEWAYADDRESS']._serialized_end=1475
+  _globals['_AGENTSESSIONSERVICE']._serialized_start=1584
+  _globals['_AGENTSESSIONSERVICE']._serialized_end=1684
 # @@protoc_insertion_point(module_scope)

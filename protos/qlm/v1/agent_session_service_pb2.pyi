@@ -293,10 +293,15 @@ class QueueUpdate(_message.Message):
     ORDER_CHANGED_FIELD_NUMBER: _builtins.int
     ADD_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
+    WAKE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     snapshot: _builtins.bool
     """Replace the whole window instead of changing it."""
     order_changed: _builtins.bool
+    wake: _builtins.str
+    """The base model to have awake once nothing of the order is left to pull; empty for whatever is awake then. Only read when
+    `order_changed`.
+    """
     @_builtins.property
     def order(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueuedGroup]:
         """The queue in order; only read when `order_changed`."""
@@ -318,10 +323,11 @@ class QueueUpdate(_message.Message):
         order_changed: _builtins.bool = ...,
         add: _abc.Iterable[Global___RequestRef] | None = ...,
         remove: _abc.Iterable[_builtins.str] | None = ...,
+        wake: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "epoch", b"epoch", "order", b"order", "order_changed", b"order_changed", "remove", b"remove", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "epoch", b"epoch", "order", b"order", "order_changed", b"order_changed", "remove", b"remove", "snapshot", b"snapshot", "wake", b"wake"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
