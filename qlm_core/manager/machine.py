@@ -222,7 +222,7 @@ class Manager:
         self.estimators.arrived(request)
         now_s = self._now_s
         line = self.bulks.arrived(request, epoch=self.epoch, now_s=now_s) if request.batch else None
-        size = 0 if line is not None else self._group_size(GroupKey.of(request))
+        size = 0 if line else self._group_size(GroupKey.of(request))
         group, new = (line, False) if line else self._grouper.place(request, size_max=size)
         held = self.book.add(request, group)
         if new:
@@ -429,8 +429,7 @@ class Manager:
     def _fleet_changed(self, effects: list[Effect]) -> None:
         self.roster = Roster(self.agents.values())
         self.planner.changed()
-        fleet = offered(self.agents.values())
-        if fleet != self._fleet:
+        if (fleet := offered(self.agents.values())) != self._fleet:
             self._fleet = fleet
             effects.extend(TellGateway(gateway, fleet) for gateway in self.gateways)
 
@@ -458,13 +457,15 @@ class Manager:
                     self._publisher.lacks(home.id)
 
     def _improve(self, effects: list[Effect]) -> None:
-        """Have a better plan looked for if that is due."""
-        if self.groups and self.agents and self.planner.due(now_s=self._now_s):
+        """Give instances to the models that ask for them, and have a better plan looked for if that is due."""
+        if not self.groups or not self.agents:
+            return
+        known, now_s, residents = self.estimators, self._now_s, self.planner.residents
+        for agent in residents.spread(self.roster, known, now_s=now_s):
+            self.timeline.stale(agent.id)
+            self._publisher.lacks(agent.id)
+        if self.planner.due(now_s=now_s):
             self._split()
-            known, now_s = self.estimators, self._now_s
-            for agent in self.planner.residents.spread(self.roster, known, now_s=now_s):
-                self.timeline.stale(agent.id)
-                self._publisher.lacks(agent.id)
             order = self.planner.start(self.view(), known, now_s=now_s)
             if order is not None:
                 effects.append(order)

@@ -7,8 +7,8 @@ a model that has several or is asked for no more. The instance that is worth mos
 plans and seats go by that at once, and the instance turns to it as soon as nothing is left to do.
 
 What an instance is worth to the model that it has awake is told to plans as well (`leaving_s`), or they would swap it back for
-the next request that waits: to them an idle instance is free. Whose turn it is where models are more than instances is no matter of
-this module: nobody is taken his last instance.
+the next request that waits: to them an idle instance is free. Whose turn it is where models are more than instances is decided
+elsewhere: no model is taken its last instance while it is asked for.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qlm_core.executor import EngineReady, ExecutorState, SwapFailed
-from qlm_core.messages import ReturnReason
-from qlm_core.model import ModelName
+from qlm_core.messages import QueueUpdate, ReturnReason
+from qlm_core.model import ModelName, QueuedGroup
 from tests.executor.world import World, group, profile, refs, world
 
 M2 = ModelName("m2")
@@ -116,4 +116,50 @@ def test_groups_of_models_that_this_engine_lacks_are_passed_over():
     w = start()
     w.queue(group(7, "m7"), group(1), add=refs(7, 1) + refs(1, 1))
     assert w.pulled == ["1-0"]
+    assert w.swaps == []
+
+
+def wake(w: World, model: str | None, *groups: QueuedGroup, epoch: int = 2) -> None:
+    w.models.update({str(one.id): one.model for one in groups})
+    w.tell(QueueUpdate(epoch=epoch, order=groups, wake=None if model is None else ModelName(model)))
+
+
+def test_with_nothing_left_to_do_it_turns_to_the_model_that_it_is_told():
+    w = start()
+    wake(w, "m2")
+    assert w.swaps == ["m2"]
+    w.tell(EngineReady(M2, ()))
+    assert w.executor.state is ExecutorState.SERVING
+    w.at(10.0)
+    assert w.swaps == ["m2"]
+
+
+def test_what_runs_or_waits_for_the_model_that_is_awake_comes_first():
+    w = start()
+    w.queue(group(1), add=refs(1, 1))
+    w.grant()
+    wake(w, "m2", group(1))
+    assert w.swaps == []
+    w.finish("1-0")
+    assert w.swaps == ["m2"]
+
+
+def test_what_is_awake_or_cannot_be_woken_is_no_reason_to_turn():
+    w = start()
+    wake(w, "m1")
+    wake(w, "elsewhere", epoch=3)
+    assert w.swaps == []
+    wake(w, "m2", epoch=4)
+    w.tell(SwapFailed(M2, "no memory"))
+    w.tell(EngineReady(ModelName("m1"), ()))
+    assert w.swaps == ["m2"]
+
+
+def test_the_next_order_takes_back_what_was_told():
+    w = start()
+    w.queue(group(1), add=refs(1, 1))
+    w.grant()
+    wake(w, "m2", group(1))
+    wake(w, None, group(1), epoch=3)
+    w.finish("1-0")
     assert w.swaps == []

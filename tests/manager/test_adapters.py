@@ -37,7 +37,7 @@ def test_within_a_family_a_swap_costs_the_loading_of_the_adapter(bench: Bench) -
     groups, agents = bench.manager.view()
     snapshot = take_snapshot(
         groups, agents, weights={}, estimators=bench.manager.estimators,
-        objective=SolverConfig().objective, now_s=bench.now_s,
+        objective=SolverConfig().objective, leaving_s={}, now_s=bench.now_s,
     )  # fmt: skip
     # In the order of their names.
     a, b, m, n = range(4)
