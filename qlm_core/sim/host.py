@@ -87,7 +87,7 @@ class Host:
         self.executor = Executor(
             tuple(map(_boundless, profiles)) if around.takes_all else profiles,
             around.executor,
-            classes=around.classes,
+            classes=tuple(map(_paceless, around.classes)) if around.takes_all else around.classes,
             report_interval_s=around.report_interval_s,
         )
         self._wake_s = inf
@@ -280,6 +280,11 @@ class Host:
             return
         self._wake_s = inf
         self.tell(Wakeup())
+
+
+def _paceless(one: SloClass) -> SloClass:
+    """A class of which an engine by itself knows no pace to keep."""
+    return replace(one, slo=replace(one.slo, tpot_s=None))
 
 
 def _boundless(profile: EngineProfile) -> EngineProfile:

@@ -159,16 +159,16 @@ async def test_whatever_selected_the_class_answers_hold_against_openais_types(
 @pytest.mark.parametrize(
     ("headers", "told", "slo"),
     [
-        ({"x-llm-d-slo-ttft-ms": "-5"}, "ttft_s=0.001", (0.001, None, None)),
-        ({"x-slo-ttft-ms": "1e12"}, "ttft_s=604800", (604_800.0, None, None)),
+        ({"x-llm-d-slo-ttft-ms": "-5"}, "ttft_s=0.001", (0.001, 0.2, None)),
+        ({"x-slo-ttft-ms": "1e12"}, "ttft_s=604800", (604_800.0, 0.2, None)),
         (
             {"x-slo-ttft-ms": "0", "x-slo-tpot-ms": "1e30"},
             "ttft_s=0.001, tpot_s=604800",
             (0.001, 604_800.0, None),
         ),
-        ({"x-qlm-slo-e2e-ms": "1e300"}, "e2e_s=604800", (20.0, None, 604_800.0)),
-        ({"x-llm-d-inference-ttl": "200h"}, "ttl_s=86400", (20.0, None, None)),
-        ({"x-slo-ttft-ms": "5000"}, None, (5.0, None, None)),
+        ({"x-qlm-slo-e2e-ms": "1e300"}, "e2e_s=604800", (20.0, 0.2, 604_800.0)),
+        ({"x-llm-d-inference-ttl": "200h"}, "ttl_s=86400", (20.0, 0.2, None)),
+        ({"x-slo-ttft-ms": "5000"}, None, (5.0, 0.2, None)),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
