@@ -27,7 +27,7 @@ def disturbs(
     Args:
         may_pause_s: how long an output may rest with all that was promised of it kept; negative for one that is late already.
     """
-    if not batch.tempo.promises or not _can_wait(ref, batch.reading.token_s, now_s):
+    if batch.tempo.pace_s == inf or not _can_wait(ref, batch.reading.token_s, now_s):
         return False
     unread = batch.reading.unread_tokens
     fits = batch.tempo.prompt_tokens(len(batch.running), batch.resident_tokens)

@@ -420,7 +420,7 @@ class Executor:
         everybody_fits = (
             min(batch.room(inf)) >= 0
             and batch.reading.takes_all(batch.line.before(inf)[1])
-            and not batch.tempo.promises
+            and batch.tempo.pace_s == inf
         )
         on_their_way: list[InFlight] = []
         for item in list(batch.held.values()) if everybody_fits else batch.in_line(self._now_s):

@@ -355,7 +355,9 @@ class Estimators:
     def _paced_batch(
         profile: EngineProfile, pace_s: float, prompt: float, output: float, variation: float
     ) -> float:
-        """The batch in which each has a token every `pace_s` seconds: agents let no more run together."""
+        """The batch in which each has a token every `pace_s` seconds: agents let no more run together if that can be kept."""
+        if pace_s < profile.iteration_s(decode_batch=1):
+            return profile.max_num_seqs
         resident = prompt + output * (1.0 + variation**2) / 2
         return profile.slots_at_pace(
             PACE_AIM * pace_s, mean_prompt=prompt, mean_output=output, resident_tokens=resident

@@ -77,12 +77,20 @@ def test_when_those_with_a_pace_have_ended_lax_work_fills_the_engine() -> None:
     assert len(w.running) == 40
 
 
-def test_a_pace_that_no_engine_keeps_lets_one_run_at_a_time() -> None:
-    hopeless = SloClass(name="paced", slo=Slo(ttft_s=60.0, tpot_s=0.001))
-    w = world(slow(), classes=(hopeless,), pull_ahead=0)
-    w.queue(group(1, slo_class="paced"), add=refs(1, 5))
+def test_a_pace_that_the_engine_cannot_keep_for_one_alone_bounds_nothing() -> None:
+    hopeless = SloClass(name="hopeless", slo=Slo(ttft_s=60.0, tpot_s=0.001))
+    w = world(slow(), classes=(hopeless, *CLASSES), pull_ahead=0)
+    w.queue(group(1, slo_class="hopeless"), add=refs(1, 40, expected=500))
     w.grant()
-    assert len(w.running) == 1
+    assert len(w.running) == 40
+    # One that it can keep counts beside it.
+    w = world(slow(), classes=(hopeless, *CLASSES), pull_ahead=0)
+    w.queue(
+        group(1, slo_class="hopeless"), group(2, slo_class="paced"),
+        add=refs(1, 4, expected=500) + refs(2, 40, expected=500),
+    )  # fmt: skip
+    w.grant()
+    assert len(w.running) == 12
 
 
 @given(

@@ -93,7 +93,7 @@ def test_an_idle_fleet_is_loaded_evenly() -> None:
     """Requests of one kind must not follow each other to one instance while others have nothing to do."""
     data = one_model(requests=600, rate=200.0, count=20)
     # No pace is promised that prompts would have to wait for.
-    data["slo_classes"] = dict.fromkeys(("interactive", "batch-1", "batch-2"), {"ttft_s": 60})
+    data["slo_classes"] = {key: {"ttft_s": 60} for key in ("interactive", "batch-1", "batch-2")}
     ours, dealt = figures(data, "qlm"), figures(data, "round-robin")
     assert ours["ttft_s"]["p90"] < 1.2 * dealt["ttft_s"]["p90"]
     assert ours["makespan_s"] < 1.2 * dealt["makespan_s"]
