@@ -17,8 +17,10 @@ FD = FieldDescriptor
 DEPTH_MAX = 5
 NAMES = [
     "", "r", "a", "sim", "g", MODEL, "interactive", "batch-1", "127.0.0.1:1", "x" * (bounds.NAME_CHARS_MAX + 1), "\x00", "é",
-    "h:99999", "\n", CANARY, "rejected-saturated", "stop", "error", "9" * 5000, "0", "-1", "²", "y" * 300,
+    "h:99999", "\n", "rejected-saturated", "stop", "error", "9" * 5000, "0", "-1", "²", "y" * 300,
 ]  # fmt: skip
+PEERS = ("agent_id", "gateway_id")
+"""Fields that logs may repeat: who has connected. All others may hold a prompt as far as the test goes."""
 floats = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 1e9, 1e10, 1e-320, 1e300])
 
 
@@ -30,7 +32,7 @@ def _whole(bits: int) -> st.SearchStrategy[int]:
 
 
 _BY_TYPE: dict[int, st.SearchStrategy[Any]] = {
-    FD.TYPE_STRING: st.sampled_from(NAMES) | st.text(max_size=6),
+    FD.TYPE_STRING: st.sampled_from([*NAMES, CANARY]) | st.text(max_size=6),
     FD.TYPE_BYTES: st.one_of(
         st.binary(max_size=8),
         bodies(Endpoint.COMPLETIONS),
@@ -66,6 +68,10 @@ def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 0) -> Message:
     return made
 
 
+def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    return st.sampled_from(NAMES) if field.name in PEERS else _BY_TYPE[field.type]
+
+
 def _fill(draw: st.DrawFn, made: Message, field: FieldDescriptor, depth: int) -> None:
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
@@ -80,9 +86,9 @@ def _fill(draw: st.DrawFn, made: Message, field: FieldDescriptor, depth: int) ->
         else:
             getattr(made, field.name).CopyFrom(draw(messages(inner, depth + 1)))
     elif field.is_repeated:
-        getattr(made, field.name).extend(draw(st.lists(_BY_TYPE[field.type], max_size=3)))
+        getattr(made, field.name).extend(draw(st.lists(_values(field), max_size=3)))
     else:
-        setattr(made, field.name, draw(_BY_TYPE[field.type]))
+        setattr(made, field.name, draw(_values(field)))
 
 
 def sent(kind: Descriptor) -> st.SearchStrategy[bytes]:

@@ -16,15 +16,15 @@ SCENARIO = {
     "workload": {
         "kind": "streams",
         "streams": [
-            {"slo_class": name, "models": {"mistral-7b": 1}, "rate_rps": rate, "until_s": 8}
-            | {"max_tokens": 300}
+            {"slo_class": name, "models": {"mistral-7b": 1}, "rate_rps": rate, "until_s": 6}
+            | {"max_tokens": 150}
             for name, rate in (("interactive", 8), ("batch-1", 26))
         ],
     },
     "simulation": {"report_interval_s": 0.25},
 }
-SEED = 0
-"""Arrivals moved by 20 ms move the simulator itself by 3 points with this seed, by 9 to 16 with seeds 1 to 3."""
+SEED = 3
+"""Arrivals moved by 20 ms move the simulator itself by up to 5 points with this seed, and by up to 12 with others."""
 POINTS = 0.08
 """A request is half a point here; `qlm bench decisions` holds the two to 2 points on many more."""
 
