@@ -44,6 +44,9 @@ Result = TypeVar("Result")
 LINE_S = 5.0
 """How often a run that has not ended is heard of."""
 
+DEFAULT_MIX = Mix((("interactive", 0.5), ("batch-1", 0.3), ("batch-2", 0.2)))
+"""Shares of classes in a trace whose rows name none; those that a fleet has not are left out."""
+
 TEMPLATE = """\
 # A scenario for `qlm sim`. Only name, fleet and workload are needed; unknown keys are errors.
 name: example
@@ -169,12 +172,14 @@ def bed_of_trace(
     trace: Path,
     *,
     fleet: Path | None,
-    mix: str,
+    mix: str | None,
     models: str | None,
     rate_scale: float,
     limit: int | None,
 ) -> Bed:
     """A trace on a fleet: a scenario file's, or the default configuration's, which `qlm demo` starts.
+
+    Without a mix, classes have the shares of `DEFAULT_MIX`, as far as the fleet has them.
 
     Raises:
         ConfigError: a class or model that the fleet does not know, or a share out of range.
@@ -184,19 +189,27 @@ def bed_of_trace(
     lengths = {} if fleet else {name: one.max_model_len for name, one in config.models.items()}
     served = list(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     mapping = TraceMapping(
-        mix=Mix.parse(mix),
+        mix=Mix.parse(mix) if mix else _default_mix(list(scenario.slo_classes)),
         models=Mix.parse(models) if models else Mix(tuple((model, 1.0) for model in served)),
         rate_scale=rate_scale,
         limit=limit,
     )
     for name in mapping.mix.names:
         if name not in scenario.slo_classes:
-            raise ConfigError(f"--mix: {name!r} is none of {', '.join(scenario.slo_classes)}.")
+            known = ", ".join(scenario.slo_classes)
+            raise ConfigError(f"--mix: {name!r} is no class of the fleet. Use some of {known}.")
     for name in mapping.models.names:
         if name not in served:
-            raise ConfigError(f"--models: {name!r} is none of {', '.join(served)}.")
+            known = ", ".join(served)
+            raise ConfigError(f"--models: {name!r} is no model of the fleet. Use some of {known}.")
     scenario = msgspec.structs.replace(scenario, name=trace.name)
     return Bed(scenario=scenario, trace=trace, mapping=mapping, model_len=lengths)
+
+
+def _default_mix(classes: Sequence[str]) -> Mix:
+    """The default shares of these classes; equal ones where none of them has a default."""
+    shares = tuple((name, share) for name, share in DEFAULT_MIX.shares if name in classes)
+    return Mix(shares or tuple((name, 1.0) for name in classes))
 
 
 def demo_scenario(config: Config) -> Scenario:
