@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from qlm.__main__ import COMMANDS, main
+from qlm.client import Accepted
+from qlm.commands import submit
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -20,6 +22,7 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
     assert text.startswith(f"usage: qlm {command}")
     # A sentence between usage and arguments says what it does.
     assert re.search(r"\n\n[A-Z`][^\n]+", text)
+    assert "gpus," not in text
 
 
 def test_a_full_disk_is_one_line_and_status_2(
@@ -86,3 +89,11 @@ def test_grpc_keeps_out_of_forks() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert result.stdout.splitlines()[-1] == "false"
+
+
+def test_a_request_without_an_estimate_says_where_to_ask(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    accepted = Accepted(id="chatcmpl-1", slo_class="interactive", estimate=None)
+    assert submit.follow([accepted]) == 1
+    assert "no estimate of its wait: `qlm explain chatcmpl-1`" in capsys.readouterr().err
