@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from qlm.traces import read_requests
+from qlm.traces import default_mix, read_requests
 from qlm_core.config import Config
 from qlm_core.errors import ConfigError, QlmError
 from qlm_core.sim.policies import policy_named
@@ -43,9 +43,6 @@ Result = TypeVar("Result")
 
 LINE_S = 5.0
 """How often a run that has not ended is heard of."""
-
-DEFAULT_MIX = Mix((("interactive", 0.5), ("batch-1", 0.3), ("batch-2", 0.2)))
-"""Shares of classes in a trace whose rows name none; those that a fleet has not are left out."""
 
 TEMPLATE = """\
 # A scenario for `qlm sim`. Only name, fleet and workload are needed; unknown keys are errors.
@@ -179,7 +176,7 @@ def bed_of_trace(
 ) -> Bed:
     """A trace on a fleet: a scenario file's, or the default configuration's, which `qlm demo` starts.
 
-    Without a mix, classes have the shares of `DEFAULT_MIX`, as far as the fleet has them.
+    Without a mix, classes have the shares of `traces.DEFAULT_MIX`, as far as the fleet has them.
 
     Raises:
         ConfigError: a class or model that the fleet does not know, or a share out of range.
@@ -189,7 +186,7 @@ def bed_of_trace(
     lengths = {} if fleet else {name: one.max_model_len for name, one in config.models.items()}
     served = list(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     mapping = TraceMapping(
-        mix=Mix.parse(mix) if mix else _default_mix(list(scenario.slo_classes)),
+        mix=Mix.parse(mix) if mix else default_mix(scenario.slo_classes),
         models=Mix.parse(models) if models else Mix(tuple((model, 1.0) for model in served)),
         rate_scale=rate_scale,
         limit=limit,
@@ -204,12 +201,6 @@ def bed_of_trace(
             raise ConfigError(f"--models: {name!r} is no model of the fleet. Use some of {known}.")
     scenario = msgspec.structs.replace(scenario, name=trace.name)
     return Bed(scenario=scenario, trace=trace, mapping=mapping, model_len=lengths)
-
-
-def _default_mix(classes: Sequence[str]) -> Mix:
-    """The default shares of these classes; equal ones where none of them has a default."""
-    shares = tuple((name, share) for name, share in DEFAULT_MIX.shares if name in classes)
-    return Mix(shares or tuple((name, 1.0) for name in classes))
 
 
 def demo_scenario(config: Config) -> Scenario:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,15 @@ def test_a_request_without_an_estimate_says_where_to_ask(
     accepted = Accepted(id="chatcmpl-1", slo_class="interactive", estimate=None)
     assert submit.follow([accepted]) == 1
     assert "no estimate of its wait: `qlm explain chatcmpl-1`" in capsys.readouterr().err
+
+
+def test_the_classes_that_a_replay_deals_out_by_itself_are_configured_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n")
+    Path("config.yaml").write_text(
+        "port_base: 1\nslo_classes: {gold: {ttft_s: 2}}\ndefault_slo_class: gold\n"
+    )
+    assert main(["replay", "trace.csv", "--config", "config.yaml"]) == 2
+    assert "no gateway answers" in capsys.readouterr().err
