@@ -87,4 +87,9 @@ def test_a_simulated_gpu_without_a_profile_is_found_and_a_real_one_is_not() -> N
     [problem] = findings(Config.from_mapping({"agents": [agent]}), ())
     assert f"agents.{agent['name']}: gpu: no profile for 'a1000'. Use one of a10" in problem
     engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:8000"}}
-    assert not list(findings(Config.from_mapping({"agents": [agent | {"engine": engine}]}), ()))
+    assert not list(
+        findings(
+            Config.from_mapping({"agents": [agent | {"models": ["mistral-7b"], "engine": engine}]}),
+            (),
+        )
+    )
