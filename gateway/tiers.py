@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from gateway.keys import Caller
 from qlm_core.config import Config
 from qlm_core.errors import InvalidRequest
+from qlm_core.nearest import did_you_mean
 
 # OpenAI's. Those that mean another one are answered as that.
 KNOWN = ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
@@ -66,7 +67,8 @@ class Tiers:
             if not asked:
                 field, code = ("service_tier", "unknown_service_tier")
                 problem = f"{(tier or '')[:_SHOWN_CHARS]!r} selects no SLO class"
-            raise InvalidRequest(field, problem, self._known(), code=code)
+            meant = did_you_mean(asked or tier or "", self._classes)
+            raise InvalidRequest(field, problem, self._known() + meant, code=code)
         selects = tier in self._class_of or tier in self._classes
         if tier in KNOWN and selects and tier != _OPEN and not asked:
             return name, _MEANT.get(tier, tier)

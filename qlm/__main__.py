@@ -67,7 +67,9 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
     if only is not None:
         importlib.import_module(f"qlm.commands.{only}").add_parser(subparsers)
         chosen = subparsers.choices[only]
-        chosen.description = chosen.description or f"{COMMANDS[only].capitalize()}."
+        chosen.description = (
+            chosen.description or f"{COMMANDS[only][0].upper()}{COMMANDS[only][1:]}."
+        )
     for name, text in COMMANDS.items():
         if name != only:
             subparsers.add_parser(name, help=text, add_help=False)

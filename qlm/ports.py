@@ -48,7 +48,7 @@ def require_free(addresses: Mapping[str, str]) -> None:
             except OSError as error:
                 raise ConfigError(
                     f"{key}: cannot listen on {address}: {error.strerror}. "
-                    "Stop what uses it or set another address."
+                    "Stop what uses it, or set another address; `port_base` moves all of them."
                 ) from None
 
 

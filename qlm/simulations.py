@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from qlm.traces import read_requests
+from qlm.traces import default_mix, read_requests
 from qlm_core.config import Config
 from qlm_core.errors import ConfigError, QlmError
 from qlm_core.sim.policies import policy_named
@@ -169,12 +169,14 @@ def bed_of_trace(
     trace: Path,
     *,
     fleet: Path | None,
-    mix: str,
+    mix: str | None,
     models: str | None,
     rate_scale: float,
     limit: int | None,
 ) -> Bed:
     """A trace on a fleet: a scenario file's, or the default configuration's, which `qlm demo` starts.
+
+    Without a mix, classes have the shares of `traces.DEFAULT_MIX`, as far as the fleet has them.
 
     Raises:
         ConfigError: a class or model that the fleet does not know, or a share out of range.
@@ -184,17 +186,19 @@ def bed_of_trace(
     lengths = {} if fleet else {name: one.max_model_len for name, one in config.models.items()}
     served = list(dict.fromkeys(model for part in scenario.fleet for model in part.models))
     mapping = TraceMapping(
-        mix=Mix.parse(mix),
+        mix=Mix.parse(mix) if mix else default_mix(scenario.slo_classes),
         models=Mix.parse(models) if models else Mix(tuple((model, 1.0) for model in served)),
         rate_scale=rate_scale,
         limit=limit,
     )
     for name in mapping.mix.names:
         if name not in scenario.slo_classes:
-            raise ConfigError(f"--mix: {name!r} is none of {', '.join(scenario.slo_classes)}.")
+            known = ", ".join(scenario.slo_classes)
+            raise ConfigError(f"--mix: {name!r} is no class of the fleet. Use some of {known}.")
     for name in mapping.models.names:
         if name not in served:
-            raise ConfigError(f"--models: {name!r} is none of {', '.join(served)}.")
+            known = ", ".join(served)
+            raise ConfigError(f"--models: {name!r} is no model of the fleet. Use some of {known}.")
     scenario = msgspec.structs.replace(scenario, name=trace.name)
     return Bed(scenario=scenario, trace=trace, mapping=mapping, model_len=lengths)
 

@@ -15,7 +15,7 @@ failed ones of BurstGPT) are left out. Everything is streamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Literal
 
 from qlm.tables import Row, TableError, columns_of, require_columns, rows_of
 from qlm_core.sim.workload import (
+    Mix,
     RateWindow,
     TraceMapping,
     TraceRow,
@@ -46,6 +47,9 @@ WINDOW_RPS_MAX = 10_000.0
 # never fill.
 WEIBULL_SHAPE_MIN = 0.05
 
+DEFAULT_MIX = Mix((("interactive", 0.5), ("batch-1", 0.3), ("batch-2", 0.2)))
+"""Shares of classes in a trace whose rows name none; those that a fleet has not are left out."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _FAMILIES: dict[str, Literal["gamma", "weibull"]] = {
@@ -54,6 +58,12 @@ _FAMILIES: dict[str, Literal["gamma", "weibull"]] = {
     # An exponential gap is the Gamma one of shape 1.
     "exponential": "gamma",
 }
+
+
+def default_mix(classes: Collection[str]) -> Mix:
+    """The default shares of these classes; equal ones where none of them has a default."""
+    shares = tuple((name, share) for name, share in DEFAULT_MIX.shares if name in classes)
+    return Mix(shares or tuple((name, 1.0) for name in classes))
 
 
 def read_requests(path: Path, mapping: TraceMapping) -> Iterator[WorkloadRequest]:

@@ -145,7 +145,10 @@ def tables(answer: Json) -> list[RenderableType]:
         size = next(str(side[key]) for side in sides for key in _SIZES if key in side)
         cells = [_figure(key, side.get(key)) for key in shown for side in sides]
         classes.add_row(name, size, *cells)
-    return [fleet, classes] if names else [fleet]
+    if names:
+        return [fleet, classes]
+    idle = not any(side.get("unplaced") for side in (before, after))
+    return [fleet, "Nothing waits now, so nothing would change."] if idle else [fleet]
 
 
 _SIZES = ("waiting", "requests")

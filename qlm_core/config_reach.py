@@ -1,4 +1,4 @@
-"""Which parts of a configuration cannot reach each other, and what nobody would serve.
+"""Which parts of a configuration cannot reach each other, and what nobody would serve or simulate.
 
 A configuration says where parts listen and whom they dial. Hosts may each have a file that says little of the others, so
 these are findings for people (`qlm config check`, `qlm doctor`), and no rules that would keep a part from starting.
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from qlm_core.config_doors import WILDCARDS, is_loopback
 from qlm_core.config_rules import parse_address
+from qlm_core.errors import ConfigError
 from qlm_core.fleet_template import ports_of
+from qlm_core.profile_catalog import find_profile
 
 if TYPE_CHECKING:
     from qlm_core.config import Config
@@ -35,12 +37,26 @@ def findings(config: Config, said: Collection[str]) -> Iterator[str]:
                 "Leave it out, or make the two agree."
             )
     yield from _told(config)
+    yield from dict.fromkeys(_without_profile(config))
 
 
 def unserved(config: Config) -> list[str]:
     """The models that no agent has."""
     served = dict.fromkeys(model for agent in config.agents for model in agent.models)
     return [model for model in config.models if model not in served]
+
+
+def _without_profile(config: Config) -> Iterator[str]:
+    """What simulated agents are to be and no profile tells."""
+    first: dict[tuple[str, str], str] = {}
+    for agent in config.agents:
+        for model in agent.models if agent.engine.kind == "sim" else ():
+            first.setdefault((config.base_of(model), agent.gpu), agent.name)
+    for (model, gpu), name in first.items():
+        try:
+            find_profile(model, gpu)
+        except ConfigError as error:
+            yield f"agents.{name}: {error}"
 
 
 def shared_ports(config: Config, agents: Collection[int]) -> Iterator[str]:

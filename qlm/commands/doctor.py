@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     wrong = sum(not finding.well for finding in found)
     if not args.json:
-        print("all is well" if not wrong else f"{wrong} of {len(found)} are not well")
+        verb = "is" if wrong == 1 else "are"
+        print("all is well" if not wrong else f"{wrong} of {len(found)} {verb} not well")
     return 1 if wrong else 0
 
 

@@ -58,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     args.file.write_text(text)
+    simulated = all(agent.engine.kind == "sim" for agent in config.agents)
     print(
         f"found {len(found.gpus)} GPUs, {len(models)} models, {len(found.servers)} model servers\n"
         f"wrote {args.file}: models {', '.join(config.models)}; agents "
-        f"{', '.join(agent.name for agent in config.agents)}\n"
+        f"{', '.join(agent.name for agent in config.agents)}"
+        f"{', simulated GPUs that answer with made-up text' if simulated else ''}\n"
         "read it, then start it with `qlm up`"
     )
     return 0

@@ -24,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--mix",
-        default="interactive=0.5,batch-1=0.3,batch-2=0.2",
-        help="SLO classes and their shares (default: %(default)s)",
+        help="shares of SLO classes, for rows without one (default: interactive=0.5,batch-1=0.3,"
+        "batch-2=0.2 as far as they are configured, else equal ones)",
     )
     parser.add_argument(
         "--models", help="models and their shares (default: the configured ones, evenly)"
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qlm import load, render, replay, report
-    from qlm.traces import read_requests
+    from qlm.traces import default_mix, read_requests
     from qlm_core.errors import QlmError
     from qlm_core.sim.workload import Mix, TraceMapping
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     config = options.config_of(args)
     slos = replay.slos_of(config)
     mapping = TraceMapping(
-        mix=Mix.parse(args.mix),
+        mix=Mix.parse(args.mix) if args.mix else default_mix(slos),
         models=Mix.parse(args.models or ",".join(f"{name}=1" for name in config.models)),
         rename=args.models is not None,
         rate_scale=args.rate_scale,

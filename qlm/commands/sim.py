@@ -19,7 +19,7 @@ _PLOTS = (".png", ".svg", ".pdf")
 
 _OF_TRACE = {
     "fleet": None,
-    "mix": "interactive=0.5,batch-1=0.3,batch-2=0.2",
+    "mix": None,
     "models": None,
     "rate_scale": 1.0,
     "limit": None,
@@ -93,7 +93,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     trace.add_argument(
         "--mix",
-        help=f"SLO classes and their shares (default: {_OF_TRACE['mix']})",
+        help="shares of SLO classes, for rows without one (default: interactive=0.5,batch-1=0.3,"
+        "batch-2=0.2 as far as the fleet has them, else equal ones)",
     )
     trace.add_argument("--models", help="models and their shares (default: the fleet's, equally)")
     trace.add_argument("--rate-scale", type=float, help="how much faster than the trace")

@@ -121,7 +121,8 @@ def _picture(view: dict[str, Any]) -> RenderableType:
         "plan": _plan(view["plan"]) if "plan" in view else "",
         "planner": _planner(view["planner"], view["solves"]) if "planner" in view else "",
         "fell back": ", ".join(
-            f"from {one} {n:.0f} times" for one, n in view["step_downs"].items()
+            f"from {one} {n:.0f} {'time' if n == 1 else 'times'} (the solver's log says why)"
+            for one, n in view["step_downs"].items()
         ),
         "attained": ", ".join(
             f"{name} {100 * one['attainment_ratio']:.1f} % of {one['ended']:.0f}"

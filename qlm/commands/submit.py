@@ -89,7 +89,7 @@ def follow(events: Iterable[Event], id: str = "") -> int:
 
 def _wait(accepted: Accepted) -> str:
     if accepted.estimate is None:
-        return ""
+        return f", no estimate of its wait: `qlm explain {accepted.id}` says where it stands"
     mean_s, p90_s = accepted.estimate.mean_s, accepted.estimate.p90_s
     return f", estimated wait {mean_s:.1f} s (p90 {p90_s:.1f} s)"
 

@@ -11,7 +11,6 @@ from qlm import look
 from qlm.commands import options
 
 _OF_TRACE = ("fleet", "mix", "limit")
-_MIX = "interactive=0.5,batch-1=0.3,batch-2=0.2"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +34,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     simulated.add_argument(
         "--fleet", metavar="FILE", help="for a trace, a scenario whose fleet to use"
     )
-    simulated.add_argument("--mix", help=f"for a trace, classes and shares (default: {_MIX})")
+    simulated.add_argument(
+        "--mix",
+        help="for a trace, shares of classes for rows without one (default: as of `qlm sim`)",
+    )
     simulated.add_argument("--limit", type=int, help="for a trace, most requests")
     options.add_grpc(parser)
     options.add_config(parser)
@@ -84,7 +86,7 @@ def _simulated(args: argparse.Namespace, changes: dict[str, int]) -> dict[str, A
         bed = simulations.bed_of_trace(
             path,
             fleet=Path(args.fleet) if args.fleet else None,
-            mix=args.mix or _MIX,
+            mix=args.mix,
             models=None,
             rate_scale=1.0,
             limit=args.limit,

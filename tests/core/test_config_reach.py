@@ -80,3 +80,16 @@ def test_agents_that_share_a_machine_must_not_share_ports() -> None:
     (problem,) = shared_ports(config, [0, 1])
     assert problem.startswith("agents[1].engine.vllm.port_base: port 8100 is also agents[0]'s")
     assert list(shared_ports(config, [1])) == []
+
+
+def test_a_simulated_gpu_without_a_profile_is_found_and_a_real_one_is_not() -> None:
+    agent = AGENT | {"gpu": "a1000", "models": ["mistral-7b", "vicuna-13b"]}
+    [problem] = findings(Config.from_mapping({"agents": [agent]}), ())
+    assert f"agents.{agent['name']}: gpu: no profile for 'a1000'. Use one of a10" in problem
+    engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:8000"}}
+    assert not list(
+        findings(
+            Config.from_mapping({"agents": [agent | {"models": ["mistral-7b"], "engine": engine}]}),
+            (),
+        )
+    )

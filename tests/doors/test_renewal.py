@@ -87,7 +87,8 @@ def test_the_check_names_files_that_are_missing_and_refuses_those_that_do_not_fi
         files = {"cert": f"{certs}/{{part}}.crt", "key": f"{certs}/{key}.key"}
         tls = {"ca": f"{certs}/ca.crt", **files, "revoked": f"{certs}/revoked.txt"}
         clients = {"cert": f"{certs}/clients.crt", "key": f"{certs}/clients.key"}
-        agents = [beds.AGENTS[0]]
+        engine = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:8000"}}
+        agents = [beds.AGENTS[0] | {"engine": engine}]
         data = {"models": {"tiny": {}}, "agents": agents, "tls": tls, "gateway": {"tls": clients}}
         file.write_text(json.dumps(data))
         return main(["config", "check", str(file)]), *capsys.readouterr()

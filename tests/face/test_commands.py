@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from qlm.__main__ import COMMANDS, main
+from qlm.client import Accepted
+from qlm.commands import submit
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -20,6 +23,7 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
     assert text.startswith(f"usage: qlm {command}")
     # A sentence between usage and arguments says what it does.
     assert re.search(r"\n\n[A-Z`][^\n]+", text)
+    assert "gpus," not in text
 
 
 def test_a_full_disk_is_one_line_and_status_2(
@@ -86,3 +90,23 @@ def test_grpc_keeps_out_of_forks() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert result.stdout.splitlines()[-1] == "false"
+
+
+def test_a_request_without_an_estimate_says_where_to_ask(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    accepted = Accepted(id="chatcmpl-1", slo_class="interactive", estimate=None)
+    assert submit.follow([accepted]) == 1
+    assert "no estimate of its wait: `qlm explain chatcmpl-1`" in capsys.readouterr().err
+
+
+def test_the_classes_that_a_replay_deals_out_by_itself_are_configured_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n")
+    Path("config.yaml").write_text(
+        "port_base: 1\nslo_classes: {gold: {ttft_s: 2}}\ndefault_slo_class: gold\n"
+    )
+    assert main(["replay", "trace.csv", "--config", "config.yaml"]) == 2
+    assert "no gateway answers" in capsys.readouterr().err

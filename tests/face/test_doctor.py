@@ -64,7 +64,8 @@ async def test_a_fleet_is_told_part_by_part(monkeypatch: pytest.MonkeyPatch) -> 
             config, Gateway(url=it.url, grpc=it.addresses.grpc, api_key="", ca="")
         )
     told = wrong(found)
-    assert told.keys() == {"agent down", "agent away", "agent never"}
+    assert told.keys() == {"configuration", "agent down", "agent away", "agent never"}
+    assert "no profile of 'tiny' on a100" in told["configuration"]
     assert "run/down-*.log" in told["agent down"]
     assert told["agent away"].startswith("is away. Start it by `qlm agent --host gpu-1`")
     assert told["agent never"].startswith("has not joined. Start it by `qlm agent --name never`")

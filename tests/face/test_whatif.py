@@ -49,6 +49,8 @@ def test_both_sides_are_beside_each_other() -> None:
     assert rows["interactive"][:5] == ["40", "20.5", "0.0", "7.2", "1.5"]
 
 
-def test_without_anything_that_waits_there_is_the_fleet_alone() -> None:
-    nothing = side(0.0, 0.0, 1) | {"classes": {}}
-    assert len(tables({"before": nothing, "after": nothing})) == 1
+def test_without_anything_that_waits_it_says_so_beside_the_fleet() -> None:
+    nothing = side(0.0, 0.0, 1) | {"classes": {}, "unplaced": 0}
+    assert "Nothing waits" in str(tables({"before": nothing, "after": nothing})[1])
+    stuck = nothing | {"unplaced": 3}
+    assert len(tables({"before": stuck, "after": stuck})) == 1

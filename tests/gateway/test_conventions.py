@@ -69,6 +69,11 @@ def test_a_tier_selects_its_class_and_the_one_used_is_told(
     assert known.select("", tier, ANYONE) == expected
 
 
+def test_a_class_that_is_nearly_right_is_recognised() -> None:
+    with pytest.raises(InvalidRequest, match="Did you mean 'last'"):
+        tiers(normal=["default"], last=["flex"]).select("lasst", None, ANYONE)
+
+
 def test_fast_may_have_a_class_of_its_own_and_is_answered_as_what_it_means() -> None:
     known = tiers(normal=["default"], first=["fast"])
     assert known.select("", "fast", ANYONE) == ("first", "priority")

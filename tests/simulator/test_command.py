@@ -82,6 +82,28 @@ def test_a_request_that_comes_hours_after_the_others_is_served(tmp_path: Path, p
     assert (run["requests"], run["finished"], run["lost"]) == (5, 5, 0)
 
 
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("interactive", "batch-1"), {"interactive", "batch-1"}),
+        (("gold", "silver"), {"gold", "silver"}),
+    ],
+)
+def test_the_default_mix_is_of_the_classes_of_the_fleet(
+    classes: tuple[str, ...], expected: set[str], tmp_path: Path
+) -> None:
+    trace = trace_file(tmp_path, *((float(second), 10, 10) for second in range(40)))
+    fleet = tmp_path / "fleet.yaml"
+    bed = one_model() | {
+        "workload": {"kind": "streams"},
+        "slo_classes": {name: {"ttft_s": 9} for name in classes},
+    }
+    fleet.write_text(json.dumps(bed))
+    [run] = figures_of(tmp_path, "trace", trace, "--fleet", str(fleet), "--policy", "fcfs")["runs"]
+    assert set(run["classes"]) == expected
+    assert run["finished"] == 40
+
+
 def test_sizing_says_what_a_small_gpu_cannot_hold(tmp_path: Path, capsys: Told) -> None:
     trace = trace_file(tmp_path, (0, 100, 10), (1, 60_000, 10))
     fleet = tmp_path / "fleet.yaml"
