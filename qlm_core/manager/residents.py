@@ -34,6 +34,9 @@ SETTLES_S = 15.0
 WAKES_S = 60.0
 """An instance that has not come to it by then is not to wake the model any more."""
 
+AGAIN_S = 300.0
+"""After that nothing is moved for so long: its engine may be unable to, and plans kept work away from it meanwhile."""
+
 HORIZON_S = 30.0
 """Arrivals are taken to go on for so long as they are."""
 
@@ -105,6 +108,7 @@ class Residents:
             return []
         for agent in standing:
             agent.wakes = None
+        self._next_s, self.leaving_s = now_s + AGAIN_S, {}
         return standing
 
     def _worth_staying(self, awake: _Awake, now_s: float) -> dict[ModelName, float]:

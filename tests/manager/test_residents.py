@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlm_core.manager.events import AgentReported, Wakeup
-from qlm_core.manager.residents import SETTLES_S, WAKES_S, waiting_share
+from qlm_core.manager.residents import AGAIN_S, SETTLES_S, WAKES_S, waiting_share
 from qlm_core.messages import Ended, QueueUpdate
 from qlm_core.model import AgentId, InstanceState, ModelName, ModelTier, Phase, Slo, SloClass
 from tests.manager import conftest
@@ -96,12 +96,13 @@ def test_what_an_instance_was_told_ends_when_it_has_done_it(shared: Bench) -> No
 def test_an_instance_that_never_comes_to_it_is_let_off(shared: Bench) -> None:
     served(shared, "n", every_s=0.5, for_s=15.0)
     assert wakes(shared)
-    # Nothing comes any more, so nobody else is asked.
-    shared.arrive("m", "batch-2")
-    for _ in range(40):
-        report(shared)
-        shared.post(Wakeup(), after_s=WAKES_S / 20)
+    served(shared, "n", every_s=0.5, for_s=WAKES_S)
     assert not wakes(shared)
+    # As many come as before, but the engine may be unable to: nobody is asked again for a while.
+    served(shared, "n", every_s=0.5, for_s=AGAIN_S / 2)
+    assert not wakes(shared)
+    served(shared, "n", every_s=0.5, for_s=AGAIN_S / 2)
+    assert wakes(shared)
 
 
 def test_leaving_a_model_costs_what_would_be_late_without_the_instance(shared: Bench) -> None:
